@@ -1,0 +1,427 @@
+"""The configuration: one frozen pydantic tree, loaded once from ``config/*.yaml``.
+
+What belongs here: every knob, its unit, its range and its meaning, documented where it is defined. What does not: any
+work. An unknown key, a wrong type or an impossible window is an error that names the file, the key and the line, raised
+before anything starts. ``LTV_CONFIG`` chooses the file, ``LTV_DATA_ROOT`` and ``LTV_WAREHOUSE`` replace its two paths.
+Next to read: ``config/config.yaml``, the full horizon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ltv_assets.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = "config/config_test.yaml"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+class DateRange(Section):
+    """First and last day, both included."""
+
+    first: date = Field(description="first day, included")
+    last: date = Field(description="last day, included")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last day {self.last} lies before first day {self.first}")
+        return self
+
+    def days(self) -> tuple[date, ...]:
+        """Every day of the range, in order."""
+        return tuple(self.first + timedelta(days=i) for i in range((self.last - self.first).days + 1))
+
+
+class DateRanges(Section):
+    """Explicit horizon; use ``dates: auto`` to take every day found under the data root."""
+
+    train: DateRange = Field(description="days with labels")
+    test: DateRange = Field(description="days to be scored for the submission")
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        if self.train.last >= self.test.first and self.test.last >= self.train.first:
+            raise ValueError(f"training days {self.train.first}..{self.train.last} overlap test days {self.test.first}..{self.test.last}")
+        return self
+
+
+class SplitConfig(Section):
+    """How much of one split's raw data is read."""
+
+    sampling_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of rows kept, chosen by a hash of (seed, row_id), so the same rows whatever the order"
+    )
+    max_partitions: PositiveInt | None = Field(None, description="at most this many hourly folders of the split, earliest first; null = all")
+
+
+class DataConfig(Section):
+    """Where the impressions are and what of them is accepted."""
+
+    root: Path = Field(Path("data"), description="folder with train/ and test/; relative paths start at the project root")
+    train_folder: str = Field("train", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the labelled hours below root")
+    test_folder: str = Field("test", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the unlabelled hours below root")
+    dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
+    gap_days: tuple[date, ...] = Field((), description="training days known to be missing; any other missing day inside a window is refused")
+    require_all_hours: bool = Field(False, description="true: a day with fewer than 24 hours fails; false: it is a warning")
+    max_bad_file_share: Share = Field(0.5, description="a day with a larger share of unreadable files is rejected")
+    max_bad_row_share: Share = Field(0.05, description="a day with a larger share of quarantined rows fails its blocking check")
+    sample_submission: Path | None = Field(None, description="CSV whose row order the submission follows; null = order of the files")
+    train: SplitConfig = Field(SplitConfig(), description="sampling of training days")
+    test: SplitConfig = Field(SplitConfig(), description="sampling of test days; a submission needs all rows")
+
+
+class WindowsConfig(Section):
+    """The training windows: key D is the holdout day, the days before it train."""
+
+    min_train_days: PositiveInt = Field(2, description="a window needs at least this many training days")
+    max_train_days: PositiveInt = Field(7, description="a window trains on at most this many days before the holdout")
+    embargo_days: NonNegativeInt = Field(0, description="days left out directly before the holdout, as in live use with immature labels")
+    label_maturity_days_d7: NonNegativeInt = Field(7, description="age in days from which a D7 label is final")
+    label_maturity_days_d14: NonNegativeInt = Field(14, description="age in days from which a D14 label is final")
+    label_maturity_days_d28: NonNegativeInt = Field(28, description="age in days from which a D28 label is final")
+    lookahead_days: NonNegativeInt = Field(14, description="future days that exist as partition keys")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_train_days < self.min_train_days:
+            raise ValueError(f"max_train_days {self.max_train_days} is below min_train_days {self.min_train_days}")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------------ modelling
+
+
+class SamplingConfig(Section):
+    """HistOS for the classifier, HHISTUS for the regressor (Aminian, Ribeiro, Gama 2025)."""
+
+    classifier: Literal["none", "histos"] = Field("histos", description="sampling plan of the buyer classifier")
+    regressor: Literal["none", "hhistus"] = Field("hhistus", description="sampling plan of the revenue regressor")
+    n_bins: Annotated[int, Field(ge=1, le=254)] = Field(
+        20, description="equal-width bins of log1p(revenue), next to the dedicated bin of zero"
+    )
+    histos_beta: PositiveFloat = Field(3.0, description="HistOS: steepness of the repeat probability exp(-beta * count / max_count)")
+    max_copies: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="HistOS: at most this many extra copies of a row")
+    hhistus_beta: NonNegativeFloat = Field(0.25, description="HHISTUS: steepness of the keep probability exp(-beta * count / max_count)")
+    whale_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        0.95, description="payers from this quantile of revenue on are whales: HHISTUS always keeps them, the whale classifier looks for them"
+    )
+
+
+class BoosterConfig(Section):
+    """One LightGBM model; the number of trees comes from early stopping on later time."""
+
+    num_leaves: Annotated[int, Field(ge=2, le=1024)] = Field(31, description="largest number of leaves of a tree")
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.03, description="shrinkage of each tree")
+    min_data_in_leaf: PositiveInt = Field(20, description="fewest rows in a leaf")
+    feature_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of features a tree may use")
+    bagging_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of rows a tree sees, drawn anew each tree")
+    lambda_l2: NonNegativeFloat = Field(0.0, description="L2 penalty on leaf values")
+    max_rounds: PositiveInt = Field(400, description="largest number of trees")
+    patience: PositiveInt = Field(30, description="stop after this many trees without improvement on later time")
+
+
+class LinearConfig(Section):
+    """Shaping of inputs and penalties of the linear learners."""
+
+    max_one_hot: NonNegativeInt = Field(30, description="most frequent values of a categorical column that get an indicator")
+    min_one_hot_rows: PositiveInt = Field(100, description="values seen in fewer rows get no indicator")
+    penalties: tuple[PositiveFloat, ...] = Field(
+        (0.003, 0.03, 0.3), min_length=1, description="candidates for C of the logistic regression, chosen on later time"
+    )
+    l1_ratio: Share = Field(0.5, description="share of L1 in the elastic net's penalty")
+
+
+class ForestConfig(Section):
+    """Random forest: LightGBM's rf mode."""
+
+    trees: PositiveInt = Field(60, description="number of trees")
+    num_leaves: Annotated[int, Field(ge=2, le=1024)] = Field(63, description="largest number of leaves of a tree")
+    min_data_in_leaf: PositiveInt = Field(50, description="fewest rows in a leaf")
+    bagging_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.4, description="share of rows each tree sees")
+    feature_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.3, description="share of features each tree sees")
+
+
+class CalibrationConfig(Section):
+    """Turns the classifier's corrected log-odds into probabilities at the natural rate."""
+
+    method: Literal["auto", "none", "sigmoid", "isotonic"] = Field(
+        "auto", description="auto: sigmoid or isotonic, whichever has the lower log-loss on the time-last fold; none: prior correction only"
+    )
+    min_payers: PositiveInt = Field(30, description="with fewer payers among the calibration rows only the prior correction is applied")
+
+
+class GatingConfig(Section):
+    """Which predictions become zero, and how far a probability may go."""
+
+    zero_rate: Literal["match", "off"] = Field("match", description="match: gate the smallest scores until the observed zero rate is met; off: no gate")
+    cap_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.002, description="share of rows in the top bin whose outcome rate caps probabilities")
+    cap_min_rows: PositiveInt = Field(50, description="the top bin has at least this many rows")
+    cap_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.975, description="one-sided level of the upper bound that becomes the cap")
+    whale_precision: Share = Field(0.5, description="a row is a likely whale from the whale probability on at which this share of flagged rows pays")
+
+
+class StackerConfig(Section):
+    """The LightGBM meta learner; it starts at the best non-negative blend of the components."""
+
+    enabled: bool = Field(True, description="false: probability x log-revenue is served as it is")
+    booster: BoosterConfig = Field(
+        BoosterConfig(num_leaves=6, learning_rate=0.02, min_data_in_leaf=300, lambda_l2=50.0, feature_fraction=0.7, max_rounds=150, patience=20),
+        description="the meta learner; its smallest leaves grow with the number of rows",
+    )
+    context_features: NonNegativeInt = Field(6, description="input columns, by the reference model's gain, that the meta learner also sees")
+
+
+class ModelsConfig(Section):
+    """Hyperparameters of every model of a window."""
+
+    folds: Annotated[int, Field(ge=2, le=10)] = Field(3, description="groups of consecutive periods for out-of-fold predictions")
+    max_bin: Annotated[int, Field(ge=15, le=255)] = Field(63, description="histogram bins of a feature in every booster")
+    max_auxiliary_rows: Annotated[int, Field(ge=1000)] = Field(
+        2_000_000, description="out-of-fold and linear fits use at most this many rows, drawn by a hash of (seed, row_id); final boosters use all"
+    )
+    monotone: dict[str, Literal[-1, 1]] = Field(
+        {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
+    )
+    cap_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        0.999, description="quantile of revenue over all labelled rows of the window at which expected_revenue_d7 is capped (cap_usd)"
+    )
+    refit: bool = Field(True, description="after evaluation, fit the served model with the holdout day included; false: serve the evaluated one")
+    buyer_classifier: BoosterConfig = Field(
+        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=50, feature_fraction=0.5, lambda_l2=5.0),
+        description="LightGBM classifier of revenue > 0",
+    )
+    whale_classifier: BoosterConfig = Field(
+        BoosterConfig(num_leaves=7, learning_rate=0.05, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0, max_rounds=150, patience=20),
+        description="LightGBM classifier of revenue >= whale_quantile of payers",
+    )
+    revenue_head: BoosterConfig = Field(
+        BoosterConfig(num_leaves=7, learning_rate=0.03, min_data_in_leaf=20, feature_fraction=0.3, lambda_l2=10.0),
+        description="LightGBM regression of log1p(revenue_d7) on payers",
+    )
+    increments: BoosterConfig = Field(
+        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=200, feature_fraction=0.5, lambda_l2=10.0, max_rounds=200, patience=20),
+        description="LightGBM regressions of the log increments from D7 to D14 and from D14 to D28, on all rows",
+    )
+    boosting: BoosterConfig = Field(
+        BoosterConfig(num_leaves=7, learning_rate=0.05, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0),
+        description="base learner of the stacker: Poisson boosting of log1p(revenue) that starts at the linear learner's score",
+    )
+    forest: ForestConfig = Field(ForestConfig(), description="base learner of the stacker: random forest on log1p(revenue)")
+    linear: LinearConfig = Field(LinearConfig(), description="base learners of the stacker: elastic net and logistic x elastic net")
+    calibration: CalibrationConfig = Field(CalibrationConfig(), description="calibration of the buyer classifier")
+    gating: GatingConfig = Field(GatingConfig(), description="cap, gate and whale rule")
+    stacker: StackerConfig = Field(StackerConfig(), description="the meta learner")
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+class ChecksConfig(Section):
+    """Bounds of the asset checks; a blocking check that fails keeps its partition away from everything downstream."""
+
+    zero_rate_tolerance: Share = Field(0.006, description="largest |predicted - observed| zero rate on the holdout")
+    rmsle_max: PositiveFloat = Field(0.60, description="largest accepted RMSLE of ltv_d7 on the holdout")
+    ece_max: Share = Field(0.02, description="largest accepted expected calibration error of buyer_probability (a warning)")
+    expected_revenue_ratio_min: NonNegativeFloat = Field(0.5, description="sum of expected_revenue_d7 / sum of capped revenue (a warning below)")
+    expected_revenue_ratio_max: PositiveFloat = Field(2.0, description="the same ratio's upper bound (a warning above)")
+    psi_warn: PositiveFloat = Field(0.25, description="population stability index from which a feature counts as drifted (a warning)")
+    min_rows_per_day: PositiveInt = Field(1, description="a day with fewer flattened rows fails")
+
+
+class EvaluationConfig(Section):
+    """What is measured on the holdout day."""
+
+    bootstrap_repeats: Annotated[int, Field(ge=50, le=10_000)] = Field(500, description="resamples behind every interval")
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="level of the intervals")
+    max_segments: PositiveInt = Field(12, description="largest segments reported per column; the rest is pooled as other")
+    min_segment_rows: PositiveInt = Field(200, description="segments with fewer rows are pooled as other")
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+class ComputeConfig(Section):
+    """How much of the machine is used."""
+
+    threads: PositiveInt = Field(2, description="threads of DuckDB and LightGBM; part of the determinism promise")
+    duckdb_memory_gb: PositiveFloat = Field(1.0, description="memory limit of each DuckDB connection, in GB")
+    chunk_rows: Annotated[int, Field(ge=100)] = Field(65_536, description="rows scored at a time; the result does not depend on it")
+
+
+class WarehouseConfig(Section):
+    """Where results go."""
+
+    root: Path = Field(Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root")
+    lock_timeout_seconds: PositiveFloat = Field(60.0, description="longest wait for the catalogue's lock")
+
+
+class TrackingConfig(Section):
+    """MLflow; `MLFLOW_TRACKING_URI` replaces the default store inside the warehouse."""
+
+    enabled: bool = Field(True, description="false: nothing is logged to MLflow")
+    experiment: str = Field("ltv", min_length=1, description="experiment that holds one run per window")
+    registered_model: str = Field("ltv", min_length=1, description="name of the registered model")
+    timeout_seconds: PositiveFloat = Field(2.0, description="longest wait for an answer when the server is probed")
+
+
+class Config(Section):
+    """The whole tree. ``config.yaml`` describes the full horizon, ``config_test.yaml`` a simulated run of a minute or two."""
+
+    seed: NonNegativeInt = Field(0, description="seeds every draw and every booster")
+    features: Path = Field(Path("config/features.yaml"), description="registry of features; relative paths start at the project root")
+    data: DataConfig = Field(DataConfig())
+    windows: WindowsConfig = Field(WindowsConfig())
+    sampling: SamplingConfig = Field(SamplingConfig())
+    models: ModelsConfig = Field(ModelsConfig())
+    evaluation: EvaluationConfig = Field(EvaluationConfig())
+    checks: ChecksConfig = Field(ChecksConfig())
+    compute: ComputeConfig = Field(ComputeConfig())
+    warehouse: WarehouseConfig = Field(WarehouseConfig())
+    tracking: TrackingConfig = Field(TrackingConfig())
+
+    def fingerprint(self, *sections: str) -> str:
+        """Short hash of the named top-level sections: what a partition's staleness is judged by."""
+        dumped = self.model_dump(mode="json", include=set(sections) or None)
+        return hashlib.sha256(json.dumps(dumped, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def _line_of(text: str, path: tuple[Any, ...]) -> int | None:
+    """1-based line of the key ``path`` in a YAML text; of its nearest parent when the key itself is absent."""
+    node = yaml.compose(text)
+    line: int | None = None
+    for part in path:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if found is not None:
+                line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = node.value[part]
+            line, node = found.start_mark.line + 1, found
+        if found is None:
+            break
+    return line
+
+
+def _forbid_duplicate_keys(node: yaml.Node | None, file: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(f"{file}:{line}: key '{key.value}' stands twice (first on line {seen[key.value]}); remove one")
+            seen[key.value] = line
+            _forbid_duplicate_keys(value, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _forbid_duplicate_keys(value, file)
+
+
+def parse_config(text: str, file: Path) -> Config:
+    """Parse one YAML text; ``file`` is only named in messages.
+
+    Raises ConfigError with file, line and key for a syntax error, an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        _forbid_duplicate_keys(yaml.compose(text, Loader=yaml.SafeLoader), file)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{file}:1: expected a mapping of sections, found {type(raw).__name__}")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            path = tuple(p for p in problem["loc"] if p not in ("DateRanges", "literal['auto']"))
+            line = _line_of(text, path)
+            where = f"{file}:{line}" if line else str(file)
+            key = ".".join(str(p) for p in path) or "(top level)"
+            found = "" if problem["type"] == "missing" else f", found {problem['input']!r:.80}"
+            lines.append(f"{where}: {key}: {problem['msg']}{found}")
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _resolve(path: Path) -> Path:
+    return path if path.is_absolute() else (PROJECT_ROOT / path)
+
+
+def config_path() -> Path:
+    """The configuration file in force: ``LTV_CONFIG``, else the simulated one."""
+    name = os.environ.get("LTV_CONFIG") or DEFAULT_CONFIG
+    path = Path(name).expanduser()
+    if not path.is_absolute() and not path.exists():
+        path = PROJECT_ROOT / path
+    return path.resolve()
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | None) -> Config:
+    config = parse_config(path.read_text(encoding="utf-8"), path)
+    data = config.data.model_copy(update={"root": Path(data_root).expanduser().resolve() if data_root else _resolve(config.data.root)})
+    if data.sample_submission is not None:
+        data = data.model_copy(update={"sample_submission": _resolve(data.sample_submission)})
+    root = Path(warehouse).expanduser().resolve() if warehouse else _resolve(config.warehouse.root)
+    # The simulated data of the small configuration lives inside the warehouse, so it moves with it.
+    if not data_root and config.data.root.parts[:1] == config.warehouse.root.parts[:1] and warehouse:
+        data = data.model_copy(update={"root": root.joinpath(*config.data.root.parts[1:])})
+    return config.model_copy(
+        update={
+            "data": data,
+            "warehouse": config.warehouse.model_copy(update={"root": root}),
+            "features": _resolve(config.features),
+        }
+    )
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Load the configuration in force, with the environment's paths applied; all paths in it are absolute."""
+    chosen = (path or config_path()).resolve()
+    if not chosen.is_file():
+        raise ConfigError(f"{chosen}: configuration file not found; set LTV_CONFIG to an existing file such as config/config.yaml")
+    return _load(chosen, chosen.stat().st_mtime_ns, os.environ.get("LTV_DATA_ROOT") or None, os.environ.get("LTV_WAREHOUSE") or None)
+
+
+def walk_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, description) of every leaf of the tree, for the documentation and for tests."""
+    for name, field in section.model_fields.items():
+        kinds = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, Section)]
+        if kinds:
+            for kind in kinds:
+                yield from walk_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description or ""

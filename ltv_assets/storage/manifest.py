@@ -1,0 +1,106 @@
+"""Manifests: the small JSON file that says what a partition consists of and what it was made from.
+
+A manifest holds no clock time and no run id, so equal inputs give equal bytes. Readers open what it lists and nothing
+else; a file that is not listed does not exist for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ltv_assets.errors import ModelFileError
+from ltv_assets.storage.files import sha256_file
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file of a partition. ``rows`` is set for files of the asset's relation, None for anything else."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a partition consists of (``files``) and what it was made from (``inputs``, ``config``, ``code_version``).
+
+    ``facts`` are a few deterministic figures that downstream assets and the UI want without opening the files.
+    """
+
+    asset: str
+    partition: str
+    code_version: str
+    config: str
+    inputs: dict[str, str]
+    files: tuple[StoredFile, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content alone: unchanged bytes keep downstream fresh whatever they were rebuilt for."""
+        text = "\n".join(f"{f.name} {f.sha256}" for f in self.files)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the asset's relation in this partition."""
+        return sum(f.rows or 0 for f in self.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(f.bytes for f in self.files)
+
+    @property
+    def relation_files(self) -> tuple[StoredFile, ...]:
+        """The files that make up the asset's relation."""
+        return tuple(f for f in self.files if f.rows is not None)
+
+    def to_json(self) -> bytes:
+        """Canonical bytes."""
+        return json.dumps({"manifest_version": MANIFEST_VERSION, **asdict(self)}, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Manifest of a published partition; None if there is none.
+
+    Raises ModelFileError if the file is there but is not a manifest of this version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path}: not a readable manifest ({error}); delete the folder and materialize the partition again") from None
+    if not isinstance(raw, dict) or raw.pop("manifest_version", None) != MANIFEST_VERSION:
+        raise ModelFileError(f"{path}: expected manifest version {MANIFEST_VERSION}; materialize the partition again with this version")
+    try:
+        return Manifest(**{**raw, "files": tuple(StoredFile(**f) for f in raw["files"])})
+    except (KeyError, TypeError) as error:
+        raise ModelFileError(f"{path}: manifest lacks or adds a field ({error}); materialize the partition again") from None
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every listed file with its recorded size and hash.
+
+    Raises ModelFileError naming the first file that differs.
+    """
+    for stored in manifest.files:
+        path = folder / stored.name
+        if not path.is_file():
+            raise ModelFileError(f"{path}: listed in the manifest but missing; materialize {manifest.asset} {manifest.partition} again")
+        if path.stat().st_size != stored.bytes or sha256_file(path) != stored.sha256:
+            raise ModelFileError(
+                f"{path}: content differs from its recorded hash {stored.sha256[:12]}; "
+                f"the file was changed or torn, materialize {manifest.asset} {manifest.partition} again"
+            )

@@ -1,0 +1,222 @@
+"""The warehouse folder: one place per asset and partition, written atomically, read through manifests.
+
+    lake/<asset>/day=D/          parquet of large relations, one folder per day
+    lake/<asset>/window=D/       the same for small relations of windows
+    models/window=D/<asset>/     LightGBM text, JSON and the asset's relation
+    submissions/<first>_<last>/  submission.csv, submission_ungated.csv
+    verdicts/<asset>/<key>/      one JSON per check: what passed, for which content
+    quarantine/<asset>/day=D/    rows and files set aside, with their reasons
+
+`Warehouse.write` stages a partition, hashes it and publishes it by one rename; `Warehouse.files` returns what the
+manifest lists. `Warehouse.record_verdict` and `Warehouse.require_passed` carry check results from one run to the next,
+which Dagster's blocking checks do not do. ``catalogue.py`` shows all of it as DuckDB relations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ltv_assets.errors import ModelFileError, PermanentError, StaleError
+from ltv_assets.storage.files import publish_folder, recover_folder, sha256_file, staging, sweep_staging, write_atomic
+from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, read_manifest, verify_files
+
+MODEL_ASSETS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
+WINDOW_ASSETS = ("histos_train", "hhistus_buyers", *MODEL_ASSETS, "holdout_metrics", "served_model")
+DAY_ASSETS = ("raw_partitions", "flattened_features", "predictions")
+_KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Result of one asset check for one content (``fingerprint``) of one partition."""
+
+    asset: str
+    partition: str
+    check: str
+    passed: bool
+    blocking: bool
+    fingerprint: str
+    message: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Warehouse:
+    """Paths, atomic writes and verified reads below one root folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # ------------------------------------------------------------------------------------------------------------ paths
+
+    def folder(self, asset: str, key: str) -> Path:
+        """Folder of one partition; raises PermanentError for a key that is not a day (or a pair of days)."""
+        if not _KEY.fullmatch(key):
+            raise PermanentError(f"{asset}: partition key {key!r} is not a day such as 2025-10-06")
+        if asset == "submission":
+            return self.root / "submissions" / key
+        if asset in MODEL_ASSETS or asset == "served_model":
+            return self.root / "models" / f"window={key}" / asset
+        clock = "window" if asset in WINDOW_ASSETS else "day"
+        return self.root / "lake" / asset / f"{clock}={key}"
+
+    @property
+    def database(self) -> Path:
+        """The DuckDB catalogue."""
+        return self.root / "ltv.duckdb"
+
+    def keys(self, asset: str) -> tuple[str, ...]:
+        """Published partitions of an asset, in order."""
+        if asset in MODEL_ASSETS or asset == "served_model":
+            folders = (p / asset for p in (self.root / "models").glob("window=*"))
+            found = (p.parent.name.partition("=")[2] for p in folders if (p / MANIFEST_NAME).is_file())
+        else:
+            base = self.root / "submissions" if asset == "submission" else self.root / "lake" / asset
+            folders = base.glob("*") if base.is_dir() else iter(())
+            found = (p.name.rpartition("=")[2] for p in folders if (p / MANIFEST_NAME).is_file())
+        return tuple(sorted(k for k in found if _KEY.fullmatch(k)))
+
+    # ------------------------------------------------------------------------------------------------------------ write
+
+    def write(
+        self,
+        asset: str,
+        key: str,
+        fill: Callable[[Path], Mapping[str, int | None]],
+        *,
+        code_version: str,
+        config: str,
+        inputs: Mapping[str, str],
+        facts: Callable[[], Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Stage, hash and publish one partition.
+
+        ``fill`` writes files into the folder it is given and returns {file name: rows, or None for files outside the
+        relation}. ``facts`` may be a function, called after ``fill``. A partition that would not change is left alone.
+        """
+        final = self.folder(asset, key)
+        recover_folder(final)
+        with staging(self.root, f"{asset}-{key}") as folder:
+            content = folder / "content"
+            content.mkdir()
+            listed = fill(content)
+            stored = []
+            for name, rows in sorted(listed.items()):
+                path = content / name
+                digest = sha256_file(path)
+                if rows is not None and path.suffix == ".parquet":
+                    # The hash in the name keeps a reader of an old manifest from opening a new file under an old name.
+                    path = path.rename(path.with_name(f"{path.stem}-{digest[:12]}.parquet"))
+                stored.append(StoredFile(path.name, path.stat().st_size, digest, rows))
+            extra = facts() if callable(facts) else (facts or {})
+            manifest = Manifest(asset, key, code_version, config, dict(sorted(inputs.items())), tuple(stored), dict(extra))
+            data = manifest.to_json()
+            if self._is_published(final, manifest, data):
+                return manifest
+            (content / MANIFEST_NAME).write_bytes(data)
+            publish_folder(content, final)
+        return manifest
+
+    @staticmethod
+    def _is_published(final: Path, manifest: Manifest, data: bytes) -> bool:
+        try:
+            if (final / MANIFEST_NAME).read_bytes() != data:
+                return False
+            verify_files(final, manifest)
+        except (OSError, ModelFileError):
+            return False
+        return {p.name for p in final.iterdir()} == {MANIFEST_NAME, *(f.name for f in manifest.files)}
+
+    def sweep(self) -> list[str]:
+        """Delete what killed processes left in the staging area and undo half-done publications."""
+        for previous in (self.root / "lake").glob("*/.*.previous"):
+            recover_folder(previous.with_name(previous.name[1:].removesuffix(".previous")))
+        return sweep_staging(self.root)
+
+    # ------------------------------------------------------------------------------------------------------------- read
+
+    def manifest(self, asset: str, key: str) -> Manifest | None:
+        """Manifest of a partition, None if it was never published."""
+        return read_manifest(self.folder(asset, key))
+
+    def require(self, asset: str, key: str, remedy: str) -> Manifest:
+        """Manifest of a partition that must exist; raises StaleError with ``remedy`` otherwise."""
+        manifest = self.manifest(asset, key)
+        if manifest is None:
+            raise StaleError(f"{asset} {key}: not in the warehouse {self.root}; {remedy}")
+        return manifest
+
+    def files(self, asset: str, key: str, *, verify: bool = True) -> tuple[Path, ...]:
+        """Files of the partition's relation, in manifest order, verified against their hashes.
+
+        Raises StaleError if the partition does not exist, ModelFileError if a file differs from its hash.
+        """
+        manifest = self.require(asset, key, f"materialize {asset} for {key} first")
+        folder = self.folder(asset, key)
+        if verify:
+            verify_files(folder, manifest)
+        return tuple(folder / f.name for f in manifest.relation_files)
+
+    def artifacts(self, asset: str, key: str) -> dict[str, bytes]:
+        """Verified bytes of every file of a partition that is not part of its relation.
+
+        Raises StaleError if the partition does not exist, ModelFileError if a file differs from its hash.
+        """
+        manifest = self.require(asset, key, f"materialize {asset} for {key} first")
+        folder = self.folder(asset, key)
+        verify_files(folder, manifest)
+        return {f.name: (folder / f.name).read_bytes() for f in manifest.files if f.rows is None}
+
+    def fingerprint(self, asset: str, key: str) -> str | None:
+        """Content hash of a partition, None if it was never published."""
+        manifest = self.manifest(asset, key)
+        return manifest.fingerprint if manifest else None
+
+    # --------------------------------------------------------------------------------------------------------- verdicts
+
+    def record_verdict(self, verdict: Verdict) -> None:
+        """Store a check's result; the newest one for a partition and check replaces the former."""
+        key = verdict.partition
+        folder = self.root / "verdicts" / verdict.asset / key
+        self.folder(verdict.asset, key)
+        data = json.dumps(asdict(verdict), sort_keys=True, indent=1, default=str).encode() + b"\n"
+        write_atomic(folder / f"{verdict.check}.json", data)
+
+    def verdicts(self, asset: str, key: str) -> tuple[Verdict, ...]:
+        """Stored results for the partition's present content; results for older content are left out."""
+        fingerprint = self.fingerprint(asset, key)
+        folder = self.root / "verdicts" / asset / key
+        if not folder.is_dir():
+            return ()
+        loaded = (Verdict(**json.loads(p.read_bytes())) for p in sorted(folder.glob("*.json")))
+        return tuple(v for v in loaded if v.fingerprint == fingerprint)
+
+    def require_passed(self, asset: str, key: str, checks: Iterable[str], remedy: str) -> None:
+        """Refuse a partition whose blocking checks did not all run and pass for its present content.
+
+        Raises StaleError naming the check, its message and the remedy.
+        """
+        known = {v.check: v for v in self.verdicts(asset, key)}
+        for name in checks:
+            verdict = known.get(name)
+            if verdict is None:
+                raise StaleError(f"{asset} {key}: its check {name} has not run on the present content; {remedy}")
+            if not verdict.passed:
+                raise StaleError(f"{asset} {key}: its check {name} failed: {verdict.message}; {remedy}")
+
+    # ----------------------------------------------------------------------------------------------------------- extras
+
+    def writable(self) -> None:
+        """Create the root and prove that it can be written; raises PermanentError naming it otherwise."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise PermanentError(f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE") from None
