@@ -1,0 +1,337 @@
+"""Promises of the window encoder, each against an independent derivation in plain pandas or a known truth."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+from ltv_assets.errors import ConfigError, DataError, ModelFileError
+from ltv_assets.features.encoders import SPEND_COLUMNS, WindowEncoder, fold_ids, revenue_targets
+
+SPEND = SPEND_COLUMNS[0]
+
+
+def window(n: int = 4000, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = pd.DataFrame(
+        {
+            "advertiser_bundle": np.char.add("app", rng.zipf(1.5, n).clip(max=300).astype(str)),
+            "age": rng.normal(size=n).astype(np.float32),
+            "country": rng.choice(["us", "de", "fr", "jp"], n, p=[0.5, 0.3, 0.15, 0.05]),
+            "advertiser_category": pd.Categorical(rng.choice(["games", "shop", "tools"], n)),
+            SPEND: np.where(rng.random(n) < 0.3, rng.exponential(20, n), np.nan),
+        }
+    )
+    X.loc[rng.random(n) < 0.1, "advertiser_category"] = None
+    rate = X["country"].map({"us": 0.2, "de": 0.1, "fr": 0.05, "jp": 0.4}).to_numpy(float)
+    revenue = np.where(rng.random(n) < rate, rng.lognormal(2, 1, n), 0.0)
+    return X, revenue, np.sort(rng.integers(0, 5, n))
+
+
+def shrunk(values: pd.Series, groups: pd.Series, prior: pd.Series | float) -> pd.Series:
+    """Random-effects shrinkage written from the formula, category by category."""
+    rows = []
+    for name, part in values.groupby(groups):
+        q = prior if np.isscalar(prior) else prior[name]
+        rows.append((name, len(part), part.mean(), part.var(ddof=0) * len(part), q))
+    t = pd.DataFrame(rows, columns=["c", "n", "mean", "ss", "q"]).set_index("c")
+    total = t["n"].sum()
+    within = t["ss"].sum() / (total - len(t))
+    between = ((t["n"] * (t["mean"] - t["q"]) ** 2).sum() - (len(t) - 1) * within) / (total - (t["n"] ** 2).sum() / total)
+    if between <= 0:
+        return t["q"]
+    weight = t["n"] / (t["n"] + within / between)
+    return t["q"] * (1 - weight) + t["mean"] * weight
+
+
+def bucket(X: pd.DataFrame, column: str, known: set[str]) -> pd.Series:
+    text = X[column].astype(object)
+    return text.where(text.isin(known), "<rare>").where(text.notna(), "<missing>")
+
+
+def derive_column(train: pd.DataFrame, y: pd.Series, rows: pd.DataFrame, column: str, known: set[str]) -> pd.Series:
+    table = shrunk(y, bucket(train, column, known), y.mean())
+    rare = table.get("<rare>", y.mean())
+    return bucket(rows, column, known).map(lambda v: table.get(v, rare)).astype(float)
+
+
+@pytest.mark.parametrize("target", ["payer", "log_revenue"])
+def test_cross_fitted_encoding_equals_a_fit_on_the_other_periods(target: str) -> None:
+    X, revenue, period = window()
+    targets = revenue_targets(revenue)
+    out = WindowEncoder(min_count=10).fit_transform(X, targets, period)
+    y = pd.Series(targets[target])
+    for column in ("advertiser_bundle", "country", "advertiser_category"):
+        counts = X[column].value_counts()
+        known = set(counts[counts >= 10].index)
+        for day in range(5):
+            rows, others = period == day, period != day
+            expected = derive_column(X[others], y[others], X[rows], column, known)
+            np.testing.assert_allclose(out.loc[rows, f"{column}__te_{target}"], expected, rtol=2e-6)
+            n = bucket(X[rows], column, known).map(bucket(X[others], column, known).value_counts()).fillna(0)
+            n = n.where(bucket(X[rows], column, known) != "<rare>", 0) * len(X) / others.sum()
+            np.testing.assert_allclose(out.loc[rows, f"{column}__count"], np.log1p(n), rtol=2e-6)
+
+
+def test_pair_encoding_shrinks_to_the_sum_of_its_columns() -> None:
+    X, revenue, period = window()
+    y = pd.Series(revenue_targets(revenue)["payer"])
+    out = WindowEncoder(min_count=10).fit_transform(X, {"payer": y}, period)
+    first, second = "advertiser_bundle", "country"
+    counts = {c: X[c].value_counts() for c in (first, second)}
+    known = {c: set(v[v >= 10].index) for c, v in counts.items()}
+    pair = bucket(X, first, known[first]) + "|" + bucket(X, second, known[second])
+    known_pairs = pair.value_counts().loc[lambda n: n >= 10].index
+    for day in range(5):
+        rows, others = period == day, period != day
+        a = derive_column(X[others], y[others], X, first, known[first])
+        b = derive_column(X[others], y[others], X, second, known[second])
+        additive = a + b - y[others].mean()
+        # The clip to the range of the two columns' own encodings, which includes values that occur in no row of this day.
+        tables = [derive_column(X[others], y[others], X[others], c, known[c]) for c in (first, second)]
+        additive = additive.clip(min(t.min() for t in tables), max(t.max() for t in tables))
+        inside = others & pair.isin(known_pairs).to_numpy()
+        prior = additive.groupby(pair).first()
+        table = shrunk(y[inside], pair[inside], prior)
+        expected = pair[rows].map(table).where(pair[rows].isin(table.index), additive[rows])
+        np.testing.assert_allclose(out.loc[rows, f"{first}_x_{second}__te_payer"], expected.astype(float), rtol=1e-5)
+
+
+def test_fixed_smoothing_is_rows_of_prior() -> None:
+    X = pd.DataFrame({"c": ["a"] * 3 + ["b"]})
+    encoded = WindowEncoder(min_count=1, smoothing=2.0).fit(X, {"t": [1.0, 1.0, 0.0, 0.0]}).transform(X)
+    np.testing.assert_allclose(encoded["c__te_t"], [(2 + 2 * 0.5) / 5] * 3 + [(0 + 2 * 0.5) / 3], rtol=1e-6)
+
+
+def test_fit_then_transform_uses_all_rows() -> None:
+    X, revenue, period = window()
+    y = pd.Series(revenue_targets(revenue)["payer"])
+    cross = WindowEncoder().fit_transform(X, {"payer": y}, period)
+    encoder = WindowEncoder().fit(X, {"payer": y})
+    full = encoder.transform(X)
+    assert not np.allclose(full["country__te_payer"], cross["country__te_payer"])
+    known = set(X["country"].unique())
+    np.testing.assert_allclose(full["country__te_payer"], derive_column(X, y, X, "country", known), rtol=2e-6)
+    after = WindowEncoder()
+    after.fit_transform(X, {"payer": y}, period)
+    assert json.dumps(after.to_dict()) == json.dumps(encoder.to_dict())
+
+
+def test_holdout_labels_cannot_reach_holdout_encodings() -> None:
+    X, revenue, period = window()
+    train, holdout = period < 4, period == 4
+    encoder = WindowEncoder()
+    encoder.fit_transform(X[train], revenue_targets(revenue[train]), period[train])
+    before = encoder.transform(X[holdout])
+    shuffled = revenue.copy()
+    shuffled[holdout] = np.random.default_rng(1).permutation(revenue[holdout])
+    again = WindowEncoder()
+    again.fit_transform(X[train], revenue_targets(shuffled[train]), period[train])
+    pd.testing.assert_frame_equal(before, again.transform(X[holdout]), check_exact=True)
+
+
+def test_own_period_labels_cannot_reach_cross_fitted_encodings() -> None:
+    X, revenue, period = window()
+    base = WindowEncoder().fit_transform(X, revenue_targets(revenue), period)
+    changed = np.where(period == 2, revenue[::-1] + 7.0, revenue)
+    other = WindowEncoder().fit_transform(X, revenue_targets(changed), period)
+    np.testing.assert_allclose(base[period == 2], other[period == 2], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(base[period == 1], other[period == 1], equal_nan=True)
+
+
+@pytest.mark.parametrize("period", [None, "days"])
+def test_shuffled_labels_leak_nothing(period: str | None) -> None:
+    rng = np.random.default_rng(3)
+    n = 20_000
+    X = pd.DataFrame({"c": rng.integers(0, 1500, n).astype(str)})
+    y = (rng.random(n) < 0.1).astype(float)
+    days = np.repeat(np.arange(5), n // 5) if period else None
+    leaky = WindowEncoder(min_count=1, smoothing=1.0).fit(X, {"y": y}).transform(X)["c__te_y"]
+    clean = WindowEncoder(min_count=1, smoothing=1.0).fit_transform(X, {"y": y}, days)["c__te_y"]
+    assert np.corrcoef(leaky, y)[0, 1] > 0.2
+    assert abs(np.corrcoef(clean, y)[0, 1]) < 0.03
+    auto = WindowEncoder(min_count=1).fit_transform(X, {"y": y}, days)["c__te_y"]
+    assert auto.std() < 0.02  # the empirical-Bayes strength sees that the column carries no signal
+
+
+def test_unseen_rare_and_missing_have_their_own_buckets() -> None:
+    X = pd.DataFrame({"c": ["a"] * 30 + ["b"] * 20 + ["once"] + [None] * 9})
+    y = np.r_[np.ones(30), np.zeros(20), 1.0, np.zeros(9)]
+    encoder = WindowEncoder(min_count=5, smoothing=0.0).fit(X, {"y": y})
+    out = encoder.transform(pd.DataFrame({"c": ["a", "b", "once", "never seen", None, "", np.nan]}))
+    assert out["c"].tolist() == [2, 3, 1, 1, 0, 0, 0]
+    assert out["c__te_y"].tolist() == [1, 0, 1, 1, 0, 0, 0]
+    np.testing.assert_allclose(out["c__count"], np.log1p([30, 20, 0, 0, 9, 9, 9]), rtol=1e-6)
+
+
+def test_codes_stop_at_max_categories_but_encodings_go_on() -> None:
+    X = pd.DataFrame({"c": ["a"] * 40 + ["b"] * 30 + ["d"] * 20})
+    out = WindowEncoder(max_categories=2, smoothing=0.0).fit(X, {"y": np.r_[np.zeros(70), np.ones(20)]}).transform(X.iloc[[0, 40, 70]])
+    assert out["c"].tolist() == [2, 3, 1]
+    assert out["c__te_y"].tolist() == [0, 0, 1]
+
+
+def test_the_same_value_in_another_type_is_the_same_category() -> None:
+    train = pd.DataFrame({"c": pd.Series([7, 7, 8, 8], dtype=object)})
+    encoder = WindowEncoder(min_count=1).fit(train, {"y": [1.0, 1, 0, 0]})
+    for values in (["7", "8"], pd.Categorical(["7", "8"]), np.array([7.0, 8.0], dtype=object), pd.array(["7", "8"], dtype="string")):
+        assert encoder.transform(pd.DataFrame({"c": values}))["c"].tolist() == [2, 3]
+
+
+def test_ranks_and_deviation_equal_pandas() -> None:
+    X, revenue, _ = window(1200)  # fewer than the grid in every group, so the ranks are exact
+    encoder = WindowEncoder().fit(X, revenue_targets(revenue))
+    out = encoder.transform(X)
+    spend = X[SPEND].astype(np.float32)
+    grouped = spend.groupby(X["country"])
+    small = grouped.transform("count") <= 256
+    expected = (grouped.rank(method="average") - 0.5) / grouped.transform("count")
+    np.testing.assert_allclose(out.loc[small, f"{SPEND}__rank_in_country"], expected[small], rtol=1e-5)
+    deviation = np.log1p(spend.astype(float)) - np.log1p(grouped.transform("median").astype(float))
+    np.testing.assert_allclose(out[f"{SPEND}__minus_median_in_country"], deviation, rtol=1e-4, atol=1e-6)
+    assert (out[f"{SPEND}__rank_in_country"].isna() == spend.isna()).all()
+
+
+def test_ranks_of_large_groups_stay_within_the_grid_error() -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"country": "us", SPEND: rng.exponential(10, 30_000)})
+    out = WindowEncoder().fit(X, {"y": np.zeros(30_000)}).transform(X)
+    exact = (X[SPEND].astype(np.float32).rank() - 0.5) / len(X)
+    assert np.abs(out[f"{SPEND}__rank_in_country"] - exact).max() < 1 / 256
+
+
+def test_cross_fitted_ranks_leave_the_own_period_out() -> None:
+    X, revenue, period = window()
+    out = WindowEncoder().fit_transform(X, revenue_targets(revenue), period)
+    rows = period == 3
+    expected = WindowEncoder().fit(X[~rows], revenue_targets(revenue[~rows])).transform(X[rows])
+    for name in (f"{SPEND}__rank_in_country", f"{SPEND}__rank_in_advertiser_category", f"{SPEND}__minus_median_in_country"):
+        np.testing.assert_array_equal(out.loc[rows, name], expected[name])
+
+
+def test_nan_infinite_constant_and_empty_columns_are_harmless() -> None:
+    n = 60
+    X = pd.DataFrame(
+        {
+            "nan": np.nan,
+            "inf": np.where(np.arange(n) % 2, np.inf, 1.0),
+            "huge": 1e300,
+            "constant": "same",
+            "gone": pd.Series([None] * n, dtype=object),
+            "flag": np.arange(n) % 3 == 0,
+            "count": pd.array([None, *range(n - 1)], dtype="Int64"),
+        }
+    )
+    out = WindowEncoder().fit_transform(X, {"y": np.arange(n) % 2.0}, np.arange(n) % 4)
+    assert out["nan"].isna().all() and out["huge"].isna().all()
+    assert out["inf"].isna().sum() == n // 2 and not np.isinf(out).any(axis=None)
+    assert out["constant"].eq(2).all() and out["gone"].eq(0).all()
+    assert np.isfinite(out[["constant__te_y", "gone__te_y", "constant__count", "gone__count"]]).all(axis=None)
+    assert out["count"].isna().sum() == 1
+    assert set(map(str, out.dtypes)) == {"float32"}
+
+
+def test_nan_leaves_a_row_out_of_that_target_only() -> None:
+    X = pd.DataFrame({"c": ["a", "a", "b", "b"]})
+    out = WindowEncoder(min_count=1, smoothing=0.0).fit(X, {"y": [1.0, np.nan, 3.0, 5.0]}).transform(X)
+    assert out["c__te_y"].tolist() == [1, 1, 4, 4]
+
+
+def test_json_round_trip_is_bit_equal_and_deterministic() -> None:
+    X, revenue, period = window()
+    encoder = WindowEncoder(pairs=[("country", "advertiser_category")])
+    encoder.fit_transform(X, revenue_targets(revenue), period)
+    text = json.dumps(encoder.to_dict(), allow_nan=False, sort_keys=True)
+    restored = WindowEncoder.from_dict(json.loads(text))
+    assert json.dumps(restored.to_dict(), allow_nan=False, sort_keys=True) == text
+    pd.testing.assert_frame_equal(encoder.transform(X), restored.transform(X), check_exact=True)
+    assert list(restored.get_feature_names_out()) == list(encoder.transform(X[:1]).columns)
+    twin = WindowEncoder(pairs=[("country", "advertiser_category")]).fit(X, revenue_targets(revenue), period)
+    assert json.dumps(twin.to_dict(), allow_nan=False, sort_keys=True) == text
+
+
+def test_damaged_or_foreign_state_is_refused() -> None:
+    X, revenue, _ = window(300)
+    stored = WindowEncoder().fit(X, revenue_targets(revenue)).to_dict()
+    with pytest.raises(ModelFileError, match="version 99"):
+        WindowEncoder.from_dict({**stored, "version": 99})
+    with pytest.raises(ModelFileError, match="ranks"):
+        WindowEncoder.from_dict({k: v for k, v in stored.items() if k != "ranks"})
+    stored["encodings"]["country"]["means"]["payer"].pop()
+    with pytest.raises(ModelFileError, match="country"):
+        WindowEncoder.from_dict(stored)
+
+
+def test_columns_may_be_reordered_but_not_missing_or_unknown() -> None:
+    X, revenue, _ = window(500)
+    encoder = WindowEncoder().fit(X, revenue_targets(revenue))
+    pd.testing.assert_frame_equal(encoder.transform(X), encoder.transform(X[X.columns[::-1]]), check_exact=True)
+    with pytest.raises(DataError, match="country"):
+        encoder.transform(X.drop(columns="country"))
+    with pytest.raises(DataError, match="surprise"):
+        encoder.transform(X.assign(surprise=1))
+    with pytest.raises(DataError, match="age"):
+        encoder.transform(X.assign(age="old"))
+    with pytest.raises(DataError, match="seen"):
+        WindowEncoder().fit(X.assign(seen=pd.Timestamp("2025-10-01")), revenue_targets(revenue))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"target_encode": ["nope"]}, {"pairs": [("country", "nope")]}, {"spend_columns": ["nope"]}, {"smoothing": -1}, {"min_count": 0}],
+)
+def test_impossible_parameters_are_named(parameters: dict) -> None:
+    X, revenue, _ = window(200)
+    with pytest.raises(ConfigError, match=next(iter(parameters))):
+        WindowEncoder(**parameters).fit(X, revenue_targets(revenue))
+
+
+def test_only_what_is_there_and_asked_for_is_added() -> None:
+    X, revenue, _ = window(500)
+    out = WindowEncoder(target_encode=["country"], pairs=[], aggregates=False).fit(X, revenue_targets(revenue)).transform(X)
+    assert list(out.columns) == [*X.columns, "country__te_payer", "country__te_log_revenue", "country__count"]
+    numbers = X[["age"]]
+    pd.testing.assert_frame_equal(WindowEncoder().fit(numbers, {"y": revenue}).transform(numbers), numbers)
+
+
+def test_parameters_stay_untouched_and_clone_works() -> None:
+    group = ["country"]
+    encoder = WindowEncoder(group_columns=group, pairs=())
+    assert encoder.group_columns is group
+    assert clone(encoder).get_params() == encoder.get_params()
+
+
+def test_bad_labels_are_refused_with_their_number() -> None:
+    with pytest.raises(DataError, match="2 of 3"):
+        revenue_targets([1.0, -1.0, np.nan])
+    X = pd.DataFrame({"a": [1.0, 2.0]})
+    with pytest.raises(DataError, match="infinite"):
+        WindowEncoder().fit(X, {"y": [1.0, np.inf]})
+    with pytest.raises(DataError, match="one value per row"):
+        WindowEncoder().fit(X, {"y": [1.0]})
+
+
+def test_folds_follow_periods_merge_when_many_and_hash_when_single() -> None:
+    assert fold_ids(4, ["b", "a", "b", "c"]).tolist() == [1, 0, 1, 2]
+    hours = np.repeat(np.arange(100), 7)
+    merged = fold_ids(700, hours)
+    assert merged.max() == 15 and (np.diff(merged) >= 0).all() and np.bincount(merged).min() > 30
+    assert all(len(set(merged[hours == h])) == 1 for h in range(100))
+    hashed = fold_ids(10_000, np.zeros(10_000))
+    assert np.bincount(hashed).min() > 1850 and (hashed == fold_ids(10_000)).all()
+    assert fold_ids(3, [1, 1, 1], folds=[5, 5, 9]).tolist() == [0, 0, 1]
+    with pytest.raises(DataError, match="two folds"):
+        fold_ids(3, folds=[1, 1, 1])
+    with pytest.raises(DataError, match="missing for 1 rows"):
+        fold_ids(2, [None, "a"])
+
+
+def test_arrays_are_welcome() -> None:
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    encoder = WindowEncoder().fit(X, X[:, 0])
+    assert list(encoder.get_feature_names_out()) == ["x0", "x1", "x2"] and not hasattr(encoder, "feature_names_in_")
+    np.testing.assert_array_equal(encoder.transform(X), X.astype(np.float32))
