@@ -1,0 +1,415 @@
+"""Who buys, and for how much: three laws of observable columns, their exact expectations, and the draws.
+
+What belongs here: signals (standardised statistics of raw columns), the three laws over them, calibration, and labels. What
+does not: drawing the columns (``columns.py``).
+
+With signals z(row), a law gives two numbers for every row,
+
+    p  = P(revenue_d7 > 0 | row)             = sigmoid(a + b * f(z))
+    mu = E[log1p(revenue_d7) | payer, row]   = m * exp(clip(g(z)))
+
+and a payer's log1p(revenue) is mu times a gamma variable of mean 1, hence ``oracle_log = p * mu`` is *exactly*
+E[log1p(revenue_d7) | row], the best possible prediction under RMSLE. Every signal is a statistic of columns that are in
+the files; nothing latent enters. Next to read: ``oracle.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaincinv
+
+from ltv_assets.simulator import facts
+from ltv_assets.simulator.columns import Impressions
+from ltv_assets.simulator.population import DAY_SECONDS, Bools, Floats, Ints, People, World, generator
+
+LawName = Literal["additive", "interactions", "thresholds"]
+LAWS: tuple[LawName, ...] = get_args(LawName)
+
+Transform = Literal["identity", "log1p"]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One statistic of one raw column, standardised: ``clip((transform(x) - centre) / scale, -2.5, 2.5)``, 0 where NULL.
+
+    ``buy`` and ``spend`` are its weights in f and g of the additive law.
+    """
+
+    column: str
+    statistic: str
+    transform: Transform
+    centre: float
+    scale: float
+    buy: float
+    spend: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.column if self.statistic == "value" else f"{self.column}__{self.statistic}"
+
+
+CLIP = 2.5
+
+SIGNALS: tuple[Signal, ...] = (
+    Signal("release_msrp", "value", "log1p", 5.7, 0.7, 0.30, 0.10),
+    Signal("weeks_since_first_seen", "value", "log1p", 2.7, 0.9, 0.15, 0.03),
+    Signal("avg_act_days", "value", "log1p", 1.4, 0.5, 0.18),
+    Signal("avg_days_ins", "value", "log1p", 2.1, 0.8, -0.15),
+    Signal("weekend_ratio", "value", "identity", 0.3, 0.25, 0.10, 0.03),
+    Signal("wifi_ratio", "value", "identity", 0.3, 0.25, 0.20, 0.05),
+    Signal("avg_daily_sessions", "sum", "log1p", 1.9, 0.8, 0.25, 0.04),
+    Signal("avg_daily_sessions", "own", "log1p", 1.2, 0.5, 0.25, 0.05),
+    Signal("avg_duration", "mean", "log1p", 4.8, 0.7, 0.18, 0.05),
+    Signal("bcat", "own", "identity", 0.35, 0.25, 0.25),
+    Signal("bcat", "entropy", "identity", 1.1, 0.5, -0.12),
+    Signal("bundles_cat", "own", "log1p", 1.0, 0.4, 0.15),
+    Signal("hour_ratio", "entropy", "identity", 1.1, 0.5, 0.15),
+    Signal("user_bundles", "length", "log1p", 2.1, 0.8, 0.18, 0.03),
+    Signal("user_bundles", "has_own", "identity", 0.3, 0.5, 0.25, 0.04),
+    Signal("user_bundles_l28d", "has_own", "identity", 0.25, 0.5, 0.18),
+    Signal("new_bundles", "length", "log1p", 0.6, 0.5, 0.12),
+    Signal("first_request_ts_bundle", "own_days_ago", "log1p", 3.8, 1.2, -0.15),
+    Signal("last_ins", "days_ago", "log1p", 3.0, 1.3, -0.20, -0.03),
+    Signal("last_install_ts_bundle", "own_days_ago", "log1p", 3.4, 1.3, -0.20),
+    Signal("bundles_ins", "length", "log1p", 1.1, 0.6, 0.15),
+    Signal("country_hist", "length", "log1p", 0.8, 0.2, 0.10, 0.05),
+    Signal("city_hist", "length", "log1p", 1.1, 0.4, -0.08),
+    Signal("cpm", "mean", "log1p", 0.9, 0.4, 0.22, 0.07),
+    Signal("cpm_pct_rk", "own", "identity", 0.5, 0.3, 0.15),
+    Signal("ctr", "mean", "log1p", 0.03, 0.02, 0.20),
+    Signal("rwd_prank", "mean", "identity", 0.5, 0.25, -0.22, -0.06),
+    Signal("rwd_prank", "own", "identity", 0.5, 0.3, -0.15),
+    Signal("iap_revenue_usd_bundle", "sum", "log1p", 2.7, 1.0, 0.45, 0.16),
+    Signal("iap_revenue_usd_bundle", "own", "log1p", 2.2, 1.0, 0.40, 0.12),
+    Signal("iap_revenue_usd_category", "own", "log1p", 2.4, 1.0, 0.25, 0.06),
+    Signal("num_buys_bundle", "sum", "log1p", 1.4, 0.5, 0.30),
+    Signal("last_buy", "days_ago", "log1p", 2.0, 1.3, -0.45, -0.06),
+    Signal("last_buy_ts_bundle", "own_days_ago", "log1p", 2.0, 1.3, -0.35),
+    Signal("rev_by_adv", "sum", "log1p", 2.5, 1.0, 0.25, 0.08),
+    Signal("whale_users_bundle_revenue_prank", "max", "identity", 0.6, 0.25, 0.30, 0.15),
+    Signal("whale_users_bundle_total_num_buys", "own", "log1p", 1.2, 0.5, 0.25),
+    Signal("user_actions_bundles_action_count", "total", "log1p", 2.3, 0.8, 0.25, 0.03),
+    Signal("user_actions_bundles_action_count", "own_total", "log1p", 1.8, 0.7, 0.28),
+    Signal("advertiser_actions_action_count", "sum", "log1p", 1.8, 0.6, 0.35, 0.08),
+)
+
+PRESENCE: dict[str, float] = {
+    "weeks_since_first_seen": 0.35,
+    "avg_daily_sessions": 0.35,
+    "last_ins": 0.25,
+    "iap_revenue_usd_bundle": 0.9,
+    "last_buy": 0.5,
+    "advertiser_actions_action_count": 0.7,
+}
+"""Weights in f of merely having a group of columns."""
+
+HOUR_EFFECT, DAY_EFFECT, WEEKEND_EFFECT = 0.15, 0.06, 0.08
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Effects of categorical columns on f (``buy``) and g (``spend``), by column and code; NULL has none."""
+
+    buy: dict[str, Floats]
+    spend: dict[str, Floats]
+
+
+def draw_effects(world: World) -> Effects:
+    """Published category and country rates as log-odds and log-means, and seeded idiosyncratic parts."""
+    rng = generator(world.seed, 3)
+
+    def from_rates(rates: dict[str, facts.Rate], buy: float, spend: float, others: int = 0) -> tuple[Floats, Floats]:
+        rate = np.array([r.buyer_rate for r in rates.values()])
+        odds = np.log(rate / (1 - rate)) - np.log(facts.PAYER_RATE / (1 - facts.PAYER_RATE))
+        ticket = np.log1p(np.array([r.mean_revenue / r.buyer_rate for r in rates.values()]))
+        return (
+            np.concatenate([buy * odds, buy * world.country_wealth[len(rates) : len(rates) + others]]),
+            np.concatenate([spend * (ticket - ticket.mean()), np.zeros(others)]),
+        )
+
+    category_buy, category_spend = from_rates(facts.CATEGORIES, 0.55, 0.06)
+    country_buy, country_spend = from_rates(facts.COUNTRIES, 0.75, 0.07, len(facts.OTHER_COUNTRIES))
+    subcategory = rng.normal(0.0, 0.20, len(world.subcategories))
+    app = world.advertisers
+    bundle_buy, bundle_spend = np.zeros(len(world.apps)), np.zeros(len(world.apps))
+    bundle_buy[app] = category_buy[world.app_category[app]] + subcategory[world.advertiser_subcategory] + rng.normal(0.0, 0.30, len(app))
+    bundle_spend[app] = category_spend[world.app_category[app]] + rng.normal(0.0, 0.10, len(app))
+    months_old = (2025 - 2000) * 12 + 8 - world.devices.released
+    model = 0.25 * world.devices.ios - 0.12 * (months_old / 36 - 1) + rng.normal(0.0, 0.10, len(months_old))
+    versions = np.concatenate([np.linspace(-0.3, 0.3, size) for _, size in world.os_span])
+    actions = rng.normal(0.0, 0.35, len(world.actions))
+    return Effects(
+        buy={
+            "advertiser_bundle": bundle_buy,
+            "country": country_buy,
+            "dev_model": model,
+            "dev_osv": versions,
+            "carrier": rng.normal(0.0, 0.15, len(world.carriers)),
+            "region": rng.normal(0.0, 0.10, len(world.regions)),
+            "last_advertiser_action": actions,
+        },
+        spend={"advertiser_bundle": bundle_spend, "country": country_spend},
+    )
+
+
+def raw_signal(hour: Impressions, signal: Signal) -> Floats:
+    """The statistic of one signal before standardisation; NaN where the column (or the own entry) is missing."""
+    if signal.statistic == "value":
+        return hour.scalars[signal.column]
+    now = hour.people.hour_start
+    if signal.statistic == "days_ago":
+        return (now - hour.scalars[signal.column]) / DAY_SECONDS
+    if signal.column in hour.actions:
+        actions = hour.actions[signal.column]
+        assert actions.inner.values is not None
+        by_app = np.bincount(actions.inner.rows, weights=actions.inner.values, minlength=len(actions.outer.rows))
+        totals = actions.outer.where(np.ones(len(by_app), np.bool_), by_app)
+        return totals.sum() if signal.statistic == "total" else totals.own(hour.own["bundle"])
+    column = hour.nested[signal.column]
+    if signal.statistic == "own_days_ago":
+        return (now - column.own(hour.own[column.domain])) / DAY_SECONDS
+    if signal.statistic in ("own", "has_own"):
+        statistic: Floats = getattr(column, signal.statistic)(hour.own[column.domain])
+        return statistic
+    plain: Floats = getattr(column, signal.statistic)()
+    return plain
+
+
+def standardised(hour: Impressions) -> dict[str, Floats]:
+    """All signals by name; 0 where missing."""
+    out = {}
+    for signal in SIGNALS:
+        raw = raw_signal(hour, signal)
+        value = np.log1p(raw) if signal.transform == "log1p" else raw
+        out[signal.name] = np.nan_to_num(np.clip((value - signal.centre) / signal.scale, -CLIP, CLIP), copy=False)
+    return out
+
+
+def _context_effects(hour: Impressions, effects: Effects) -> tuple[dict[str, Floats], Floats]:
+    """Effects of each categorical column on f, and their sum on g."""
+    def of(table: Floats, codes: Ints) -> Floats:
+        return np.where(codes >= 0, table[codes], 0.0)
+
+    buy = {column: of(table, hour.codes[column]) for column, table in effects.buy.items()}
+    spend = sum((of(table, hour.codes[column]) for column, table in effects.spend.items()), np.zeros(hour.people.n))
+    return buy, spend
+
+
+def _calendar(people: People) -> float:
+    """Effect of hour, weekday and day: a daily rhythm, slightly better weekends, and a slow drift."""
+    rhythm = HOUR_EFFECT * np.sin(2 * np.pi * (people.hour - 14) / 24)
+    weekend = WEEKEND_EFFECT * ((people.day - 1) % 7 >= 5)
+    drift = DAY_EFFECT * np.sin(2 * np.pi * people.day / 17)
+    return float(rhythm + weekend + drift)
+
+
+INTERACTIONS: tuple[tuple[str, str, float, float], ...] = (
+    ("iap_revenue_usd_bundle__sum", "last_buy__days_ago", -0.30, -0.06),
+    ("iap_revenue_usd_bundle__own", "num_buys_bundle__sum", 0.25, 0.05),
+    ("whale_users_bundle_revenue_prank__max", "avg_daily_sessions__sum", 0.30, 0.06),
+    ("country", "advertiser_bundle", 0.45, 0.0),
+    ("country", "release_msrp", 0.30, 0.05),
+    ("release_msrp", "cpm__mean", 0.25, 0.05),
+    ("user_bundles__length", "wifi_ratio", 0.25, 0.0),
+    ("avg_daily_sessions__sum", "avg_duration__mean", 0.25, 0.05),
+    ("bcat__own", "advertiser_bundle", 0.30, 0.0),
+    ("new_bundles__length", "last_ins__days_ago", -0.20, 0.0),
+    ("user_actions_bundles_action_count__own_total", "user_bundles__has_own", 0.25, 0.0),
+    ("rwd_prank__mean", "country", -0.20, 0.0),
+    ("avg_act_days", "hour_ratio__entropy", 0.20, 0.0),
+)
+"""Products of two signals (or of a signal with a categorical column's standardised effect) and their weights in f and g."""
+
+RULES: tuple[tuple[tuple[tuple[str, float, bool], ...], float, float], ...] = (
+    ((("iap_revenue_usd_bundle__sum", 0.0, True),), 0.7, 0.20),
+    ((("iap_revenue_usd_bundle__sum", 1.2, True),), 0.7, 0.25),
+    ((("last_buy__days_ago", -0.3, False),), 0.8, 0.0),
+    ((("iap_revenue_usd_bundle__own", -0.3, True), ("last_buy_ts_bundle__own_days_ago", 0.5, False)), 0.8, 0.20),
+    ((("whale_users_bundle_revenue_prank__max", 0.8, True),), 0.6, 0.25),
+    ((("release_msrp", 0.4, True),), 0.45, 0.12),
+    ((("release_msrp", 1.3, True), ("country", 0.3, True)), 0.5, 0.12),
+    ((("country", 0.5, True), ("advertiser_bundle", 0.5, True)), 0.8, 0.0),
+    ((("country", -0.5, False),), -0.6, -0.08),
+    ((("advertiser_bundle", 1.0, True),), 0.7, 0.08),
+    ((("avg_daily_sessions__sum", 0.4, True),), 0.5, 0.06),
+    ((("avg_daily_sessions__own", 0.2, True), ("user_bundles__has_own", 0.5, True)), 0.6, 0.06),
+    ((("bcat__own", 0.3, True),), 0.45, 0.0),
+    ((("user_bundles__length", 0.8, True), ("wifi_ratio", 0.3, True)), 0.6, 0.05),
+    ((("user_actions_bundles_action_count__own_total", 0.2, True),), 0.6, 0.0),
+    ((("user_actions_bundles_action_count__total", 0.8, True),), 0.4, 0.05),
+    ((("last_ins__days_ago", -0.5, False),), 0.5, 0.0),
+    ((("cpm__mean", 0.6, True),), 0.45, 0.10),
+    ((("rwd_prank__mean", 0.7, True),), -0.5, -0.10),
+    ((("advertiser_actions_action_count__sum", 0.2, True),), 0.7, 0.10),
+    ((("hour_ratio__entropy", 0.5, True), ("avg_act_days", 0.3, True)), 0.4, 0.0),
+)
+"""Rules: all conditions (signal or effect, threshold, above?) must hold; then their weights are added to f and g. A missing signal is 0."""
+
+EFFECT_SCALE = {"country": 0.75, "advertiser_bundle": 0.75}
+MAIN_SHARE: dict[LawName, float] = {"additive": 1.0, "interactions": 0.55, "thresholds": 0.25}
+"""How much of the additive law's smooth effects of signals each law keeps."""
+
+
+def scores(hour: Impressions, effects: Effects, law: LawName) -> tuple[Floats, Floats]:
+    """The two uncalibrated scores f and g of every row under ``law``."""
+    z = standardised(hour)
+    context, spend = _context_effects(hour, effects)
+    main = MAIN_SHARE[law]
+    present = hour.people.present
+    buy = sum(context.values(), np.full(hour.people.n, _calendar(hour.people)))
+    for group, weight in PRESENCE.items():
+        buy += weight * present[group]
+    for signal in SIGNALS:
+        if signal.buy:
+            buy += main * signal.buy * z[signal.name]
+        if signal.spend:
+            spend += main * signal.spend * z[signal.name]
+    if law == "additive":
+        return buy, spend
+    z |= {column: context[column] / scale for column, scale in EFFECT_SCALE.items()}
+    if law == "interactions":
+        for left, right, on_buy, on_spend in INTERACTIONS:
+            product = np.clip(z[left] * z[right], -4.0, 4.0)
+            buy += on_buy * product
+            spend += on_spend * product
+        return buy, spend
+    for conditions, on_buy, on_spend in RULES:
+        holds: Bools = np.logical_and.reduce([(z[name] > cut) if above else (z[name] < cut) for name, cut, above in conditions])
+        buy += on_buy * holds
+        spend += on_spend * holds
+    return buy, spend
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants that bring a law to the published payer rate, mean ticket and distances: see `calibrate`."""
+
+    intercept: float
+    slope: float
+    ticket: float
+    shape: float
+
+    def probability(self, buy: Floats) -> Floats:
+        return 1 / (1 + np.exp(-(self.intercept + self.slope * buy)))
+
+    def mean_log(self, spend: Floats) -> Floats:
+        return self.ticket * np.exp(np.clip(spend, -0.8, 0.8))
+
+
+MSLE_ZERO, MSLE_ORACLE = 0.465**2, 0.405**2
+
+
+def calibrate(buy: Floats, spend: Floats) -> Calibration:
+    """Solve for the constants on a pilot sample.
+
+    The mean of p is the published payer rate, the mean of mu over payers the published mean of log1p(revenue), the
+    second moment of ``oracle_log`` the distance between predicting zero and the oracle, and the gamma shape the
+    remaining variance, so that RMSLE of predict-zero is .465 and of the oracle .405.
+    """
+    shifted = np.exp(np.clip(spend, -0.8, 0.8))
+    wanted = MSLE_ZERO - MSLE_ORACLE
+
+    def solve(slope: float) -> tuple[float, Floats, float]:
+        low, high = -20.0, 10.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            p = 1 / (1 + np.exp(-(middle + slope * buy)))
+            low, high = (middle, high) if p.mean() < facts.PAYER_RATE else (low, middle)
+        return middle, p, facts.PAYER_MEAN_LOG * p.sum() / (p * shifted).sum()
+
+    low, high = 0.05, 4.0
+    for _ in range(40):
+        slope = (low + high) / 2
+        intercept, p, ticket = solve(slope)
+        low, high = (slope, high) if np.mean((p * ticket * shifted) ** 2) < wanted else (low, slope)
+    second = np.mean(p * (ticket * shifted) ** 2)
+    return Calibration(intercept, slope, ticket, float(second / (MSLE_ZERO - second)))
+
+
+LATE_PAYERS = {14: 0.20, 28: 0.25}
+"""Chance to pay first between day 7 and 14 (14 and 28), as a multiple of p."""
+INCREMENT_SHARE, INCREMENT_MEAN, INCREMENT_SHAPE = {14: 0.40, 28: 0.45}, {14: 0.30, 28: 0.40}, 2.0
+"""Share of earlier payers who pay more, and by how much (log increments, gamma)."""
+
+
+@dataclass
+class Truth:
+    """What the law says of every row: ``p`` and the expectations of log1p(revenue) at three horizons."""
+
+    p: Floats
+    mean_log: Floats
+    oracle: dict[int, Floats]
+
+
+def truth_of(buy: Floats, spend: Floats, calibration: Calibration) -> Truth:
+    """Exact expectations under the law; see `draw_labels` for the process they belong to."""
+    p, mean_log = calibration.probability(buy), calibration.mean_log(spend)
+    oracle = {7: p * mean_log}
+    paid, total = p, oracle[7]
+    for horizon in (14, 28):
+        late = (1 - paid) * LATE_PAYERS[horizon] * p
+        total = total + paid * INCREMENT_SHARE[horizon] * INCREMENT_MEAN[horizon] + late * mean_log
+        paid = paid + late
+        oracle[horizon] = total
+    return Truth(p, mean_log, oracle)
+
+
+def stratified_choice(rng: np.random.Generator, p: Floats) -> Bools:
+    """Events of probability p each (systematic sampling): their number is the sum of p, rounded up or down.
+
+    Marginal probabilities are exact; only the noise in the total is gone, which would otherwise decide how far two
+    simulations differ.
+    """
+    passed = np.concatenate([[0.0], np.cumsum(p)]) + rng.random()
+    return np.diff(np.floor(passed)) > 0
+
+
+def stratified_uniforms(rng: np.random.Generator, n: int) -> Floats:
+    """n uniform numbers, one in each n-th of the unit interval, in random order."""
+    return (rng.permutation(n) + rng.random(n)) / max(n, 1)
+
+
+def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape: float) -> dict[str, NDArray[Any]]:
+    """Draw the 17 label columns.
+
+    Day 7: payers with probability p, log1p(revenue) = mu * Gamma(shape, mean 1). Days 14 and 28: some payers add a
+    gamma log increment, and ``LATE_PAYERS[h] * p`` of those who had not paid yet pay for the first time.
+    """
+    n, p = len(truth.p), truth.p
+    payer = stratified_choice(rng, p)
+    log = np.zeros(n)
+    log[payer] = truth.mean_log[payer] * gammaincinv(shape, stratified_uniforms(rng, int(payer.sum()))) / shape
+    free = facts.ZERO_REVENUE_BUYERS / (1 - facts.ZERO_REVENUE_BUYERS)
+    buyer = payer | (rng.random(n) < np.minimum(free * p / (1 - p), 0.5))
+    buys = np.where(buyer, 1 + rng.poisson(0.5 * np.maximum(log, 0.2)), 0)
+    out: dict[str, NDArray[Any]] = {"buyer_d1": buyer & (rng.random(n) < 0.55), "buyer_d7": buyer}
+    out |= {"buy_d7": buys, "iap_revenue_d7": np.expm1(log)}
+    for horizon in (14, 28):
+        more = payer & (rng.random(n) < INCREMENT_SHARE[horizon])
+        late = ~payer & (rng.random(n) < LATE_PAYERS[horizon] * p)
+        log = log + np.where(more, rng.gamma(INCREMENT_SHAPE, INCREMENT_MEAN[horizon] / INCREMENT_SHAPE, n), 0.0)
+        log[late] = truth.mean_log[late] * rng.gamma(shape, 1 / shape, int(late.sum()))
+        payer, buyer = payer | late, buyer | late
+        buys = buys + np.where(more | late, 1 + rng.poisson(0.5, n), 0)
+        out |= {f"buyer_d{horizon}": buyer, f"buy_d{horizon}": buys, f"iap_revenue_d{horizon}": np.expm1(log)}
+
+    active = 1 / (1 + np.exp(2.2 - 0.8 * hour.people.activity - 2.0 * out["buyer_d7"]))
+    day1, day3, day7 = (rng.random(n) < active * share for share in (1.0, 0.7, 0.5))
+    between3 = day3 | day7 | (rng.random(n) < 0.5 * active)
+    retention = {
+        "retention_d1": day1,
+        "retention_d3": day3,
+        "retentiond7": day7,
+        "retention_d3_to_d7": between3,
+        "retention_d1_to_d7": between3 | day1 | (rng.random(n) < 0.2 * active),
+        "retention_d7_to_d14": day7 | (rng.random(n) < 0.6 * active),
+    }
+    unknown = rng.random(n) < 0.0785
+    out |= {name: np.where(unknown, np.nan, flag) for name, flag in retention.items()}
+    registered = out["buyer_d7"] | (rng.random(n) < 0.5 * active)
+    out["registration"] = np.where(rng.random(n) < 0.4739, np.nan, registered)
+    return out

@@ -1,0 +1,280 @@
+"""Files of a simulation: the real folder layout, written so that a reader never sees half a file.
+
+What belongs here: row ids, the parquet layout, atomic publication, `simulate`. What does not: any randomness but file
+names. Next to read: ``population.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ltv_assets.contract import BY_NAME, LABEL_NAMES
+from ltv_assets.errors import ConfigError, DataError
+from ltv_assets.simulator import facts
+from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
+from ltv_assets.simulator.laws import LAWS, SIGNALS, Calibration, LawName, Truth, calibrate, draw_effects, draw_labels, scores, truth_of
+from ltv_assets.simulator.population import Floats, World, build_world, draw_people, generator
+
+GAP_DAYS = 1
+"""Days between the last training day and the first test day, as in the real data (10-06 and 10-08)."""
+
+PILOT_ROWS, PILOT_HOURS = 48_000, 4
+ARROW_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64()}
+
+
+@dataclass(frozen=True)
+class SimulationSummary:
+    """What was written: rows and hours by split, bytes of impressions, and the root folder."""
+
+    out: Path
+    seed: int
+    law: LawName
+    train_days: tuple[str, ...]
+    test_days: tuple[str, ...]
+    train_rows: int
+    test_rows: int
+    files: int
+    bytes: int
+
+
+class Simulator:
+    """One seed and law: the world, the calibrated law, and any hour of it on demand."""
+
+    def __init__(self, seed: int = 0, law: LawName = "additive", rows_per_hour: int = 600) -> None:
+        if law not in LAWS:
+            raise ConfigError(f"law: expected one of {', '.join(LAWS)}, found {law!r}")
+        if seed < 0:
+            raise ConfigError(f"seed: expected a whole number >= 0, found {seed}")
+        if not 1 <= rows_per_hour < 1 << 23:
+            raise ConfigError(f"rows_per_hour: expected 1 .. {(1 << 23) - 1}, found {rows_per_hour}")
+        self.seed, self.law, self.rows_per_hour = seed, law, rows_per_hour
+        self.world: World = build_world(seed)
+        self.effects = draw_effects(self.world)
+        self._arrow = ArrowBuilder(self.world)
+        self.calibration: Calibration = self._calibrate()
+
+    def _calibrate(self) -> Calibration:
+        """Calibrate on a pilot sample of its own: four hours of one day, whatever is simulated later."""
+        parts = []
+        for hour in range(0, 24, 24 // PILOT_HOURS):
+            moment = datetime(2025, 10, 1, hour, tzinfo=timezone.utc)
+            rng = generator(self.seed, 4, hour)
+            people = draw_people(self.world, rng, PILOT_ROWS // PILOT_HOURS, moment)
+            parts.append(scores(draw_impressions(self.world, people, rng), self.effects, self.law))
+        buy, spend = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return calibrate(buy, spend)
+
+    def impressions(self, moment: datetime) -> tuple[Impressions, Truth]:
+        """The impressions of one hour with what the law says of them."""
+        rng = generator(self.seed, 5, self.rows_per_hour, _hour_number(moment))
+        people = draw_people(self.world, rng, rows_in_hour(self.rows_per_hour, moment.hour), moment)
+        hour = draw_impressions(self.world, people, rng)
+        return hour, truth_of(*scores(hour, self.effects, self.law), self.calibration)
+
+    def hour(self, moment: datetime) -> tuple[pa.Table, pa.Table]:
+        """One hour as (impressions with labels, truth), in the published column order."""
+        hour, truth = self.impressions(moment)
+        rng = generator(self.seed, 6, LAWS.index(self.law), self.rows_per_hour, _hour_number(moment))
+        labels = draw_labels(rng, hour, truth, self.calibration.shape)
+        columns = self._arrow.columns(hour)
+        for name in LABEL_NAMES:
+            columns[name] = pa.array(labels[name], from_pandas=True).cast(ARROW_TYPES[BY_NAME[name].type])
+        columns["row_id"] = row_ids(self.seed, _hour_number(moment), len(truth.p))
+        known = {
+            "row_id": columns["row_id"],
+            "p": truth.p,
+            "oracle_log": truth.oracle[7],
+            "oracle_log_d14": truth.oracle[14],
+            "oracle_log_d28": truth.oracle[28],
+            "revenue": labels["iap_revenue_d7"],
+            "revenue_d14": labels["iap_revenue_d14"],
+            "revenue_d28": labels["iap_revenue_d28"],
+        }
+        return pa.table({name: columns[name] for name in facts.COLUMN_ORDER}), pa.table(known)
+
+    def describe(self) -> dict[str, Any]:
+        """Seed, law and every constant of it, as JSON."""
+        return {
+            "seed": self.seed,
+            "law": self.law,
+            "rows_per_hour": self.rows_per_hour,
+            "marginals": facts.SOURCE,
+            "calibration": asdict(self.calibration),
+            "signals": [asdict(signal) for signal in SIGNALS],
+        }
+
+
+def _hour_number(moment: datetime) -> int:
+    return int(moment.timestamp()) // 3600
+
+
+def rows_in_hour(rows_per_hour: int, hour: int) -> int:
+    """Rows of an hour of day: 20 % more in the evening than on average, 20 % less at night; 24 hours add up exactly."""
+
+    def until(h: int) -> float:
+        return rows_per_hour * (h - 0.2 * (np.cos(2 * np.pi * (h - 14) / 24) - np.cos(2 * np.pi * -14 / 24)) * 24 / (2 * np.pi))
+
+    return round(until(hour + 1)) - round(until(hour))
+
+
+_HEX = np.frombuffer("".join(f"{i:02x}" for i in range(256)).encode(), np.uint8).reshape(256, 2)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: a bijection of 64-bit integers."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def row_ids(seed: int, hour_number: int, n: int) -> pa.Array:
+    """UUID-shaped ids (version 4), unique within a seed: eight of their bytes are a bijection of (hour, row)."""
+    counter = (np.uint64(hour_number) << np.uint64(24)) | np.arange(n, dtype=np.uint64)
+    salt = np.uint64(int.from_bytes(hashlib.sha256(f"row ids {seed}".encode()).digest()[:8], "big"))
+    unique = _mix(counter ^ salt).astype(">u8").view(np.uint8).reshape(n, 8)
+    filler = _mix(_mix(counter) + salt).astype(">u8").view(np.uint8).reshape(n, 8)
+    raw = np.concatenate([unique[:, :6], filler[:, :6], filler[:, 6:], unique[:, 6:]], axis=1)
+    raw[:, 6] = raw[:, 6] & 0x0F | 0x40
+    raw[:, 8] = raw[:, 8] & 0x3F | 0x80
+    text = np.full((n, 36), ord("-"), np.uint8)
+    letters = np.delete(np.arange(36), [8, 13, 18, 23])
+    text[:, letters] = _HEX[raw].reshape(n, 32)
+    offsets = np.arange(n + 1, dtype=np.int32) * 36
+    return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(text))
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A path to write to; the file appears under ``path`` only when the block ends without error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _string_leaves(schema: pa.Schema) -> list[str]:
+    """Parquet paths of the columns worth a dictionary: everything that is text but the row id."""
+    paths = []
+    for column in schema:
+        logical = BY_NAME[column.name].type
+        if column.name == "row_id":
+            continue
+        if logical == "string":
+            paths.append(column.name)
+        elif logical.startswith("list"):
+            paths.append(f"{column.name}.list.element")
+        elif logical.startswith("map"):
+            paths.append(f"{column.name}.key_value.key")
+            if logical.startswith("map<string,map"):
+                paths.append(f"{column.name}.key_value.value.key_value.key")
+    return paths
+
+
+def simulate(
+    out: Path,
+    *,
+    train_days: int = 6,
+    test_days: int = 2,
+    rows_per_hour: int = 600,
+    seed: int = 0,
+    law: LawName = "additive",
+    first_day: str = "2025-10-01",
+    gap_days: int = GAP_DAYS,
+    progress: Callable[[int, int], None] | None = None,
+) -> SimulationSummary:
+    """Write simulated impressions in the real layout, with their truth.
+
+    ``out/train/datetime=YYYY-MM-DD-HH-00/part-00000-<8 hex>.c000.snappy.parquet`` and the same under ``out/test``
+    (without label columns), ``out/truth/{train,test}.parquet`` (``row_id``, ``p``, ``oracle_log`` = E[log1p(revenue) |
+    row] for 7, 14 and 28 days, revenues in USD) and ``out/truth/law.json``. The test days follow ``gap_days`` after the
+    training days. Memory is bounded by one hour.
+
+    The bytes of an hour depend only on (seed, law, rows_per_hour, hour). ``progress(done, total)`` is called after each
+    hour. Raises `DataError` if ``out`` holds hours or parts of another simulation.
+    """
+    out = Path(out)
+    try:
+        start = date.fromisoformat(first_day)
+    except ValueError:
+        raise ConfigError(f"first_day: expected YYYY-MM-DD, found {first_day!r}") from None
+    if train_days < 1 or test_days < 0 or gap_days < 0:
+        raise ConfigError(f"expected train_days >= 1, test_days >= 0, gap_days >= 0, found {train_days}, {test_days}, {gap_days}")
+    days = {
+        "train": [start + timedelta(days=i) for i in range(train_days)],
+        "test": [start + timedelta(days=train_days + gap_days + i) for i in range(test_days)],
+    }
+    simulator = Simulator(seed, law, rows_per_hour)
+    planned = {split: {_hour_path(simulator, out / split, moment): moment for moment in _hours(days[split])} for split in days}
+    _refuse_foreign_files(out, {path for paths in planned.values() for path in paths})
+
+    total, done, size = sum(map(len, planned.values())), 0, 0
+    rows = dict.fromkeys(planned, 0)
+    for split, paths in planned.items():
+        if not paths:
+            continue
+        with _published(out / "truth" / f"{split}.parquet") as truth_path:
+            writer: pq.ParquetWriter | None = None
+            for path, moment in paths.items():
+                impressions, truth = simulator.hour(moment)
+                if split == "test":
+                    impressions = impressions.drop_columns(list(LABEL_NAMES))
+                with _published(path) as beside:
+                    pq.write_table(impressions, beside, compression="snappy", store_schema=False, use_dictionary=_string_leaves(impressions.schema))
+                size += path.stat().st_size
+                writer = writer or pq.ParquetWriter(truth_path, truth.schema, compression="snappy", use_dictionary=False)
+                writer.write_table(truth)
+                rows[split] += impressions.num_rows
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            assert writer is not None
+            writer.close()
+    with _published(out / "truth" / "law.json") as law_path:
+        law_path.write_text(json.dumps(simulator.describe(), indent=1, sort_keys=True) + "\n")
+    return SimulationSummary(
+        out=out,
+        seed=seed,
+        law=law,
+        train_days=tuple(map(str, days["train"])),
+        test_days=tuple(map(str, days["test"])),
+        train_rows=rows["train"],
+        test_rows=rows["test"],
+        files=total,
+        bytes=size,
+    )
+
+
+def _hours(days: list[date]) -> Iterator[datetime]:
+    for day in days:
+        for hour in range(24):
+            yield datetime(day.year, day.month, day.day, hour, tzinfo=timezone.utc)
+
+
+def _hour_path(simulator: Simulator, root: Path, moment: datetime) -> Path:
+    name = f"{simulator.seed} {simulator.law} {simulator.rows_per_hour} {_hour_number(moment)}"
+    part = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return root / f"datetime={moment:%Y-%m-%d-%H-00}" / f"part-00000-{part}.c000.snappy.parquet"
+
+
+def _refuse_foreign_files(out: Path, planned: set[Path]) -> None:
+    """Two simulations in one folder would be read as one data set."""
+    for split in ("train", "test"):
+        for path in sorted((out / split).glob("datetime=*/*.parquet")):
+            if path not in planned:
+                raise DataError(f"{path}: belongs to another simulation (expected none or this one's); choose an empty folder or delete {out}")
