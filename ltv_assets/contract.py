@@ -300,6 +300,7 @@ RELATIONS: dict[str, tuple[OutputColumn, ...]] = {
     "buyer_gating": _STAGE_METRICS,
     "revenue_regressor": _STAGE_METRICS,
     "stacker": _STAGE_METRICS,
+    "served_model": _STAGE_METRICS,
     "holdout_metrics": (
         _WINDOW_KEY,
         OutputColumn("metric", "VARCHAR", "name of the figure"),
@@ -339,6 +340,7 @@ ASSET_NAMES: tuple[str, ...] = (
     "revenue_regressor",
     "stacker",
     "holdout_metrics",
+    "served_model",
     "predictions",
     "submission",
 )

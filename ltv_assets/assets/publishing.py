@@ -1,0 +1,116 @@
+"""What every asset does around its one call into the core: verify inputs, publish atomically, describe what it made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets.contract import RELATIONS, OutputColumn
+from ltv_assets.errors import LtvError, TransientError
+from ltv_assets.lineage import CODE_VERSIONS
+from ltv_assets.project import Project
+from ltv_assets.resources import CatalogueResource, ProjectResource
+from ltv_assets.storage.manifest import Manifest
+
+OWNERS = ["team:ltv"]
+RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+
+Fill = Callable[[Path], Mapping[str, int | None]]
+
+
+@contextmanager
+def readable_failures() -> Iterator[None]:
+    """Turn the project's errors into Dagster failures with one message; only transient ones may be retried."""
+    try:
+        yield
+    except TransientError as error:
+        raise dg.Failure(str(error), allow_retries=True) from error
+    except LtvError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+
+@dataclass
+class Publication:
+    """One asset partition being made: the opened project, its verified inputs, and a stopwatch."""
+
+    project: Project
+    catalogue: CatalogueResource
+    asset: str
+    key: str
+    inputs: dict[str, str]
+    started: float
+
+    @classmethod
+    def begin(cls, resource: ProjectResource, catalogue: CatalogueResource, asset: str, key: str) -> Publication:
+        """Open the project and verify that every input is fresh and passed its checks.
+
+        Raises StaleError naming the input at fault and the command that repairs it.
+        """
+        project = resource.open()
+        project.warehouse.writable()
+        return cls(project, catalogue, asset, key, project.lineage().require_ready(asset, key), time.perf_counter())
+
+    def publish(self, fill: Fill, facts: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None) -> Manifest:
+        """Write the partition and show it in the catalogue; a locked catalogue is left to the next sync."""
+        manifest = self.project.warehouse.write(
+            self.asset,
+            self.key,
+            fill,
+            code_version=CODE_VERSIONS[self.asset],
+            config=self.project.lineage().config_hash(self.asset, self.key),
+            inputs=self.inputs,
+            facts=facts,
+        )
+        try:
+            self.catalogue.sync(self.project)
+        except TransientError as error:
+            dg.get_dagster_logger().warning(str(error))
+        return manifest
+
+    def result(self, manifest: Manifest, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult:
+        """The materialization: rows, bytes, seconds and whatever the asset adds."""
+        seconds = time.perf_counter() - self.started
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": manifest.rows,
+                "seconds": round(seconds, 3),
+                "bytes": manifest.size_bytes,
+                "content_fingerprint": manifest.fingerprint,
+                "path": dg.MetadataValue.path(str(self.project.warehouse.folder(self.asset, self.key))),
+                **(metadata or {}),
+            },
+            data_version=dg.DataVersion(manifest.fingerprint),
+        )
+
+
+def column_schema(columns: tuple[OutputColumn, ...]) -> dg.TableSchema:
+    """Columns of a relation as the UI shows them."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(c.name, c.type, description=c.description + (f" [{c.unit}]" if c.unit else "")) for c in columns]
+    )
+
+
+def definition_metadata(asset: str) -> dict[str, Any]:
+    """Static metadata of an asset: its columns, and its relation in the catalogue."""
+    return {"dagster/column_schema": column_schema(RELATIONS[asset]), "dagster/table_name": f"ltv.main.{asset}"}
+
+
+def markdown_table(rows: list[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Rows as a Markdown table; a short sentence when there is none."""
+    if not rows:
+        return dg.MetadataValue.md("nothing to show")
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row[n]) for n in names) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,87 @@
+"""One opened project: the configuration in force, the days it knows, its feature registry and its warehouse.
+
+The command line and the Dagster resource open the same object, so both paths compute the same thing. It holds no
+results; it says where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ltv_assets.config import Config, load_config
+from ltv_assets.contract import OutputColumn
+from ltv_assets.errors import StaleError
+from ltv_assets.horizon import Horizon, discover
+from ltv_assets.lineage import Lineage
+from ltv_assets.storage.catalogue import Connector, sync
+from ltv_assets.storage.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from ltv_assets.features.registry import Registry
+
+
+@dataclass(frozen=True)
+class Project:
+    """Configuration, horizon and warehouse, read together once."""
+
+    config: Config
+    horizon: Horizon
+    warehouse: Warehouse
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Project:
+        """Open what ``LTV_CONFIG``, ``LTV_DATA_ROOT`` and ``LTV_WAREHOUSE`` describe, or the configuration at ``path``.
+
+        Raises ConfigError if the configuration is wrong.
+        """
+        config = load_config(path)
+        return cls(config, discover(config), Warehouse(config.warehouse.root))
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The feature registry of the configuration; raises ConfigError if it is wrong."""
+        from ltv_assets.features.registry import load_registry
+
+        return load_registry(self.config.features)
+
+    def lineage(self) -> Lineage:
+        """A fresh view of what is fresh."""
+        return Lineage(self.config, self.horizon, self.warehouse, self.registry.fingerprint())
+
+    @cached_property
+    def flattened_columns(self) -> tuple[OutputColumn, ...]:
+        """Columns of the relation ``flattened_features``."""
+        from ltv_assets.features.schema import flattened_columns
+
+        return flattened_columns(self.registry)
+
+    def sync_catalogue(self, *, rebuild: bool = False, connect: Connector | None = None) -> dict[str, int]:
+        """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalogue.sync`."""
+        timeout = self.config.warehouse.lock_timeout_seconds
+        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, rebuild=rebuild, connect=connect)
+
+    @property
+    def submission_key(self) -> str:
+        """Partition of the submission: first and last test day. Raises StaleError if there is no test day."""
+        days = self.horizon.test_days
+        if not days:
+            raise StaleError(f"no test day under {self.config.data.root / self.config.data.test_folder}; a submission needs at least one")
+        return f"{days[0]}_{days[-1]}"
+
+    def window_or_last(self, window: date | None) -> date:
+        """``window``, or the newest possible one. Raises StaleError if there is none."""
+        if window is not None:
+            self.horizon.training_days(window)
+            return window
+        last = self.horizon.last_window
+        if last is None:
+            found = ", ".join(str(d) for d in self.horizon.train_days) or "none"
+            raise StaleError(
+                f"no window can be trained: it needs {self.horizon.min_train_days} labelled days before its holdout day, found: {found} "
+                f"under {self.config.data.root}; run `ltv simulate`, or set LTV_DATA_ROOT to a folder with train/ and test/"
+            )
+        return last
