@@ -1,0 +1,257 @@
+"""The feature registry: ``config/features.yaml`` read into one frozen, validated tree.
+
+What belongs here: which columns yield which statistics, the groups that can be switched off, the derived list of
+features with name, unit and description. What does not: how a statistic is computed (``statistics.py``), how SQL is
+assembled (``sql.py``). Next to read: ``config/features.yaml`` itself, then ``sql.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ltv_assets.contract import BY_NAME, NOT_FEATURES
+from ltv_assets.errors import ConfigError
+from ltv_assets.features.statistics import available
+
+SQL_WORDS = frozenset(
+    "and or not case when then else end is null abs coalesce nullif exp ln sqrt log10 pow floor ceil round sin cos between".split()
+)
+"""Functions and keywords an interaction may use besides feature names (not greatest and least: DuckDB's ignore NULL)."""
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Feature(_Frozen):
+    """One output column: its name, the group it belongs to, and what a reader should know about it."""
+
+    name: str
+    group: str
+    unit: str | None
+    description: str
+    categorical: bool = False
+
+
+class Interaction(_Frozen):
+    """A row-wise combination of features, written as one SQL expression over their names."""
+
+    sql: str = Field(min_length=1)
+    unit: str
+    description: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the features the expression refers to, in order of appearance."""
+        words = [w for w in _IDENTIFIER.findall(self.sql) if w.lower() not in SQL_WORDS]
+        return tuple(dict.fromkeys(words))
+
+
+class Overlap(_Frozen):
+    """How much of one list is contained in another."""
+
+    of: str
+    within: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.of}__in_{self.within}"
+
+
+class Group(_Frozen):
+    """Columns that are switched on and off together, and what is made of each."""
+
+    enabled: bool
+    description: str
+    columns: dict[str, tuple[str, ...]] = {}
+    overlaps: tuple[Overlap, ...] = ()
+    indicators: dict[str, tuple[str, ...]] = {}
+    expressions: dict[str, Interaction] = {}
+
+    @field_validator("columns", "indicators", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        return value
+
+    @field_validator("overlaps", mode="before")
+    @classmethod
+    def _overlaps_are_tuples(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Registry(_Frozen):
+    """The whole registry; every name in it has been checked against the contract and the catalogue of statistics."""
+
+    price_tiers: Annotated[tuple[float, ...], Field(min_length=1)]
+    groups: Annotated[dict[str, Group], Field(min_length=1)]
+
+    @field_validator("price_tiers", mode="before")
+    @classmethod
+    def _tiers_are_a_tuple(cls, value: object) -> object:
+        return tuple(float(v) if type(v) is int else v for v in value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Registry:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        problems: list[str] = []
+        if any(b <= a for a, b in zip(self.price_tiers, self.price_tiers[1:], strict=False)):
+            problems.append("price_tiers: expected strictly ascending prices")
+        for group_name, group in self.groups.items():
+            where = f"groups.{group_name}"
+            for column_name, statistics in group.columns.items():
+                problems += _column_problems(f"{where}.columns.{column_name}", column_name, statistics)
+            for overlap in group.overlaps:
+                problems += [
+                    f"{where}.overlaps: {name!r} is not a list column of the contract"
+                    for name in (overlap.of, overlap.within)
+                    if name not in BY_NAME or BY_NAME[name].type != "list<string>"
+                ]
+            for indicator, columns in group.indicators.items():
+                key = f"{where}.indicators.{indicator}"
+                if not _NAME.fullmatch(indicator) or not columns:
+                    problems.append(f"{key}: expected a lower-case name and at least one column")
+                problems += [f"{key}: {name!r} is not a non-label column of the contract" for name in columns if not _is_input(name)]
+            for name, interaction in group.expressions.items():
+                key = f"{where}.expressions.{name}"
+                if not _NAME.fullmatch(name):
+                    problems.append(f"{key}: expected a lower-case name")
+                if ";" in interaction.sql or "--" in interaction.sql:
+                    problems.append(f"{key}: expected one SQL expression")
+                problems += [f"{key}: {word!r} is neither a possible feature nor an allowed function" for word in interaction.inputs if not _is_statistic(word)]
+        names = Counter(feature.name for feature in self._all_features(enabled_only=False))
+        problems += [f"feature {name!r} is declared {count} times" for name, count in names.items() if count > 1]
+        return problems
+
+    def _all_features(self, *, enabled_only: bool) -> list[Feature]:
+        features: list[Feature] = []
+        for group_name, group in self.groups.items():
+            if enabled_only and not group.enabled:
+                continue
+            for column_name, statistics in group.columns.items():
+                column = BY_NAME[column_name] if column_name in BY_NAME else None
+                if column is None or column.is_label:
+                    continue
+                for statistic in statistics:
+                    if (spec := available(column).get(statistic)) is None:
+                        continue
+                    features.append(
+                        Feature(
+                            name=feature_name(column_name, statistic),
+                            group=group_name,
+                            unit=spec.unit or column.unit,
+                            description=f"{spec.description} {column.description}".strip(),
+                            categorical=spec.categorical,
+                        )
+                    )
+            for overlap in group.overlaps:
+                words = f"distinct elements of {overlap.of} that are also in {overlap.within}"
+                features.append(Feature(name=overlap.name, group=group_name, unit="elements", description=f"number of {words}"))
+                features.append(Feature(name=f"{overlap.name}_share", group=group_name, unit="share", description=f"share of {words}"))
+            for indicator, columns in group.indicators.items():
+                features.append(
+                    Feature(name=f"missing__{indicator}", group=group_name, unit="0 or 1", description=f"1 if all of these are missing: {', '.join(columns)}")
+                )
+            for name, interaction in group.expressions.items():
+                features.append(Feature(name=name, group=group_name, unit=interaction.unit, description=interaction.description))
+        return features
+
+    @cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """Every feature of the enabled groups, in the order of the file: the order of the flattened columns."""
+        return tuple(self._all_features(enabled_only=True))
+
+    @property
+    def source_columns(self) -> tuple[str, ...]:
+        """Raw columns that contribute to an enabled feature, in the order of the contract."""
+        used: set[str] = set()
+        for group in self.groups.values():
+            if not group.enabled:
+                continue
+            used.update(group.columns)
+            used.update(name for overlap in group.overlaps for name in (overlap.of, overlap.within))
+            used.update(name for columns in group.indicators.values() for name in columns)
+            used.update(word.split("__", 1)[0] for interaction in group.expressions.values() for word in interaction.inputs)
+        return tuple(name for name in BY_NAME if name in used)
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides the flattened columns' names and values (16 hex digits)."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def feature_name(column: str, statistic: str) -> str:
+    """Return the output name of a column's statistic: ``column__statistic``, or the column's own name for its value."""
+    return column if statistic == "value" else f"{column}__{statistic}"
+
+
+def _is_input(name: str) -> bool:
+    return name in BY_NAME and not BY_NAME[name].is_label and name not in NOT_FEATURES
+
+
+def _is_statistic(name: str) -> bool:
+    column, _, statistic = name.partition("__")
+    if not _is_input(column):
+        return False
+    spec = available(BY_NAME[column]).get(statistic or "value")
+    return spec is not None and not spec.categorical
+
+
+def _column_problems(key: str, name: str, statistics: tuple[str, ...]) -> list[str]:
+    if name in BY_NAME and BY_NAME[name].is_label:
+        return [f"{key}: {name!r} is a label, known only after the impression; it can never be a feature"]
+    if name in NOT_FEATURES:
+        return [f"{key}: {name!r} is never a feature: {NOT_FEATURES[name]}"]
+    if name not in BY_NAME:
+        return [f"{key}: no such column in the contract"]
+    if name == "datetime":
+        return [f"{key}: use hour and weekday, the hour itself is a key"]
+    known = available(BY_NAME[name])
+    if not statistics:
+        return [f"{key}: expected at least one of {', '.join(known)}"]
+    return [f"{key}: unknown statistic {s!r} for {BY_NAME[name].type}; expected one of {', '.join(known)}" for s in statistics if s not in known]
+
+
+def load_registry(path: Path) -> Registry:
+    """Read and validate a registry file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or names a column, statistic or key that does not exist.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the feature registry: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys price_tiers and groups, found {type(tree).__name__}")
+    tree.pop("x-statistics", None)
+    try:
+        return Registry.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "registry"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {key}: {message}{more}") from error

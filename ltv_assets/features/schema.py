@@ -1,0 +1,55 @@
+"""The flattened columns: names, Arrow types, and role, unit and description as field metadata.
+
+What belongs here: the one schema every flattened day shares, and the lists other rooms select columns by. What does
+not: values. Next to read: ``flatten.py``, which writes exactly this schema.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from ltv_assets.contract import BY_NAME
+from ltv_assets.features.registry import Feature, Registry
+from ltv_assets.features.sql import STORED_LABELS
+
+CATEGORICAL = pa.dictionary(pa.int32(), pa.string())
+_LABEL_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64()}
+
+
+def flattened_schema(registry: Registry) -> pa.Schema:
+    """Return the schema of a flattened day: keys, labels, features, each field with ``role``, ``unit`` and ``description``."""
+    fields = [
+        _field("row_id", pa.string(), "key", BY_NAME["row_id"].unit, BY_NAME["row_id"].description),
+        _field("datetime", CATEGORICAL, "key", BY_NAME["datetime"].unit, BY_NAME["datetime"].description),
+    ]
+    fields += [_field(n, _LABEL_TYPES[BY_NAME[n].type], "label", BY_NAME[n].unit, BY_NAME[n].description) for n in STORED_LABELS]
+    fields += [_field(f.name, _feature_type(f), "feature", f.unit, f.description) for f in registry.features]
+    return pa.schema(fields, metadata={"registry": registry.fingerprint()})
+
+
+def feature_names(registry: Registry) -> list[str]:
+    """Return the names of all features, in the order of the flattened columns."""
+    return [feature.name for feature in registry.features]
+
+
+def categorical_names(registry: Registry) -> list[str]:
+    """Return the names of the features that are categories (text), in the order of the flattened columns."""
+    return [feature.name for feature in registry.features if feature.categorical]
+
+
+def column_table(registry: Registry) -> list[tuple[str, str, str, str]]:
+    """Return (name, type, unit, description) of every flattened column, for table schemas and the data dictionary."""
+    rows = []
+    for field in flattened_schema(registry):
+        metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
+        kind = "category" if field.type == CATEGORICAL else str(field.type)
+        rows.append((field.name, kind, metadata["unit"], metadata["description"]))
+    return rows
+
+
+def _feature_type(feature: Feature) -> pa.DataType:
+    return CATEGORICAL if feature.categorical else pa.float32()
+
+
+def _field(name: str, kind: pa.DataType, role: str, unit: str | None, description: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"role": role, "unit": unit or "", "description": description})
