@@ -1,0 +1,130 @@
+"""The base learners under the stacker, each as a score in log1p USD.
+
+What belongs here: fitting linear models, random forest and gradient boosting, and lining their scores up with those of the
+stages before. What does not: blending (``stacker``). Next to read: ``stacker``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ltv_assets.config import ForestConfig, ModelsConfig
+from ltv_assets.modeling.design import Design, Matrix, Split
+from ltv_assets.modeling.linear import LinearModels, Penalties, choose_penalties, fit_linear
+from ltv_assets.modeling.serialization import Files, from_json, to_json
+from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params
+from ltv_assets.modeling.window import Floats
+
+STAGE_COMPONENTS: tuple[str, ...] = ("two_part", "reference")
+"""Scores that earlier stages supply: probability x log revenue, and the pinned reference."""
+BASE_COMPONENTS: tuple[str, ...] = ("linear", "elastic_net", "forest", "boosting")
+"""Scores of the base learners fitted here."""
+COMPONENTS: tuple[str, ...] = STAGE_COMPONENTS + BASE_COMPONENTS
+
+SMALLEST_SCORE = 1e-6
+"""Scores enter the boosting's log link no smaller than this."""
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """What later time decided about the base learners; reused for folds, final fits and refits."""
+
+    penalties: Penalties
+    boosting_rounds: int
+
+
+@dataclass(eq=False)
+class BaseLearners:
+    """Linear models, random forest, gradient boosting; fitted on the same rows."""
+
+    linear: LinearModels
+    forest: TreeModel
+    boosting: TreeModel
+    log_max: float
+
+    def scores(self, matrix: Matrix) -> Floats:
+        """Log1p scores (n, 4) in the order of BASE_COMPONENTS, each within [0, largest log1p revenue]."""
+        two_part, direct = self.linear.scores(matrix.values)
+        forest = self.forest.predict(matrix.values)
+        boosting = np.exp(np.clip(self.boosting.predict(matrix.values, start=_log(two_part)), -50.0, 50.0))
+        return np.clip(np.column_stack([two_part, direct, forest, boosting]), 0.0, self.log_max)
+
+    def to_files(self) -> Files:
+        """Linear coefficients as JSON, boosters as text."""
+        return {
+            "linear.json": to_json(self.linear.to_dict() | {"log_max": self.log_max}),
+            **self.forest.to_files("forest"),
+            **self.boosting.to_files("boosting"),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> BaseLearners:
+        """Inverse of ``to_files``."""
+        state = from_json(files, "linear.json")
+        return cls(
+            LinearModels.from_dict(state),
+            TreeModel.from_files(files, "forest"),
+            TreeModel.from_files(files, "boosting"),
+            float(state["log_max"]),
+        )
+
+
+def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer) -> BaseSettings:
+    """Penalties of the linear models and trees of the boosting, on the stopping rows."""
+    split, log_revenue = design.stopping, design.aux.log_d7
+    own, later = log_revenue[split.train_rows], log_revenue[split.held_rows]
+    penalties = choose_penalties(split.train, own, split.held, later, models.linear)
+    linear = fit_linear(split.train, own, models.linear, penalties)
+    start, later_start = (_log(linear.scores(m.values)[0]) for m in (split.train, split.held))
+    metrics = {"rmsle": lambda raw: float(np.sqrt(np.mean((np.exp(np.clip(raw, -50.0, 50.0)) - later) ** 2)))}
+    params = _boosting_params(models)
+    rounds, _ = trainer.choose_rounds(
+        split.train, own, params, models.boosting, split.held, metrics, start=start, later_start=later_start
+    )
+    return BaseSettings(penalties, rounds)
+
+
+def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:
+    """Fit all base learners on one set of rows.
+
+    The boosting learns log1p(revenue) with a Poisson likelihood and log link, starting from the logarithm of the linear
+    two-part score: it adds what a product of lines cannot express, and adds nothing where there is nothing.
+    """
+    linear = fit_linear(matrix, log_revenue, models.linear, settings.penalties)
+    forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
+    start = _log(linear.scores(matrix.values)[0])
+    boosting = trainer.train(matrix, log_revenue, _boosting_params(models), settings.boosting_rounds, start=start)
+    return BaseLearners(linear, forest, boosting, float(log_revenue.max(initial=0.0)))
+
+
+def base_out_of_fold(design: Design, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> Floats:
+    """Held-out scores (auxiliary rows, 4) of the base learners."""
+
+    def fit(split: Split) -> Floats:
+        own = design.aux.log_d7[split.train_rows]
+        return fit_base(split.train, own, models, settings, trainer).scores(split.held)
+
+    return design.out_of_fold(fit)
+
+
+def _log(score: Floats) -> Floats:
+    return np.log(np.maximum(score, SMALLEST_SCORE))
+
+
+def _boosting_params(models: ModelsConfig) -> Params:
+    return booster_params(models.boosting, "poisson")
+
+
+def _forest_params(config: ForestConfig) -> Params:
+    return {
+        "objective": "regression",
+        "boosting": "rf",
+        "num_leaves": config.num_leaves,
+        "min_data_in_leaf": config.min_data_in_leaf,
+        "bagging_fraction": config.bagging_fraction,
+        "bagging_freq": 1,
+        "feature_fraction": config.feature_fraction,
+    }

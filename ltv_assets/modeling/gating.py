@@ -1,0 +1,310 @@
+"""What may be said at most, and what is said to be zero.
+
+What belongs here: the stage ``buyer_gating`` (cap, whale classifier and rule, the zero rate to be met and a provisional
+cut-off) and the final gate, which the stacker's stage adds once final scores exist. What does not: applying them to rows
+(``scoring``). Next to read: ``regressor``.
+
+Two steps, because they know different things. ``buyer_gating`` runs before any revenue is predicted: it fixes the cap, the
+whale rule and *which share* of rows is to be zero, with a cut-off on the probability that would meet it. The cheapest rows
+to gate are those with the smallest final ``score`` (the cost of a gate in MSLE is exactly ``mean(score^2 * 1{gated})``), and
+that score exists only after the stacker; so ``score_gate.json`` holds the cut-off that is applied, together with the hashes
+of every model it was fitted with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from ltv_assets.config import GatingConfig, ModelsConfig
+from ltv_assets.errors import ModelFileError
+from ltv_assets.modeling.calibration import top_rows, upper_bound
+from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
+from ltv_assets.modeling.design import Design, Matrix, Split
+from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
+from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
+from ltv_assets.modeling.window import Floats
+
+SCHEMA_VERSION = 1
+MIN_WHALES = 20
+"""With fewer whales in the window there is nothing to learn: the whale probability is their share and no rule is made."""
+MIN_FLAGGED = 20
+"""A whale rule must flag at least this many out-of-fold rows to be trusted."""
+
+
+@dataclass(eq=False)
+class BuyerGating:
+    """Result of the stage. ``whale_cutoff`` None: no rule. ``oof``: ``whale_probability``, ``capped_probability``."""
+
+    window: dict[str, str]
+    classifier_digest: str
+    zero_rate: str
+    cap: float
+    target_zero_rate: float
+    probability_cutoff: float | None
+    whale_usd: float
+    whale_rate: float
+    whale_model: TreeModel | None
+    whale_cutoff: float | None
+    rounds: int
+    summary: dict[str, float]
+    oof: Arrays = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+    def whale_probability(self, matrix: Matrix) -> Floats:
+        """P(revenue >= whale_usd), (n,)."""
+        if self.whale_model is None:
+            return np.full(len(matrix), self.whale_rate)
+        return sigmoid(self.whale_model.predict(matrix.values))
+
+    def likely_whale(self, whale_probability: Floats) -> NDArray[np.bool_]:
+        """Rows that are never gated to zero, (n,)."""
+        if self.whale_cutoff is None:
+            return np.zeros(len(whale_probability), dtype=bool)
+        return whale_probability >= self.whale_cutoff
+
+    def to_files(self) -> Files:
+        """The whale booster, ``buyer_threshold.json`` and ``buyer_gating.json``."""
+        booster = {} if self.whale_model is None else self.whale_model.to_files("whale_booster")
+        shared = {
+            "schema_version": SCHEMA_VERSION,
+            "window": self.window,
+            "models": {"buyer_classifier": self.classifier_digest, "whale_classifier": digest(booster)},
+        }
+        threshold = {
+            **shared,
+            "zero_rate": self.zero_rate,
+            "target_zero_rate": self.target_zero_rate,
+            "probability_cutoff": self.probability_cutoff,
+            "applied": "the score cut-off in the stacker's score_gate.json, fitted to target_zero_rate",
+        }
+        gating = {
+            **shared,
+            "probability_cap": self.cap,
+            "probability_cutoff": self.probability_cutoff,
+            "whale": {"revenue_usd": self.whale_usd, "rate": self.whale_rate, "probability_cutoff": self.whale_cutoff, "rounds": self.rounds},
+            **self.summary,
+        }
+        return {**booster, "buyer_threshold.json": to_json(threshold), "buyer_gating.json": to_json(gating)}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], oof: Arrays | None = None) -> BuyerGating:
+        """Inverse of ``to_files``; raises ModelFileError when the two JSON files disagree or belong to another booster."""
+        threshold, gating = from_json(files, "buyer_threshold.json"), from_json(files, "buyer_gating.json")
+        for name, content in (("buyer_threshold.json", threshold), ("buyer_gating.json", gating)):
+            if content.get("schema_version") != SCHEMA_VERSION:
+                raise ModelFileError(f"{name}: expected schema_version {SCHEMA_VERSION}, found {content.get('schema_version')}; train again")
+        booster = {name: content for name, content in files.items() if name.startswith("whale_booster")}
+        if threshold["models"] != gating["models"] or threshold["window"] != gating["window"]:
+            raise ModelFileError("buyer_threshold.json and buyer_gating.json belong to different models; materialize buyer_gating again")
+        if gating["models"]["whale_classifier"] != digest(booster):
+            raise ModelFileError("buyer_gating.json: the whale classifier beside it is not the one it was fitted with; materialize it again")
+        whale = gating["whale"]
+        known = {"schema_version", "window", "models", "probability_cap", "probability_cutoff", "whale"}
+        return cls(
+            window=gating["window"],
+            classifier_digest=gating["models"]["buyer_classifier"],
+            zero_rate=threshold["zero_rate"],
+            cap=float(gating["probability_cap"]),
+            target_zero_rate=float(threshold["target_zero_rate"]),
+            probability_cutoff=threshold["probability_cutoff"],
+            whale_usd=float(whale["revenue_usd"]),
+            whale_rate=float(whale["rate"]),
+            whale_model=TreeModel.from_files(files, "whale_booster") if booster else None,
+            whale_cutoff=whale["probability_cutoff"],
+            rounds=int(whale["rounds"]),
+            summary={k: v for k, v in gating.items() if k not in known},
+            oof=dict(oof or {}),
+        )
+
+
+def fit_buyer_gating(
+    design: Design, classifier: BuyerClassifier, models: ModelsConfig, whale_quantile: float, trainer: Trainer, rounds: int | None = None
+) -> BuyerGating:
+    """Fit the stage from the classifier's out-of-fold probabilities.
+
+    ``whale_quantile``: payers from this quantile of revenue on are whales. ``rounds``: reuse this number of trees.
+    """
+    payer, config = design.aux.payer, models.gating
+    probability = np.asarray(classifier.oof["buyer_probability"], dtype=np.float64)
+    cap = probability_cap(probability, payer, config)
+    capped = np.minimum(probability, cap)
+    whale_usd = float(np.quantile(design.data.d7[design.data.d7 > 0], whale_quantile))
+    model, whale_probability, rounds = _fit_whales(design, whale_usd, models, trainer, rounds)
+    whale_cutoff = None if model is None else _whale_cutoff(whale_probability, payer, config.whale_precision)
+    last = design.folds.last_period
+    target = float(1.0 - payer[last].mean())
+    cutoff, summary = _provisional(capped, payer, design.aux.log_d7, last, target, config)
+    diagnostics = {"probability_cap": cap, "target_zero_rate": target, **summary, "rounds": float(rounds)}
+    whale = (design.aux.d7 >= whale_usd).astype(np.float64)
+    if 0 < whale.sum() < len(whale):
+        diagnostics["whale_auc"] = float(roc_auc_score(whale, whale_probability))
+    return BuyerGating(
+        window={"first": design.data.period_names[0], "last": design.data.period_names[-1]},
+        classifier_digest=digest(classifier.to_files()),
+        zero_rate=config.zero_rate,
+        cap=cap,
+        target_zero_rate=target,
+        probability_cutoff=cutoff,
+        whale_usd=whale_usd,
+        whale_rate=float((design.data.d7 >= whale_usd).mean()),
+        whale_model=model,
+        whale_cutoff=whale_cutoff,
+        rounds=rounds,
+        summary=summary,
+        oof={"whale_probability": whale_probability, "capped_probability": capped},
+        diagnostics=diagnostics,
+    )
+
+
+def probability_cap(probability: Floats, payer: Floats, config: GatingConfig) -> float:
+    """Upper confidence bound of the outcome rate in the top bin of out-of-fold probabilities."""
+    top = top_rows(probability, config.cap_share, config.cap_min_rows)
+    return upper_bound(float(payer[top].sum()), len(top), config.cap_confidence)
+
+
+def _fit_whales(
+    design: Design, whale_usd: float, models: ModelsConfig, trainer: Trainer, rounds: int | None
+) -> tuple[TreeModel | None, Floats, int]:
+    """Whale booster, its out-of-fold probabilities and its trees; (None, the constant share, 0) with too few whales."""
+    label, aux_label = (np.asarray(d.d7 >= whale_usd, dtype=np.float64) for d in (design.data, design.aux))
+    if label.sum() < MIN_WHALES:
+        return None, np.full(len(aux_label), float(label.mean())), 0
+    params = booster_params(models.whale_classifier, "binary")
+    if rounds is None:
+        split = design.stopping
+        later = aux_label[split.held_rows]
+        own = aux_label[split.train_rows]
+        metrics = {"log_loss": lambda raw: log_loss(later, raw)}
+        start = log_odds(float(own.mean()))
+        rounds, _ = trainer.choose_rounds(split.train, own, params, models.whale_classifier, split.held, metrics, start=start)
+    oof = design.out_of_fold(lambda split: _held_out_whales(split, aux_label, params, rounds, trainer))
+    model = trainer.train(design.train, label, params, rounds, start=log_odds(float(label.mean())))
+    return model, oof, rounds
+
+
+def _held_out_whales(split: Split, label: Floats, params: Params, rounds: int, trainer: Trainer) -> Floats:
+    own = label[split.train_rows]
+    model = trainer.train(split.train, own, params, rounds, start=log_odds(float(own.mean())))
+    return sigmoid(model.predict(split.held.values))
+
+
+def _whale_cutoff(whale_probability: Floats, payer: Floats, precision: float) -> float | None:
+    """Lowest whale probability from which on at least ``precision`` of the out-of-fold rows pay; None if there is none."""
+    order = np.argsort(-whale_probability, kind="stable")
+    share = np.cumsum(payer[order]) / np.arange(1, len(order) + 1)
+    good = np.flatnonzero(share[MIN_FLAGGED - 1 :] >= precision)
+    return float(whale_probability[order[good[-1] + MIN_FLAGGED - 1]]) if len(good) else None
+
+
+def _provisional(
+    capped: Floats, payer: Floats, log_revenue: Floats, last: NDArray[np.bool_], target: float, config: GatingConfig
+) -> tuple[float | None, dict[str, float]]:
+    """Probability cut-off that meets the target on the last inner day, with its figures.
+
+    The score of a row at this stage is probability x mean log revenue of payers; its gate's cost is in MSLE.
+    """
+    observed = float(1.0 - payer[last].mean())
+    if config.zero_rate == "off":
+        return None, {"observed_zero_rate": observed, "predicted_zero_rate": 0.0, "gate_cost_msle": 0.0}
+    cutoff = float(np.quantile(capped[last], target))
+    gated = capped[last] < cutoff
+    score = capped[last] * float(log_revenue[payer > 0].mean())
+    return cutoff, {
+        "observed_zero_rate": observed,
+        "predicted_zero_rate": float(gated.mean()),
+        "gate_cost_msle": float(np.mean(score**2 * gated)),
+    }
+
+
+@dataclass(frozen=True)
+class ScoreGate:
+    """The gate that is applied: ``score < cutoff``, ties at the cut-off by ``tie_breaker < tie_cutoff``, never a likely whale.
+
+    ``whale_factor`` multiplies the score of likely whales. ``cutoff`` None: no gate.
+    """
+
+    cutoff: float | None
+    tie_cutoff: float
+    whale_factor: float
+    target_zero_rate: float
+    summary: dict[str, float]
+
+    def is_zero(self, score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The verdict for each row, (n,)."""
+        if self.cutoff is None:
+            return np.zeros(len(score), dtype=bool)
+        below = (score < self.cutoff) | ((score == self.cutoff) & (tie_breaker < self.tie_cutoff))
+        return below & ~likely_whale
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "score_cutoff": self.cutoff,
+            "tie_cutoff": self.tie_cutoff,
+            "whale_factor": self.whale_factor,
+            "target_zero_rate": self.target_zero_rate,
+            "summary": self.summary,
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> ScoreGate:
+        """Inverse of ``to_dict``."""
+        return cls(
+            None if state["score_cutoff"] is None else float(state["score_cutoff"]),
+            float(state["tie_cutoff"]),
+            float(state["whale_factor"]),
+            float(state["target_zero_rate"]),
+            dict(state["summary"]),
+        )
+
+
+def fit_score_gate(
+    score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_], log_revenue: Floats, last: NDArray[np.bool_], gating: BuyerGating
+) -> ScoreGate:
+    """The gate on final scores that meets ``gating.target_zero_rate`` on the last inner day's out-of-fold scores.
+
+    score, tie_breaker (the raw log-odds), likely_whale, log_revenue, last: aligned out-of-fold rows.
+    """
+    factor = _whale_factor(score, log_revenue, likely_whale)
+    s, t, w = score[last], tie_breaker[last], likely_whale[last]
+    s = np.where(w, s * factor, s)
+    cutoff, tie_cutoff = None, 0.0
+    if gating.zero_rate == "match":
+        cutoff, tie_cutoff = _matching_cutoff(s, t, w, gating.target_zero_rate)
+    gate = ScoreGate(cutoff, tie_cutoff, factor, gating.target_zero_rate, {})
+    zero = gate.is_zero(s, t, w)
+    y = log_revenue[last]
+    summary = {
+        "observed_zero_rate": float(np.mean(y == 0)),
+        "predicted_zero_rate": float(zero.mean()),
+        "gate_cost_msle": float(np.mean(s**2 * zero)),
+        "rmsle_ungated": float(np.sqrt(np.mean((s - y) ** 2))),
+        "rmsle_gated": float(np.sqrt(np.mean((np.where(zero, 0.0, s) - y) ** 2))),
+    }
+    return ScoreGate(cutoff, tie_cutoff, factor, gating.target_zero_rate, summary)
+
+
+def _matching_cutoff(score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_], target: float) -> tuple[float, float]:
+    """Cut-offs below which the wanted number of rows lies; whales do not count as gated, so others are gated in their place."""
+    wanted = round(target * len(score))
+    candidates = np.flatnonzero(~likely_whale)
+    order = candidates[np.lexsort((tie_breaker[candidates], score[candidates]))]
+    if wanted >= len(order):
+        return (float(np.nextafter(score[order[-1]], np.inf)) if len(order) else 0.0), 0.0
+    first_open = order[wanted]
+    return float(score[first_open]), float(tie_breaker[first_open])
+
+
+def _whale_factor(score: Floats, log_revenue: Floats, likely_whale: NDArray[np.bool_]) -> float:
+    """Least-squares factor of likely whales' scores, shrunk to 1 by as much evidence as MIN_FLAGGED average rows carry."""
+    s, y = score[likely_whale], log_revenue[likely_whale]
+    if len(s) == 0 or not s.any():
+        return 1.0
+    prior = MIN_FLAGGED * float(np.mean(s**2))
+    return float((s @ y + prior) / (s @ s + prior))

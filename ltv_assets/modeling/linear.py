@@ -1,0 +1,284 @@
+"""Linear learners on well-shaped inputs.
+
+What belongs here: the shaping of encoded columns and three linear models on it: logistic regression of the payer flag,
+elastic net of log1p(revenue) among payers, elastic net of log1p(revenue) on all rows. What does not: how they are blended
+(``stacker``). Next to read: ``stacker``.
+
+Why they are here: where effects add up in the log-odds, trees spend thousands of rows to learn a straight line. The two-part
+product ``sigmoid(linear) x linear`` follows such laws with a few hundred coefficients.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import ElasticNet, LogisticRegression
+
+from ltv_assets.config import LinearConfig
+from ltv_assets.modeling.design import FloatMatrix, Matrix
+from ltv_assets.modeling.trees import log_loss, sigmoid
+from ltv_assets.modeling.window import Floats
+
+SKEWED = 1.0
+"""|skewness| beyond which a column enters as its signed log1p."""
+CLIP = 4.0
+"""Shaped values are kept within so many standard deviations."""
+MIN_MISSING, MAX_MISSING = 0.001, 0.999
+"""Columns whose share of gaps lies between these get an indicator of the gap."""
+
+
+def signed_log(x: NDArray[Any]) -> NDArray[Any]:
+    """sign(x) * log1p(|x|): a log that accepts zero and negative values."""
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
+@dataclass(frozen=True, eq=False)
+class Shaper:
+    """Encoded columns to standardised inputs: (signed logs of) numbers, gap indicators, one-hot of frequent categories.
+
+    numeric (c,) column numbers; log (c,) which enter as signed log1p; center, scale (c,); gaps: column numbers that get an
+    indicator; one_hot: (column number, code) pairs, with their standardisation.
+    """
+
+    numeric: NDArray[np.int64]
+    log: NDArray[np.bool_]
+    center: FloatMatrix
+    scale: FloatMatrix
+    gaps: NDArray[np.int64]
+    one_hot: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def fit(cls, matrix: Matrix, config: LinearConfig) -> Shaper:
+        """Learn the shapes from training rows; constant and all-missing columns are dropped."""
+        values = matrix.values
+        codes = set(matrix.categorical)
+        numeric = np.array([j for j in range(values.shape[1]) if j not in codes], dtype=np.int64)
+        x = values[:, numeric].astype(np.float64)
+        present = ~np.isnan(x)
+        log = np.abs(_skewness(x)) > SKEWED
+        x[:, log] = signed_log(x[:, log])
+        center, scale = _moments(x)
+        usable = (scale > 1e-9) & np.isfinite(scale)
+        gaps = _distinct_gaps(present, numeric)
+        one_hot = tuple(pair for j in matrix.categorical for pair in _frequent(values[:, j], j, config))
+        return cls(
+            numeric[usable],
+            log[usable],
+            center[usable].astype(np.float32),
+            scale[usable].astype(np.float32),
+            gaps,
+            one_hot,
+        )
+
+    @property
+    def width(self) -> int:
+        """Number of shaped columns."""
+        return len(self.numeric) + len(self.gaps) + len(self.one_hot)
+
+    def transform(self, values: FloatMatrix) -> FloatMatrix:
+        """Shaped rows (n, width) float32, finite; every row on its own."""
+        out = np.empty((len(values), self.width), dtype=np.float32)
+        c, g = len(self.numeric), len(self.gaps)
+        x = values[:, self.numeric]
+        x[:, self.log] = signed_log(x[:, self.log])
+        x -= self.center
+        x /= self.scale
+        np.clip(x, -CLIP, CLIP, out=x)
+        out[:, :c] = np.where(np.isnan(x), np.float32(0.0), x)
+        out[:, c : c + g] = np.isnan(values[:, self.gaps])
+        for i, (column, code) in enumerate(self.one_hot):
+            out[:, c + g + i] = values[:, column] == code
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "numeric": self.numeric.tolist(),
+            "log": self.log.tolist(),
+            "center": self.center.astype(float).tolist(),
+            "scale": self.scale.astype(float).tolist(),
+            "gaps": self.gaps.tolist(),
+            "one_hot": [list(pair) for pair in self.one_hot],
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Shaper:
+        """Inverse of ``to_dict``."""
+        return cls(
+            np.asarray(state["numeric"], dtype=np.int64),
+            np.asarray(state["log"], dtype=bool),
+            np.asarray(state["center"], dtype=np.float32),
+            np.asarray(state["scale"], dtype=np.float32),
+            np.asarray(state["gaps"], dtype=np.int64),
+            tuple((int(column), float(code)) for column, code in state["one_hot"]),
+        )
+
+
+def _skewness(x: Floats) -> Floats:
+    """Third standardised moment by column, gaps left out; 0 for constant columns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        d = x - np.nanmean(x, axis=0)
+        m2, m3 = np.nanmean(d**2, axis=0), np.nanmean(d**3, axis=0)
+        skew = m3 / m2**1.5
+    return np.where(np.isfinite(skew), skew, 0.0)
+
+
+def _moments(x: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation by column, gaps left out; NaN for columns without a value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(x, axis=0), np.nanstd(x, axis=0)
+
+
+def _distinct_gaps(present: NDArray[np.bool_], numeric: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Columns whose gap pattern is neither trivial nor already another column's: groups go missing together."""
+    share = 1.0 - present.mean(axis=0)
+    seen: set[bytes] = set()
+    kept = []
+    for i in np.flatnonzero((share > MIN_MISSING) & (share < MAX_MISSING)):
+        pattern = np.packbits(present[:, i]).tobytes()
+        if pattern not in seen:
+            seen.add(pattern)
+            kept.append(numeric[i])
+    return np.array(kept, dtype=np.int64)
+
+
+def _frequent(codes: FloatMatrix, column: int, config: LinearConfig) -> list[tuple[int, float]]:
+    """(column, code) of the most frequent codes that cover neither almost none nor almost all rows."""
+    values, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[: config.max_one_hot]
+    low, high = config.min_one_hot_rows, len(codes) - config.min_one_hot_rows
+    return [(column, float(values[i])) for i in sorted(order) if low <= counts[i] <= high]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearModels:
+    """Coefficients of the three linear models on one shaper's columns; the last row of each is the intercept."""
+
+    shaper: Shaper
+    odds: Floats
+    payers: Floats
+    direct: Floats
+    log_range: tuple[float, float]
+
+    def parts(self, values: FloatMatrix) -> tuple[Floats, Floats, Floats]:
+        """(log-odds of paying, log1p revenue if paying, direct log1p score), each (n,)."""
+        shaped = self.shaper.transform(values)
+        scores = [shaped @ w[:-1].astype(np.float32) + w[-1] for w in (self.odds, self.payers, self.direct)]
+        odds, payers, direct = (s.astype(np.float64) for s in scores)
+        return odds, np.clip(payers, *self.log_range), np.clip(direct, 0.0, None)
+
+    def scores(self, values: FloatMatrix) -> tuple[Floats, Floats]:
+        """(two-part score ``p x log revenue``, direct score), each (n,)."""
+        odds, payers, direct = self.parts(values)
+        return sigmoid(odds) * payers, direct
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "shaper": self.shaper.to_dict(),
+            "odds": self.odds.tolist(),
+            "payers": self.payers.tolist(),
+            "direct": self.direct.tolist(),
+            "log_range": list(self.log_range),
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> LinearModels:
+        """Inverse of ``to_dict``."""
+        low, high = state["log_range"]
+        coefficients = (np.asarray(state[k], dtype=np.float64) for k in ("odds", "payers", "direct"))
+        return cls(Shaper.from_dict(state["shaper"]), *coefficients, (float(low), float(high)))
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Chosen on later time: ``c`` of the logistic regression, ``alpha`` of the two elastic nets (per-row penalty)."""
+
+    c: float
+    alpha_payers: float
+    alpha_direct: float
+
+
+ALPHAS_PAYERS = (0.3, 0.1, 0.03, 0.01)
+ALPHAS_DIRECT = (0.03, 0.01, 0.003, 0.001)
+
+
+def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalties: Penalties) -> LinearModels:
+    """Fit the three models with given penalties."""
+    shaper = Shaper.fit(matrix, config)
+    shaped = shaper.transform(matrix.values)
+    payer = log_revenue > 0
+    return LinearModels(
+        shaper,
+        _logistic(shaped, payer, penalties.c),
+        _elastic_net(shaped[payer], log_revenue[payer], penalties.alpha_payers, config.l1_ratio),
+        _elastic_net(shaped, log_revenue, penalties.alpha_direct, config.l1_ratio),
+        _payer_range(log_revenue),
+    )
+
+
+def choose_penalties(matrix: Matrix, log_revenue: Floats, later: Matrix, later_log: Floats, config: LinearConfig) -> Penalties:
+    """Penalties with the lowest loss on later rows: log-loss for the odds, squared error in log1p USD for the others."""
+    shaper = Shaper.fit(matrix, config)
+    shaped, shaped_later = shaper.transform(matrix.values), shaper.transform(later.values)
+    payer, later_payer = log_revenue > 0, later_log > 0
+
+    def odds_loss(c: float) -> float:
+        return log_loss(later_payer.astype(np.float64), _apply(_logistic(shaped, payer, c), shaped_later))
+
+    def payers_loss(alpha: float) -> float:
+        w = _elastic_net(shaped[payer], log_revenue[payer], alpha, config.l1_ratio)
+        return _squared(_apply(w, shaped_later[later_payer]), later_log[later_payer])
+
+    def direct_loss(alpha: float) -> float:
+        return _squared(_apply(_elastic_net(shaped, log_revenue, alpha, config.l1_ratio), shaped_later), later_log)
+
+    return Penalties(
+        min(config.penalties, key=odds_loss) if payer.any() else config.penalties[0],
+        min(ALPHAS_PAYERS, key=payers_loss) if later_payer.any() else ALPHAS_PAYERS[0],
+        min(ALPHAS_DIRECT, key=direct_loss),
+    )
+
+
+def _apply(w: Floats, shaped: FloatMatrix) -> Floats:
+    return (shaped @ w[:-1].astype(np.float32)).astype(np.float64) + w[-1]
+
+
+def _squared(score: Floats, log_revenue: Floats) -> float:
+    return float(np.mean((score - log_revenue) ** 2)) if len(score) else 0.0
+
+
+def _payer_range(log_revenue: Floats) -> tuple[float, float]:
+    """Smallest and largest log1p revenue of payers: a line must not leave what was ever paid."""
+    paid = log_revenue[log_revenue > 0]
+    return (float(paid.min()), float(paid.max())) if len(paid) else (0.0, 0.0)
+
+
+def _logistic(shaped: FloatMatrix, payer: NDArray[np.bool_], c: float) -> Floats:
+    """Ridge-penalised logistic regression by Newton's method; the prior's log-odds when there is one class only."""
+    if payer.all() or not payer.any() or shaped.shape[1] == 0:
+        rate = min(max(float(payer.mean()), 1e-6), 1 - 1e-6)
+        return np.append(np.zeros(shaped.shape[1]), np.log(rate / (1 - rate)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=c, solver="newton-cholesky", max_iter=25, tol=1e-3).fit(shaped, payer)
+    return np.append(model.coef_[0], model.intercept_[0]).astype(np.float64)
+
+
+def _elastic_net(shaped: FloatMatrix, target: Floats, alpha: float, l1_ratio: float) -> Floats:
+    """Elastic net (Zou and Hastie 2005) by coordinate descent on the Gram matrix; the mean when there are too few rows."""
+    if len(target) < 10 or shaped.shape[1] == 0:
+        return np.append(np.zeros(shaped.shape[1]), float(target.mean()) if len(target) else 0.0)
+    model = ElasticNet(alpha=alpha * float(target.std() + 1e-12), l1_ratio=l1_ratio, precompute=True, max_iter=500, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(shaped, target.astype(np.float32))
+    return np.append(model.coef_, model.intercept_).astype(np.float64)

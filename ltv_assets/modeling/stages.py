@@ -1,0 +1,158 @@
+"""The stages of a window in the order of the asset graph; each asset calls exactly one of these functions.
+
+What belongs here: the composition of sampling, folds and stages. What does not: files, partitions, tracking. Next to read:
+``scoring``; ``ltv_model`` runs all stages at once.
+
+Order and what each needs:
+
+    data = prepare_window(X, revenue, period, row_id)
+    context = WindowContext(data, config.models, config.sampling, seed, threads)
+    histos = histos_plan(context)                          asset histos_train (None when switched off)
+    hhistus = hhistus_plan(context)                        asset hhistus_buyers (None when switched off)
+    classifier = buyer_classifier(context, histos)
+    gating = buyer_gating(context, classifier)
+    regressor = revenue_regressor(context, hhistus, gating)
+    stacker = final_stacker(context, classifier, gating, regressor)
+    models = WindowModels(classifier, gating, regressor, stacker)
+
+In a process of its own a stage rebuilds ``context`` from the window's data (encoders are refitted: same rows, same bytes)
+and loads the earlier stages with ``Stage.from_files(files, oof=arrays)``. ``evaluated=`` takes the models of the evaluated
+window and reuses their tree counts: that is how the served model is refitted with the holdout day included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ltv_assets.config import ModelsConfig, SamplingConfig
+from ltv_assets.modeling.classifier import BuyerClassifier, fit_buyer_classifier
+from ltv_assets.modeling.design import Design
+from ltv_assets.modeling.gating import BuyerGating, fit_buyer_gating
+from ltv_assets.modeling.regressor import RevenueRegressor, fit_revenue_regressor
+from ltv_assets.modeling.scoring import WindowModels
+from ltv_assets.modeling.stacker import Stacker, fit_stacker
+from ltv_assets.modeling.trees import Trainer
+from ltv_assets.modeling.window import WindowData, concat_windows
+from ltv_assets.sampling.hhistus import HhistusPlan, plan_hhistus
+from ltv_assets.sampling.histogram import TargetHistogram
+from ltv_assets.sampling.histos import HistosPlan, plan_histos
+
+
+@dataclass(frozen=True)
+class WindowContext:
+    """A window's rows and settings; encodings and folds are made on first use and shared by the stages of one process."""
+
+    data: WindowData
+    models: ModelsConfig
+    sampling: SamplingConfig
+    seed: int = 0
+    threads: int = 2
+
+    @cached_property
+    def design(self) -> Design:
+        """Encoded rows and folds."""
+        return Design(self.data, self.models, self.seed)
+
+    @property
+    def trainer(self) -> Trainer:
+        """Seed and threads of every booster."""
+        return Trainer(self.seed, self.threads)
+
+    @property
+    def histogram(self) -> TargetHistogram:
+        """Bins of the revenue; their range comes from this window's training rows."""
+        return TargetHistogram.from_revenue(self.data.d7, self.sampling.n_bins)
+
+
+def histos_plan(context: WindowContext) -> HistosPlan | None:
+    """HistOS multiplicities in row order, each period planned on its own; None when the configuration says so."""
+    sampling, data = context.sampling, context.data
+    if sampling.classifier == "none":
+        return None
+    bins, multiplicity = np.zeros(len(data), dtype=np.uint8), np.ones(len(data), dtype=np.uint16)
+    for period in range(len(data.period_names)):
+        rows = np.flatnonzero(data.period == period)
+        plan = plan_histos(
+            data.d7[rows],
+            data.hashes[rows],
+            context.histogram,
+            beta=sampling.histos_beta,
+            max_copies=sampling.max_copies,
+            seed=context.seed,
+        )
+        bins[rows], multiplicity[rows] = plan.bin, plan.multiplicity
+    return HistosPlan(bins, multiplicity)
+
+
+def hhistus_plan(context: WindowContext) -> HhistusPlan | None:
+    """HHISTUS keep flags and weights in row order, each period planned on its own; None when the configuration says so."""
+    sampling, data = context.sampling, context.data
+    if sampling.regressor == "none":
+        return None
+    bins, keep = np.zeros(len(data), dtype=np.uint8), np.zeros(len(data), dtype=bool)
+    weight = np.zeros(len(data), dtype=np.float32)
+    for period in range(len(data.period_names)):
+        rows = np.flatnonzero(data.period == period)
+        plan = plan_hhistus(
+            data.d7[rows],
+            data.hashes[rows],
+            context.histogram,
+            beta=sampling.hhistus_beta,
+            whale_quantile=sampling.whale_quantile,
+            seed=context.seed + 1,
+        )
+        bins[rows], keep[rows], weight[rows] = plan.bin, plan.keep, plan.weight
+    return HhistusPlan(bins, keep, weight)
+
+
+def buyer_classifier(context: WindowContext, plan: HistosPlan | None, evaluated: WindowModels | None = None) -> BuyerClassifier:
+    """Who buys."""
+    rounds = evaluated.classifier.rounds if evaluated else None
+    return fit_buyer_classifier(context.design, plan.multiplicity if plan else None, context.models, context.trainer, rounds)
+
+
+def buyer_gating(context: WindowContext, classifier: BuyerClassifier, evaluated: WindowModels | None = None) -> BuyerGating:
+    """What may be said at most, who is a likely whale, which share is to be zero."""
+    rounds = evaluated.gating.rounds if evaluated and evaluated.gating.rounds else None
+    return fit_buyer_gating(context.design, classifier, context.models, context.sampling.whale_quantile, context.trainer, rounds)
+
+
+def revenue_regressor(
+    context: WindowContext, plan: HhistusPlan | None, gating: BuyerGating, evaluated: WindowModels | None = None
+) -> RevenueRegressor:
+    """How much."""
+    return fit_revenue_regressor(context.design, plan, gating, context.models, context.trainer, evaluated.regressor if evaluated else None)
+
+
+def final_stacker(
+    context: WindowContext,
+    classifier: BuyerClassifier,
+    gating: BuyerGating,
+    regressor: RevenueRegressor,
+    evaluated: WindowModels | None = None,
+) -> Stacker:
+    """The final score and its gate."""
+    return fit_stacker(
+        context.design, classifier, gating, regressor, context.models, context.trainer, evaluated.stacker if evaluated else None
+    )
+
+
+def fit_window(context: WindowContext, evaluated: WindowModels | None = None) -> WindowModels:
+    """All stages in order."""
+    classifier = buyer_classifier(context, histos_plan(context), evaluated)
+    gating = buyer_gating(context, classifier, evaluated)
+    regressor = revenue_regressor(context, hhistus_plan(context), gating, evaluated)
+    return WindowModels(classifier, gating, regressor, final_stacker(context, classifier, gating, regressor, evaluated))
+
+
+def refit(evaluated: WindowModels, context: WindowContext, holdout: WindowData) -> WindowModels:
+    """The served model: every stage again on the window and its holdout day, with the evaluated model's tree counts.
+
+    Calibration, cap, blend and gate come from the refit's own out-of-fold scores; the holdout has already been used to
+    measure the evaluated model, whose figures stay those of the window.
+    """
+    together = concat_windows(context.data, holdout)
+    return fit_window(WindowContext(together, context.models, context.sampling, context.seed, context.threads), evaluated)

@@ -1,0 +1,213 @@
+"""LightGBM, reduced to what the stages need.
+
+What belongs here: one way to train a booster (deterministic, on shared bins, starting from a stated score), one way to
+choose its number of trees on later time, one stored form. What does not: targets and their meaning. Next to read:
+``classifier``.
+
+A model is ``start + sum of trees``. The start is stored beside the trees instead of inside them, because LightGBM leaves
+``init_score`` out of its predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+from numpy.typing import NDArray
+
+from ltv_assets.config import BoosterConfig
+from ltv_assets.errors import ModelFileError
+from ltv_assets.modeling.design import FloatMatrix, Matrix
+from ltv_assets.modeling.serialization import Files, from_json, seal_text, to_json, unseal_text
+from ltv_assets.modeling.window import Floats
+
+Params = dict[str, Any]
+Metric = Callable[[Floats, Floats], float]
+Curves = dict[str, list[float]]
+
+
+@dataclass(frozen=True, eq=False)
+class TreeModel:
+    """A fitted booster and its constant start; ``predict`` gives raw scores (log-odds, log mean or log1p USD)."""
+
+    text: str
+    start: float
+    names: tuple[str, ...]
+    threads: int
+    _booster: lgb.Booster = field(repr=False)
+
+    @classmethod
+    def of(cls, text: str, start: float, names: tuple[str, ...], threads: int) -> TreeModel:
+        """Load a verified model text."""
+        return cls(text, start, names, threads, lgb.Booster(model_str=text))
+
+    @property
+    def n_trees(self) -> int:
+        """Trees of the booster."""
+        return int(self._booster.num_trees())
+
+    def predict(self, values: FloatMatrix, start: Floats | float | None = None) -> Floats:
+        """Raw scores (n,); ``start`` replaces the stored constant for models that continue another model's score."""
+        base = self.start if start is None else start
+        if len(values) == 0:
+            return np.zeros(0)
+        if values.shape[1] != len(self.names):
+            raise ModelFileError(f"model expects {len(self.names)} columns, found {values.shape[1]}: it belongs to another encoder")
+        raw = np.asarray(self._booster.predict(values, raw_score=True, num_threads=self.threads), dtype=np.float64)
+        # LightGBM's raw scores of a random forest are sums over trees, not the average that a forest is.
+        return base + (raw / self.n_trees if "\naverage_output\n" in self.text[:2000] else raw)
+
+    def importance(self) -> dict[str, dict[str, float]]:
+        """Total gain and number of splits of each feature that is used."""
+        gain = self._booster.feature_importance("gain")
+        split = self._booster.feature_importance("split")
+        return {n: {"gain": float(g), "split": float(s)} for n, g, s in zip(self.names, gain, split, strict=True) if s > 0}
+
+    def to_files(self, name: str) -> Files:
+        """``<name>.txt`` (sealed LightGBM text) and ``<name>.json`` (start, column names)."""
+        meta = {"start": self.start, "names": list(self.names), "threads": self.threads}
+        return {f"{name}.txt": seal_text(self.text), f"{name}.json": to_json(meta)}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], name: str) -> TreeModel:
+        """Inverse of ``to_files``; raises ModelFileError when a file is missing, torn or altered."""
+        meta = from_json(files, f"{name}.json")
+        return cls.of(unseal_text(files, f"{name}.txt"), float(meta["start"]), tuple(meta["names"]), int(meta["threads"]))
+
+
+def booster_params(config: BoosterConfig, objective: str, **extra: Any) -> Params:
+    """LightGBM parameters of a configured booster."""
+    params: Params = {
+        "objective": objective,
+        "num_leaves": config.num_leaves,
+        "learning_rate": config.learning_rate,
+        "min_data_in_leaf": config.min_data_in_leaf,
+        "feature_fraction": config.feature_fraction,
+        "lambda_l2": config.lambda_l2,
+    }
+    if config.bagging_fraction < 1.0:
+        params |= {"bagging_fraction": config.bagging_fraction, "bagging_freq": 1}
+    return params | extra
+
+
+def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
+    """What makes LightGBM repeat itself bit for bit on one machine."""
+    return {
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": threads,
+        "seed": seed,
+        "max_bin": max_bin,
+        "feature_pre_filter": False,
+        "verbose": -1,
+        "metric": "None",
+    }
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains boosters with one seed and thread count; shared by all stages of a window."""
+
+    seed: int
+    threads: int
+
+    def train(
+        self,
+        matrix: Matrix,
+        label: Floats,
+        params: Params,
+        rounds: int,
+        *,
+        weight: NDArray[Any] | None = None,
+        start: Floats | float | None = None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> TreeModel:
+        """Fit ``rounds`` trees. label, weight and start are those of ``rows`` (row numbers; None means all rows).
+
+        Without a start LightGBM begins at the mean and stores it inside the first tree.
+        """
+        dataset = self._dataset(matrix, label, weight, start, rows)
+        booster = lgb.train(params | fixed_params(self.seed, self.threads, matrix.max_bin), dataset, max(rounds, 1))
+        return self._finished(booster, matrix, start)
+
+    def choose_rounds(
+        self,
+        matrix: Matrix,
+        label: Floats,
+        params: Params,
+        config: BoosterConfig,
+        later: Matrix,
+        metrics: Mapping[str, Callable[[Floats], float]],
+        *,
+        weight: NDArray[Any] | None = None,
+        start: Floats | float | None = None,
+        later_start: Floats | float | None = None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> tuple[int, Curves]:
+        """Number of trees with the lowest first metric on ``later`` rows, and every metric per iteration.
+
+        ``metrics`` map raw scores of the later rows to a loss; the first one stops training after ``patience`` trees
+        without improvement, the others are recorded for pictures.
+        """
+        dataset = self._dataset(matrix, label, weight, start, rows)
+        valid = lgb.Dataset(later.values, label=np.zeros(len(later)), reference=dataset)
+        scores = np.asarray(start if later_start is None else later_start, dtype=np.float64) if start is not None else np.zeros(1)
+
+        def evaluate(raw: Floats, _: lgb.Dataset) -> list[tuple[str, float, bool]]:
+            return [(name, metric(raw + scores), False) for name, metric in metrics.items()]
+
+        curves: dict[str, Curves] = {}
+        booster = lgb.train(
+            params | fixed_params(self.seed, self.threads, matrix.max_bin),
+            dataset,
+            config.max_rounds,
+            valid_sets=[valid],
+            valid_names=["later"],
+            feval=evaluate,
+            callbacks=[lgb.early_stopping(config.patience, first_metric_only=True, verbose=False), lgb.record_evaluation(curves)],
+        )
+        return max(int(booster.best_iteration), 1), {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}
+
+    def _dataset(
+        self, matrix: Matrix, label: Floats, weight: NDArray[Any] | None, start: Floats | float | None, rows: NDArray[np.int64] | None
+    ) -> lgb.Dataset:
+        chosen = np.arange(len(matrix)) if rows is None else rows
+        dataset = matrix.binned().subset(chosen).construct()
+        dataset.set_label(label)
+        if weight is not None:
+            dataset.set_weight(weight)
+        if start is not None:
+            dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(chosen),)).copy())
+        return dataset
+
+    def _finished(self, booster: lgb.Booster, matrix: Matrix, start: Floats | float | None) -> TreeModel:
+        constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
+        return TreeModel.of(booster.model_to_string(), constant, matrix.names, self.threads)
+
+
+def log_odds(probability: float) -> float:
+    """log(p / (1 - p)), finite for 0 and 1."""
+    p = min(max(probability, 1e-6), 1 - 1e-6)
+    return float(np.log(p / (1 - p)))
+
+
+def sigmoid(log_odds: Floats) -> Floats:
+    """1 / (1 + exp(-x)) without overflow."""
+    return np.exp(-np.logaddexp(0.0, -log_odds))
+
+
+def log_loss(label: Floats, odds: Floats) -> float:
+    """Mean negative log-likelihood of 0/1 labels given log-odds."""
+    return float(np.mean(np.logaddexp(0.0, odds) - label * odds))
+
+
+def log_metrics(log_revenue: Floats) -> dict[str, Callable[[Floats], float]]:
+    """RMSLE (root mean squared error in log1p USD) and MAE (USD) of log1p scores against the given rows."""
+    revenue = np.expm1(log_revenue)
+    return {
+        "rmsle": lambda score: float(np.sqrt(np.mean((np.clip(score, 0.0, None) - log_revenue) ** 2))),
+        "mae_usd": lambda score: float(np.mean(np.abs(np.expm1(np.clip(score, 0.0, None)) - revenue))),
+    }

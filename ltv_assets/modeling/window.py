@@ -1,0 +1,177 @@
+"""The rows of a training window, checked once and held in plain arrays.
+
+What belongs here: validation of inputs and labels, ordering of periods, row hashes. What does not: encodings (``design``)
+and fits. Everything after this module may rely on finite, non-negative labels. Next to read: ``folds``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ltv_assets.errors import DataError
+from ltv_assets.sampling.draws import row_hashes
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+HORIZONS: tuple[str, str, str] = ("d7", "d14", "d28")
+
+
+@dataclass(frozen=True)
+class WindowData:
+    """One window's rows in the order they were given.
+
+    X : features by name. revenue : (n, 3) USD for d7, d14, d28; a longer horizon that is absent or immature is NaN.
+    period : (n,) codes 0..P-1 in time order; period_names : their P labels. hashes : (n,) 64-bit hash of each row_id.
+    """
+
+    X: pd.DataFrame
+    revenue: Floats
+    period: Ints
+    period_names: tuple[str, ...]
+    hashes: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    @property
+    def d7(self) -> Floats:
+        """Seven-day revenue in USD, (n,)."""
+        return self.revenue[:, 0]
+
+    @property
+    def payer(self) -> Floats:
+        """1.0 where seven-day revenue is positive, (n,)."""
+        return (self.revenue[:, 0] > 0).astype(np.float64)
+
+    @property
+    def log_d7(self) -> Floats:
+        """log1p of seven-day revenue, (n,)."""
+        return np.log1p(self.revenue[:, 0])
+
+
+def as_frame(X: Any) -> pd.DataFrame:
+    """X as a frame: arrays get the column names x0, x1, ...; frames are returned as they are."""
+    if isinstance(X, pd.DataFrame):
+        return X
+    values = np.asarray(X)
+    if values.ndim != 2:
+        raise ValueError(f"Expected 2D array of features, found {values.ndim}D with shape {values.shape}. Reshape your data.")
+    return pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
+
+
+def prepare_window(X: Any, revenue: Any, period: ArrayLike | None = None, row_id: ArrayLike | None = None) -> WindowData:
+    """Check a window and put it into arrays.
+
+    X : frame of numeric and categorical columns, or a numeric array. revenue : Series or array of D7 revenue, or a frame or
+    mapping with ``d7`` and optionally ``d14``, ``d28`` (also as ``iap_revenue_d7`` ...), in USD. period : orders rows in
+    time, one value a row; None means one period in row order. row_id : identifiers for hash draws; None means positions.
+
+    Raises DataError when labels are NaN, infinite or negative (with counts), when lengths differ, when there is no row,
+    or when nobody in the window paid: a model of revenue would be meaningless.
+    """
+    frame = as_frame(X)
+    n = len(frame)
+    if n == 0:
+        raise DataError("the training window has no rows: check the window's days and filters")
+    labels = revenue_matrix(revenue, n)
+    codes, names = _period_codes(period, n)
+    identifiers = np.arange(n) if row_id is None else _one_per_row(row_id, n, "row_id")
+    if not (labels[:, 0] > 0).any():
+        raise DataError(
+            f"no payer among {n} training rows (revenue d7 is 0 everywhere): a revenue model would be meaningless; "
+            "widen the window or check that labels have matured"
+        )
+    return WindowData(frame, labels, codes, names, row_hashes(identifiers))
+
+
+def revenue_matrix(revenue: Any, n: int) -> Floats:
+    """Labels as (n, 3) USD; absent horizons are NaN. D7 must be complete; longer horizons may be NaN row by row."""
+    columns = _revenue_columns(revenue)
+    out = np.full((n, 3), np.nan)
+    for j, horizon in enumerate(HORIZONS):
+        values = columns.get(horizon)
+        if values is None:
+            continue
+        array = _one_per_row(values, n, f"revenue {horizon}").astype(np.float64)
+        _check_revenue(array, horizon, may_be_missing=j > 0)
+        out[:, j] = array
+    return out
+
+
+def _revenue_columns(revenue: Any) -> dict[str, Any]:
+    if isinstance(revenue, pd.DataFrame | Mapping):
+        known = {name: h for h in HORIZONS for name in (h, f"iap_revenue_{h}")}
+        found = {known[c]: revenue[c] for c in revenue if c in known}
+        if "d7" not in found:
+            raise DataError(f"revenue has no seven-day column: expected 'd7' or 'iap_revenue_d7', found {list(revenue)}")
+        return found
+    array = np.asarray(revenue)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise DataError(f"revenue must be a series of D7 revenue or a frame with d7, d14, d28; found shape {array.shape}")
+    return {"d7": array}
+
+
+def _check_revenue(values: Floats, horizon: str, *, may_be_missing: bool) -> None:
+    missing = 0 if may_be_missing else int(np.isnan(values).sum())
+    infinite, negative = int(np.isinf(values).sum()), int((values < 0).sum())
+    if missing or infinite or negative:
+        raise DataError(
+            f"revenue {horizon}: {missing} NaN, {infinite} infinite and {negative} negative of {len(values)} labels; "
+            "expected finite USD >= 0: quarantine those rows before training"
+        )
+
+
+def _one_per_row(values: Any, n: int, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise DataError(f"{name} must have one value per row: expected shape ({n},), found {array.shape}")
+    return array
+
+
+def _period_codes(period: Any, n: int) -> tuple[Ints, tuple[str, ...]]:
+    if period is None:
+        return np.zeros(n, dtype=np.int64), ("all",)
+    values = _one_per_row(period, n, "period")
+    codes, unique = pd.factorize(values, sort=True)
+    if (codes < 0).any():
+        raise DataError(f"period is missing for {int((codes < 0).sum())} of {n} rows: every row needs its place in time")
+    return codes.astype(np.int64), tuple(str(u) for u in unique)
+
+
+def concat_windows(first: WindowData, second: WindowData) -> WindowData:
+    """Rows of ``first`` followed by those of ``second``; periods are merged by name in sorted order."""
+    names: Sequence[str] = sorted({*first.period_names, *second.period_names})
+    place = {name: i for i, name in enumerate(names)}
+    period = np.concatenate([np.array([place[p] for p in w.period_names], dtype=np.int64)[w.period] for w in (first, second)])
+    return WindowData(
+        X=_concat_frames(first.X, second.X),
+        revenue=np.vstack([first.revenue, second.revenue]),
+        period=period,
+        period_names=tuple(names),
+        hashes=np.concatenate([first.hashes, second.hashes]),
+    )
+
+
+def _concat_frames(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Concatenate by name; category columns with different values are united instead of falling back to object."""
+    missing = [c for c in first.columns if c not in second.columns]
+    if missing:
+        raise DataError(f"the added rows lack the columns {missing[:5]}: both parts of a window need the same features")
+    columns = {}
+    for name in first.columns:
+        a, b = first[name], second[name]
+        if isinstance(a.dtype, pd.CategoricalDtype) and isinstance(b.dtype, pd.CategoricalDtype) and a.dtype != b.dtype:
+            values = pd.api.types.union_categoricals([a, b], ignore_order=True)
+            columns[name] = pd.Series(values)
+        else:
+            columns[name] = pd.concat([a, b], ignore_index=True)
+    return pd.DataFrame(columns)
