@@ -77,6 +77,17 @@ BLOCKING_CHECKS: dict[str, tuple[str, ...]] = {
 }
 """Checks that must have passed on a partition's present content before anything downstream uses it."""
 
+CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
+    "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
+    "rows_reconciled": ("data.max_bad_row_share", "checks.min_rows_per_day"),
+    "zero_rate": ("checks.zero_rate_tolerance",),
+    "rmsle": ("checks.rmsle_max",),
+    "calibration": ("checks.ece_max",),
+    "expected_revenue": ("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"),
+    "drift": ("checks.psi_warn",),
+}
+"""Configured bounds of each check; a verdict given under other bounds does not count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -114,6 +125,12 @@ class Lineage:
             picked[pattern] = self.registry_fingerprint if name == "features" else value
         if asset == "submission" and picked["data.sample_submission"]:
             picked["data.sample_submission"] = hashlib.sha256(Path(picked["data.sample_submission"]).read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+
+    def bounds_hash(self, check: str) -> str:
+        """Hash of the configured bounds one check judges by."""
+        dumped = self.config.model_dump(mode="json")
+        picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in CHECK_BOUNDS.get(check, ())}
         return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
 
     def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
@@ -212,8 +229,8 @@ class Lineage:
         known: dict[str, Verdict] = {v.check: v for v in self.warehouse.verdicts(asset, key)}
         for check in BLOCKING_CHECKS.get(asset, ()):
             verdict = known.get(check)
-            if verdict is None:
-                return Status(asset, key, "stale", f"check {check} has not run")
+            if verdict is None or verdict.bounds != self.bounds_hash(check):
+                return Status(asset, key, "stale", f"check {check} has not run on this content with the present bounds")
             if not verdict.passed:
                 return Status(asset, key, "failed", f"check {check}: {verdict.message}")
         return Status(asset, key, "fresh")

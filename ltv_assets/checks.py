@@ -1,0 +1,380 @@
+"""Asset checks: partitioned, blocking where a bad result must not travel, and remembered in the warehouse.
+
+Every check is a function from (project, partition) to an `Outcome`; `build` wraps each into a Dagster check that also
+records the verdict, because blocking checks stop what is downstream only inside one run. The functions read what was
+published, never what is in memory, so a check can be executed alone, from the UI, at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from ltv_assets.assets.publishing import markdown_table, readable_failures
+from ltv_assets.contract import LABEL_NAMES, RELATIONS
+from ltv_assets.errors import DataError
+from ltv_assets.lineage import BLOCKING_CHECKS
+from ltv_assets.project import Project
+from ltv_assets.resources import ProjectResource, TrackingResource
+from ltv_assets.storage.warehouse import Verdict
+
+MAX_FAILING_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a check found: the verdict, one sentence with the figures, and the rows at fault."""
+
+    passed: bool
+    message: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+CheckFunction = Callable[[Project, str], Outcome]
+
+
+# ------------------------------------------------------------------------------------------------------- raw_partitions
+
+
+def files_readable(project: Project, key: str) -> Outcome:
+    """At least one readable file, not too many quarantined ones, and every hour if the configuration asks for it."""
+    facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
+    bad, good = facts["files_quarantined"], facts["files_good"]
+    share = len(bad) / max(len(bad) + good, 1)
+    rows = [{"file": path, "reason": reason} for path, reason in bad[:MAX_FAILING_ROWS]]
+    figures = {"files_good": good, "files_quarantined": len(bad), "hours_missing": len(facts["missing_hours"])}
+    if good == 0:
+        return Outcome(False, f"day {key}: no readable file, {len(bad)} quarantined; deliver the hours again", figures, rows)
+    limit = project.config.data.max_bad_file_share
+    if share > limit:
+        first = f"{bad[0][0]}: {bad[0][1]}"
+        return Outcome(False, f"day {key}: {share:.0%} of the files are unreadable, more than max_bad_file_share = {limit:.0%}; first: {first}", figures, rows)
+    missing = facts["missing_hours"]
+    if missing and project.config.data.require_all_hours:
+        return Outcome(False, f"day {key}: {len(missing)} of 24 hours are missing (require_all_hours is true); first {missing[0]}", figures, rows)
+    return Outcome(True, f"{good} files readable, {len(bad)} quarantined, {len(missing)} hours missing", figures, rows)
+
+
+def schema_contract(project: Project, key: str) -> Outcome:
+    """Key and label columns are present in every file; other missing columns are read as NULL and named."""
+    facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
+    errors = facts["schema_errors"]
+    figures = {"columns_missing": len(facts["columns_missing"]), "columns_unexpected": len(facts["columns_unexpected"])}
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        return Outcome(False, errors[0] + more, figures, [{"problem": e} for e in errors[:MAX_FAILING_ROWS]])
+    notes = []
+    if facts["columns_missing"]:
+        notes.append(f"{len(facts['columns_missing'])} columns missing and read as NULL: {', '.join(facts['columns_missing'][:5])}")
+    if facts["columns_unexpected"]:
+        notes.append(f"{len(facts['columns_unexpected'])} unexpected columns ignored: {', '.join(facts['columns_unexpected'][:5])}")
+    return Outcome(True, "; ".join(notes) or "every column of the contract is present", figures)
+
+
+def hours_complete(project: Project, key: str) -> Outcome:
+    """All 24 hours are there and none is empty."""
+    facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
+    missing, empty = facts["missing_hours"], facts["empty_hours"]
+    rows = [{"hour": h, "problem": "missing"} for h in missing] + [{"hour": h, "problem": "empty"} for h in empty]
+    if rows:
+        return Outcome(False, f"day {key}: {len(missing)} hours missing, {len(empty)} empty; first {rows[0]['hour']}", {"hours": 24 - len(rows)}, rows)
+    return Outcome(True, "24 hours", {"hours": 24})
+
+
+# --------------------------------------------------------------------------------------------------- flattened_features
+
+
+def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
+    """Rows of the raw files = rows flattened + rows quarantined + rows sampled out; quarantined ones stay few."""
+    raw = project.warehouse.require("raw_partitions", key, "materialize it first").facts["rows"]
+    manifest = project.warehouse.require("flattened_features", key, "materialize it first")
+    facts = manifest.facts
+    quarantined = sum(facts["rows_quarantined"].values())
+    accounted = manifest.rows + quarantined + facts["rows_sampled_out"]
+    figures = {"rows_raw": raw, "rows_flattened": manifest.rows, "rows_quarantined": quarantined, "rows_sampled_out": facts["rows_sampled_out"]}
+    rows = [{"reason": r, "rows": n} for r, n in facts["rows_quarantined"].items()]
+    if raw != accounted:
+        return Outcome(False, f"day {key}: {raw} raw rows but {accounted} accounted for ({raw - accounted} lost)", figures, rows)
+    limit = project.config.data.max_bad_row_share
+    if quarantined > limit * raw:
+        worst = max(facts["rows_quarantined"], key=facts["rows_quarantined"].get)
+        return Outcome(
+            False, f"day {key}: {quarantined} of {raw} rows quarantined, more than max_bad_row_share = {limit:.1%}; most: {worst}", figures, rows
+        )
+    if manifest.rows < project.config.checks.min_rows_per_day:
+        return Outcome(False, f"day {key}: {manifest.rows} rows, fewer than min_rows_per_day = {project.config.checks.min_rows_per_day}", figures, rows)
+    return Outcome(True, f"{raw} rows in, {manifest.rows} out, {quarantined} quarantined", figures, rows)
+
+
+def no_label_among_features(project: Project, key: str) -> Outcome:
+    """No feature column is a label, or derived from one, by role and by name; all labels kept are marked as labels."""
+    found: list[dict[str, Any]] = []
+    features = 0
+    for path in project.warehouse.files("flattened_features", key, verify=False):
+        for column in pq.read_schema(path):
+            role = (column.metadata or {}).get(b"role", b"").decode()
+            features += role == "feature"
+            stem = column.name.split("__")[0]
+            if stem in LABEL_NAMES and role != "label":
+                found.append({"column": column.name, "role": role or "none"})
+            if stem.startswith("retention") or stem == "registration":
+                found.append({"column": column.name, "role": role or "none"})
+    if found:
+        return Outcome(False, f"day {key}: label column {found[0]['column']} stands among the features; rebuild with the shipped registry", {}, found)
+    return Outcome(True, f"{features} features, no label among them", {"features": features})
+
+
+def drift(project: Project, key: str) -> Outcome:
+    """Population stability index of every feature against the newest earlier day."""
+    from ltv_assets.assets.ingestion import shifted_features
+
+    shifted = shifted_features(project, key)
+    if not shifted:
+        return Outcome(True, "no earlier day to compare with")
+    limit = project.config.checks.psi_warn
+    beyond = [row for row in shifted if row["psi"] > limit]
+    figures = {"largest_psi": shifted[0]["psi"], "features_beyond": len(beyond)}
+    if beyond:
+        worst = beyond[0]
+        return Outcome(False, f"day {key}: {len(beyond)} features moved by PSI > {limit:g}, most {worst['feature']} ({worst['psi']:.2f})", figures, beyond[:20])
+    return Outcome(True, f"largest PSI {shifted[0]['psi']:.3f} ({shifted[0]['feature']})", figures)
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+def no_label_in_model(project: Project, key: str) -> Outcome:
+    """No input of the classifier is a label column."""
+    import json
+
+    files = project.warehouse.artifacts("buyer_classifier", key)
+    names = [n for f, data in files.items() if f == "encoder.json" for n in json.loads(data)["feature_names_in"]]
+    found = [{"column": n} for n in names if n.split("__")[0] in LABEL_NAMES]
+    if found:
+        return Outcome(False, f"window {key}: label column {found[0]['column']} is an input of the models", {"inputs": len(names)}, found)
+    return Outcome(bool(names), f"{len(names)} inputs, no label among them", {"inputs": len(names)})
+
+
+def holdout_figures(project: Project, key: str) -> dict[str, dict[str, float | None]]:
+    """{metric: {value, low, high}} of one window's holdout as a whole."""
+    rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist()]
+    return {r["metric"]: {k: r[k] for k in ("value", "low", "high")} for r in rows if r["segment"] == "all"}
+
+
+def _value(figures: dict[str, dict[str, float | None]], metric: str, key: str) -> float:
+    value = figures.get(metric, {}).get("value")
+    if value is None or value != value:
+        raise DataError(f"holdout_metrics {key}: metric {metric} is missing or undefined; materialize holdout_metrics again")
+    return value
+
+
+def zero_rate(project: Project, key: str) -> Outcome:
+    """Predicted zero rate within ``zero_rate_tolerance`` of the observed one on the holdout."""
+    figures = holdout_figures(project, key)
+    observed, predicted = _value(figures, "zero_rate_observed", key), _value(figures, "zero_rate_predicted", key)
+    tolerance = project.config.checks.zero_rate_tolerance
+    gap = abs(predicted - observed)
+    rows = _segments(project, key, ("zero_rate_observed", "zero_rate_predicted"))
+    if project.config.models.gating.zero_rate == "off":
+        return Outcome(True, f"the gate is off; observed zero rate {observed:.4f}", {"observed": observed, "predicted": predicted}, rows)
+    text = f"predicted {predicted:.4f} against observed {observed:.4f} zero rate, gap {gap:.4f}"
+    figure = {"observed": observed, "predicted": predicted, "gap": gap}
+    if gap > tolerance:
+        return Outcome(False, f"window {key}: {text} is more than zero_rate_tolerance = {tolerance:g}", figure, rows)
+    return Outcome(True, text, figure, rows)
+
+
+def rmsle(project: Project, key: str) -> Outcome:
+    """RMSLE of ``ltv_d7`` below its bound, and not worse than the pinned LightGBM reference beyond the paired interval."""
+    figures = holdout_figures(project, key)
+    value, reference = _value(figures, "rmsle", key), _value(figures, "rmsle_reference", key)
+    low = figures["rmsle_minus_reference"]["low"]
+    figure = {"rmsle": value, "rmsle_reference": reference, "rmsle_gated": _value(figures, "rmsle_gated", key), "difference_low": low}
+    rows = _segments(project, key, ("rmsle", "rmsle_reference"))
+    bound = project.config.checks.rmsle_max
+    if value > bound:
+        return Outcome(False, f"window {key}: RMSLE {value:.4f} is above rmsle_max = {bound:g}", figure, rows)
+    if low is not None and low > 0:
+        return Outcome(False, f"window {key}: RMSLE {value:.4f} is worse than the reference's {reference:.4f} beyond noise (interval starts at {low:+.4f})", figure, rows)
+    return Outcome(True, f"RMSLE {value:.4f}, reference {reference:.4f}", figure, rows)
+
+
+def calibration(project: Project, key: str) -> Outcome:
+    """Expected calibration error of ``buyer_probability`` on the holdout."""
+    figures = holdout_figures(project, key)
+    ece, ratio = _value(figures, "ece", key), _value(figures, "mean_p_over_rate", key)
+    bound = project.config.checks.ece_max
+    text = f"ECE {ece:.4f}, mean probability / payer rate {ratio:.3f}"
+    return Outcome(ece <= bound, text if ece <= bound else f"window {key}: {text}; ece_max = {bound:g}", {"ece": ece, "mean_p_over_rate": ratio})
+
+
+def expected_revenue(project: Project, key: str) -> Outcome:
+    """Sum of ``expected_revenue_d7`` against the holdout's capped revenue."""
+    ratio = _value(holdout_figures(project, key), "bias_ratio_capped", key)
+    low, high = project.config.checks.expected_revenue_ratio_min, project.config.checks.expected_revenue_ratio_max
+    text = f"expected / observed capped revenue {ratio:.3f}"
+    return Outcome(low <= ratio <= high, text if low <= ratio <= high else f"window {key}: {text} outside {low:g} .. {high:g}", {"ratio": ratio})
+
+
+def _segments(project: Project, key: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """The given metrics by segment, side by side."""
+    rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist() if r["metric"] in metrics]
+    by_segment: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        by_segment.setdefault(row["segment"], {"segment": row["segment"]})[row["metric"]] = row["value"]
+    return [{"segment": s, **{m: r.get(m, "") for m in metrics}} for s, r in list(by_segment.items())[:40]]
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
+    """One prediction for every flattened row."""
+    flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
+    scored = project.warehouse.require("predictions", key, "materialize it first").rows
+    text = f"{flattened} flattened rows, {scored} predictions"
+    return Outcome(flattened == scored, text if flattened == scored else f"day {key}: {text}", {"rows_flattened": flattened, "rows_scored": scored})
+
+
+def scores_valid(project: Project, key: str) -> Outcome:
+    """Scores are finite and not negative, probabilities at most 1, and longer horizons never below shorter ones."""
+    import duckdb
+
+    files = [str(f) for f in project.warehouse.files("predictions", key, verify=False)]
+    numbers = [c.name for c in RELATIONS["predictions"] if c.type == "DOUBLE"]
+    rules = [f"NOT isfinite({n}) OR {n} IS NULL OR {n} < 0" for n in numbers]
+    rules += ["buyer_probability > 1", "ltv_d7 > ltv_d14", "ltv_d14 > ltv_d28", "predicted_zero AND iap_revenue_d7 <> 0"]
+    with duckdb.connect() as connection:
+        query = f"SELECT * FROM read_parquet(?) WHERE {' OR '.join(f'({r})' for r in rules)} LIMIT {MAX_FAILING_ROWS}"
+        bad = connection.execute(query, [files]).fetch_df().to_dict("records")
+        zero_share = connection.execute("SELECT coalesce(avg(predicted_zero::INT), 0) FROM read_parquet(?)", [files]).fetchone()[0]
+    if bad:
+        return Outcome(False, f"day {key}: invalid scores, first at row_id {bad[0]['row_id']}", {"zero_rate": zero_share}, bad)
+    return Outcome(True, f"all scores valid, predicted zero rate {zero_share:.4f}", {"zero_rate": zero_share})
+
+
+def submission_valid(project: Project, key: str) -> Outcome:
+    """The CSV has one finite, non-negative value for every test row and nothing else, in the right order."""
+    from ltv_assets.submission import validate_submission
+
+    path = project.warehouse.folder("submission", key) / "submission.csv"
+    problems = validate_submission(path, project.config.data.sample_submission, expected=_predicted_files(project))
+    rows = project.warehouse.require("submission", key, "materialize it first").rows
+    if problems:
+        return Outcome(False, f"{path.name}: {problems[0]}", {"rows": rows}, [{"problem": p} for p in problems[:MAX_FAILING_ROWS]])
+    return Outcome(True, f"{rows} rows, every test row once", {"rows": rows})
+
+
+def _predicted_files(project: Project) -> list[Path]:
+    return [f for day in project.horizon.test_days for f in project.warehouse.files("predictions", str(day), verify=False)]
+
+
+# -------------------------------------------------------------------------------------------------------------- wiring
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSpec:
+    """A check before it is bound to Dagster."""
+
+    asset: str
+    name: str
+    function: CheckFunction
+
+    @property
+    def blocking(self) -> bool:
+        """Whether a failure keeps the partition from everything downstream."""
+        return self.name in BLOCKING_CHECKS.get(self.asset, ())
+
+
+CHECKS: tuple[CheckSpec, ...] = (
+    CheckSpec("raw_partitions", "files_readable", files_readable),
+    CheckSpec("raw_partitions", "schema_contract", schema_contract),
+    CheckSpec("raw_partitions", "hours_complete", hours_complete),
+    CheckSpec("flattened_features", "rows_reconciled", flattened_rows_reconciled),
+    CheckSpec("flattened_features", "no_label_among_features", no_label_among_features),
+    CheckSpec("flattened_features", "drift", drift),
+    CheckSpec("buyer_classifier", "no_label_in_model", no_label_in_model),
+    CheckSpec("holdout_metrics", "zero_rate", zero_rate),
+    CheckSpec("holdout_metrics", "rmsle", rmsle),
+    CheckSpec("holdout_metrics", "calibration", calibration),
+    CheckSpec("holdout_metrics", "expected_revenue", expected_revenue),
+    CheckSpec("predictions", "rows_reconciled", predictions_rows_reconciled),
+    CheckSpec("predictions", "scores_valid", scores_valid),
+    CheckSpec("submission", "submission_valid", submission_valid),
+)
+
+
+def run_check(project: Project, spec: CheckSpec, key: str) -> Outcome:
+    """Run one check and remember its verdict for the partition's present content."""
+    outcome = spec.function(project, key)
+    project.warehouse.record_verdict(
+        Verdict(
+            asset=spec.asset,
+            partition=key,
+            check=spec.name,
+            passed=outcome.passed,
+            blocking=spec.blocking,
+            fingerprint=project.warehouse.fingerprint(spec.asset, key) or "",
+            bounds=project.lineage().bounds_hash(spec.name),
+            message=outcome.message,
+            figures=dict(outcome.figures),
+        )
+    )
+    return outcome
+
+
+def _result(outcome: Outcome, blocking: bool) -> dg.AssetCheckResult:
+    figures = {k: v for k, v in outcome.figures.items() if v is not None}
+    return dg.AssetCheckResult(
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
+        description=outcome.message,
+        metadata={**figures, **({"rows": markdown_table(list(outcome.rows))} if outcome.rows else {})},
+    )
+
+
+def _bind(spec: CheckSpec, partitions: dg.PartitionsDefinition | None) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=spec.asset,
+        name=spec.name,
+        description=(spec.function.__doc__ or "").strip(),
+        blocking=spec.blocking,
+        partitions_def=partitions,
+    )
+    def check(context: dg.AssetCheckExecutionContext, project_resource: ProjectResource) -> dg.AssetCheckResult:
+        with readable_failures():
+            project = project_resource.open()
+            key = context.partition_key if partitions is not None else project.submission_key
+            return _result(run_check(project, spec, key), spec.blocking)
+
+    return check
+
+
+def _bind_tracking(partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="holdout_metrics",
+        name="tracked_in_mlflow",
+        description="Everything the window's assets recorded has reached the MLflow tracking server.",
+        partitions_def=partitions,
+    )
+    def check(
+        context: dg.AssetCheckExecutionContext, project_resource: ProjectResource, tracking: TrackingResource
+    ) -> dg.AssetCheckResult:
+        with readable_failures():
+            pushed = tracking.open(project_resource.open()).push(context.partition_key)
+            message = pushed.problem or "everything recorded has been delivered"
+            return _result(Outcome(pushed.complete, message, {"waiting": len(pushed.waiting)}), blocking=False)
+
+    return check
+
+
+def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """Every check, bound to its asset's clock."""
+    clocks = {"raw_partitions": days, "flattened_features": days, "predictions": days, "submission": None}
+    return [*(_bind(spec, clocks.get(spec.asset, windows)) for spec in CHECKS), _bind_tracking(windows)]

@@ -1,0 +1,444 @@
+"""``ltv``: the command line. It parses, calls one function of the project and prints; every command has an example.
+
+Exit codes: 0 done, 1 a run or a blocking check failed, 2 wrong input or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import date, datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ltv_assets import __version__
+from ltv_assets.errors import LtvError, TransientError
+from ltv_assets.project import Project
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+DAY = click.DateTime(formats=["%Y-%m-%d"])
+
+
+def readable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Print the project's own errors as one message and exit 2 (1 for transient ones)."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except LtvError as error:
+            err.print(f"[bold red]error:[/] {escape(str(error))}")
+            sys.exit(1 if isinstance(error, TransientError) else 2)
+        except BrokenPipeError:
+            sys.exit(0)
+
+    return wrapped
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=not err.is_terminal
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ltv")
+def main() -> None:
+    """7-day in-app-purchase revenue of ad impressions.
+
+    \b
+    Example:
+      ltv simulate --out warehouse/simulated
+      ltv run
+      ltv status
+    """
+
+
+# ------------------------------------------------------------------------------------------------------------- simulate
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write train/, test/ and truth/ into")
+@click.option("--train-days", default=6, show_default=True, type=click.IntRange(1), help="days with labels")
+@click.option("--test-days", default=2, show_default=True, type=click.IntRange(0), help="days without labels")
+@click.option("--rows-per-hour", default=600, show_default=True, type=click.IntRange(1), help="impressions an hour")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="same seed, same bytes")
+@click.option("--law", default="additive", show_default=True, type=click.Choice(["additive", "interactions", "thresholds"]), help="law of the labels")
+@click.option("--first-day", default="2025-10-01", show_default=True, type=DAY, help="first training day")
+@readable
+def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, seed: int, law: str, first_day: datetime) -> None:
+    """Write simulated impressions in the real layout, with the truth beside them.
+
+    \b
+    Example:
+      ltv simulate --out /tmp/impressions --train-days 3 --test-days 1 --rows-per-hour 200 --law thresholds
+    """
+    from ltv_assets.simulator import simulate as run
+
+    with _progress() as bar:
+        task = bar.add_task("simulating hours", total=None)
+        summary = run(
+            out,
+            train_days=train_days,
+            test_days=test_days,
+            rows_per_hour=rows_per_hour,
+            seed=seed,
+            law=law,
+            first_day=f"{first_day:%Y-%m-%d}",
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _print(summary)
+
+
+def _print(summary: object) -> None:
+    lines = str(summary)
+    out.print(escape(lines))
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+
+
+@main.command()
+@click.option("--window", type=DAY, default=None, help="holdout day; default: the last labelled day")
+@readable
+def run(window: datetime | None) -> None:
+    """Bring everything the configuration asks for up to date, and say what was done.
+
+    Days are inventoried and flattened, the window is trained, evaluated and refitted, test days are scored, the
+    submission is written. What is fresh is skipped. Exit code 1 if a run or a blocking check failed.
+
+    \b
+    Example:
+      LTV_DATA_ROOT=/data/smadex LTV_CONFIG=config/config.yaml ltv run
+      ltv run --window 2025-10-05
+    """
+    from ltv_assets.running import run_everything
+
+    project = Project.open()
+    with _progress() as bar:
+        task = bar.add_task("looking", total=None)
+
+        def announce(total: int) -> None:
+            bar.update(task, total=total)
+
+        def advance(line: str) -> None:
+            bar.update(task, advance=1, description=line[:60])
+            if not err.is_terminal:
+                err.print(escape(line))
+
+        report = run_everything(project, window=window.date() if window else None, announce=announce, advance=advance)
+    for warning in report.warnings:
+        err.print(f"[yellow]warning:[/] {escape(warning)}")
+    for problem in report.problems:
+        err.print(f"[bold red]failed:[/] {escape(problem)}")
+    if report.executed:
+        err.print(f"{len(report.executed)} partitions made, {report.fresh} already fresh, {report.seconds:.1f} s")
+    else:
+        err.print(f"everything is fresh: {report.fresh} partitions looked at, nothing to do, {report.seconds:.1f} s")
+    _print_headline(project, window.date() if window else None)
+    sys.exit(report.exit_code)
+
+
+HEADLINE = (
+    ("rmsle", "RMSLE of ltv_d7 (ungated)"),
+    ("rmsle_gated", "RMSLE of iap_revenue_d7 (gated)"),
+    ("rmsle_reference", "RMSLE of the LightGBM reference"),
+    ("rmsle_constant", "RMSLE of the best constant"),
+    ("rmsle_zero", "RMSLE of predicting zero"),
+    ("rmsle_oracle", "RMSLE of the oracle"),
+    ("attained_share", "attained share of what is attainable"),
+    ("zero_rate_observed", "zero rate observed"),
+    ("zero_rate_predicted", "zero rate predicted"),
+    ("gate_cost_rmsle", "cost of the gate in RMSLE"),
+    ("auc", "AUC of buyer_probability"),
+    ("ece", "calibration error (ECE)"),
+    ("capture_top_10pct", "revenue captured in the top 10 %"),
+    ("bias_ratio_capped", "expected / observed capped revenue"),
+)
+
+
+def _print_headline(project: Project, window: date | None) -> None:
+    from ltv_assets.evaluating import headline_figures
+
+    day = project.window_or_last(window)
+    figures = headline_figures(project, str(day))
+    if figures:
+        table = Table(title=f"holdout {day}", title_justify="left")
+        table.add_column("figure")
+        table.add_column("value", justify="right")
+        table.add_column("95 % interval", justify="right")
+        for name, label in HEADLINE:
+            row = figures.get(name)
+            if row is not None and row["value"] is not None:
+                low, high = row["low"], row["high"]
+                table.add_row(label, f"{row['value']:.4f}", f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else "")
+        out.print(table)
+    if project.horizon.test_days:
+        path = project.warehouse.folder("submission", project.submission_key) / "submission.csv"
+        if path.is_file():
+            out.print(f"submission: {path}", markup=False)
+
+
+# --------------------------------------------------------------------------------------------------------------- status
+
+
+STATE_STYLE = {"fresh": "green", "stale": "yellow", "failed": "bold red", "missing": "dim"}
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per partition")
+@readable
+def status(as_json: bool) -> None:
+    """Say of every asset and partition whether it is fresh, stale (and why), failed or missing.
+
+    \b
+    Example:
+      ltv status
+      ltv status --json | grep '"stale"'
+    """
+    from ltv_assets.reporting import partition_states
+
+    project = Project.open()
+    rows = partition_states(project)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    if not rows:
+        out.print(f"no day found under {project.config.data.root}; run `ltv simulate` or set LTV_DATA_ROOT", markup=False)
+        return
+    table = Table()
+    for name in ("asset", "partition", "state", "rows", "quarantined", "why"):
+        table.add_column(name, justify="right" if name in ("rows", "quarantined") else "left", overflow="fold")
+    for row in rows:
+        style = STATE_STYLE[row["state"]]
+        cells = [row["asset"], row["partition"], f"[{style}]{row['state']}[/]", row["rows"], row["quarantined"] or "", escape(row["why"])]
+        table.add_row(*("" if c is None else str(c) for c in cells))
+    out.print(table)
+    champion = project.lineage().champion()
+    out.print(f"champion: window {champion.window} ({champion.why})" if champion else "champion: none yet", markup=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- predict
+
+
+@main.command()
+@click.option("--in", "source", type=click.Path(path_type=Path, exists=True), required=True, help="folder of impressions, in any of the layouts, or one parquet file")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help=".csv or .parquet file to write")
+@click.option("--window", type=DAY, default=None, help="window whose served model scores; default: the champion")
+@readable
+def predict(source: Path, target: Path, window: datetime | None) -> None:
+    """Score a folder of impressions with the champion, without the graph.
+
+    \b
+    Example:
+      ltv predict --in data/test --out scores.parquet
+      ltv predict --in data/test/datetime=2025-10-08-00-00 --out scores.csv
+    """
+    from ltv_assets.predicting import predict_folder
+
+    project = Project.open()
+    with _progress() as bar:
+        task = bar.add_task("scoring", total=None)
+        rows, quarantined = predict_folder(
+            project, source, target, window=str(window.date()) if window else None, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    out.print(f"{rows} rows scored, {quarantined} set aside without a usable key: {target}", markup=False)
+
+
+# ----------------------------------------------------------------------------------------------------------- validation
+
+
+@main.command("check-data")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--rows/--no-rows", default=True, show_default=True, help="also decode every row and look for damaged keys and labels")
+@readable
+def check_data(folder: Path, rows: bool) -> None:
+    """Look at raw data before it is used: one line per problem, exit code 2 if there is any.
+
+    FOLDER is a data root (with train/ and test/) or one split's folder of hourly partitions.
+
+    \b
+    Example:
+      ltv check-data /data/smadex
+      ltv check-data /data/smadex/train --no-rows
+    """
+    from ltv_assets.checking import check_folder
+
+    config = Project.open().config
+    with _progress() as bar:
+        task = bar.add_task("checking days", total=None)
+        findings = check_folder(config, folder, rows=rows, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    for line in (*findings.problems, *findings.warnings):
+        click.echo(line)
+    click.echo(f"{findings.days} days, {findings.files} files, {findings.rows} rows: {len(findings.problems)} problems, {len(findings.warnings)} warnings", err=True)
+    sys.exit(2 if findings.problems else 0)
+
+
+@main.command("validate-submission")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--sample", type=click.Path(path_type=Path, exists=True), default=None, help="sample submission that gives the ids and their order")
+@readable
+def validate_submission(file: Path, sample: Path | None) -> None:
+    """Check a submission file line by line; exit code 2 if it is not valid.
+
+    \b
+    Example:
+      ltv validate-submission warehouse/submissions/2025-10-08_2025-10-09/submission.csv
+      ltv validate-submission mine.csv --sample sample_submission.csv
+    """
+    from ltv_assets.submission import validate_submission as validate
+
+    problems = validate(file, sample)
+    for problem in problems:
+        click.echo(f"{file}: {problem}")
+    if not problems:
+        click.echo(f"{file}: valid", err=True)
+    sys.exit(2 if problems else 0)
+
+
+# ---------------------------------------------------------------------------------------------------- catalogue, engine
+
+
+@main.command()
+@readable
+def catalog() -> None:
+    """Rebuild ltv.duckdb from what the warehouse holds.
+
+    \b
+    Example:
+      ltv catalog
+    """
+    project = Project.open()
+    changed = project.sync_catalogue(rebuild=True)
+    for asset, partitions in changed.items():
+        out.print(f"{asset}: {partitions} partitions", markup=False)
+    out.print(f"catalogue: {project.warehouse.database}", markup=False)
+
+
+@main.command("explain-sql")
+@click.argument("column")
+@readable
+def explain_sql(column: str) -> None:
+    """Print the expression from which one flattened column is computed.
+
+    \b
+    Example:
+      ltv explain-sql iap_revenue_usd_bundle__own_share
+    """
+    from ltv_assets.features.sql import explain_sql as explain
+
+    click.echo(explain(Project.open().registry, column))
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["flatten"]))
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="data root, or one split's folder")
+@click.option("--threads", type=click.IntRange(1), default=None, help="threads; default: compute.threads of the configuration")
+@readable
+def bench(what: str, data: Path, threads: int | None) -> None:
+    """Measure one stage on a folder of impressions and print one JSON object.
+
+    \b
+    Example:
+      ltv bench flatten --data /tmp/impressions
+    """
+    from ltv_assets.features.bench import bench_flatten
+
+    project = Project.open()
+    result = bench_flatten(data, registry=project.registry, threads=threads or project.config.compute.threads)
+    click.echo(json.dumps(result, indent=1))
+
+
+@main.command()
+@click.option("--window", type=DAY, default=None, help="holdout day; default: the last labelled day")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), default=None, help="also write the table as CSV")
+@readable
+def ablate(window: datetime | None, target: Path | None) -> None:
+    """Refit the window without one part at a time and compare on the same holdout.
+
+    \b
+    Example:
+      ltv ablate --window 2025-10-06 --out ablation.csv
+    """
+    from ltv_assets.evaluating import ablation_table
+
+    project = Project.open()
+    with _progress() as bar:
+        task = bar.add_task("ablating", total=None)
+        frame = ablation_table(
+            project, project.window_or_last(window.date() if window else None), progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+        )
+    table = Table()
+    for name in frame.columns:
+        table.add_column(str(name), justify="left" if frame[name].dtype == object or str(frame[name].dtype).startswith("str") else "right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
+    out.print(table)
+    if target is not None:
+        frame.to_csv(target, index=False)
+
+
+@main.command("mlflow-sync")
+@readable
+def mlflow_sync() -> None:
+    """Deliver to MLflow whatever could not be delivered when it was recorded.
+
+    \b
+    Example:
+      MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ltv mlflow-sync
+    """
+    from ltv_assets.tracking import Tracker
+
+    project = Project.open()
+    tracker = Tracker(project.config, project.warehouse)
+    waiting = 0
+    for window in tracker.windows():
+        result = tracker.push(window)
+        waiting += len(result.waiting)
+        line = f"window {window}: {len(result.delivered)} delivered, {len(result.waiting)} waiting"
+        out.print(line + (f" ({result.problem})" if result.problem else ""), markup=False)
+    if not tracker.windows():
+        out.print("nothing was recorded yet; run `ltv run`", markup=False)
+    sys.exit(1 if waiting else 0)
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535), help="port of the web page, on 127.0.0.1")
+@readable
+def dev(port: int) -> None:
+    """Start Dagster's web page and daemon on this warehouse.
+
+    \b
+    Example:
+      LTV_WAREHOUSE=/data/warehouse ltv dev --port 3001
+    """
+    from ltv_assets.instance import write_instance_config
+
+    project = Project.open()
+    project.warehouse.writable()
+    os.environ["DAGSTER_HOME"] = str(write_instance_config(project.warehouse.root))
+    program = shutil.which("dagster", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        err.print("[bold red]error:[/] the `dagster` command is not installed in this environment; run `make install`")
+        sys.exit(2)
+    out.print(f"http://127.0.0.1:{port}  (warehouse {project.warehouse.root})", markup=False)
+    with suppress(KeyboardInterrupt):
+        os.execv(program, [program, "dev", "-m", "ltv_assets.definitions", "--host", "127.0.0.1", "--port", str(port)])
+
+
+if __name__ == "__main__":
+    main()

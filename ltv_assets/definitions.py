@@ -1,0 +1,41 @@
+"""The only place that wires: configuration and horizon in, one `dagster.Definitions` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets import checks, jobs, partitions
+from ltv_assets.assets import evaluation, ingestion, models, sampling, scoring
+from ltv_assets.project import Project
+from ltv_assets.resources import CatalogueResource, ProjectResource, TrackingResource
+
+
+def build_defs(*, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Assemble the project in force; ``resource_overrides`` replaces resources by name, for tests."""
+    project = Project.open()
+    days = partitions.day_partitions(project.config, project.horizon)
+    windows = partitions.window_partitions(project.config, project.horizon)
+    return dg.Definitions(
+        assets=[
+            *ingestion.build(project, days),
+            *sampling.build(project, windows),
+            *models.build(project, windows),
+            *evaluation.build(project, windows),
+            *scoring.build(project, days),
+        ],
+        asset_checks=checks.build(days, windows),
+        jobs=jobs.build(days, windows),
+        resources={
+            "project_resource": ProjectResource(),
+            "catalogue": CatalogueResource(),
+            "tracking": TrackingResource(),
+            **(resource_overrides or {}),
+        },
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,36 @@
+"""The jobs people look for, one per thing they want done."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+DAY_ASSETS = ("raw_partitions", "flattened_features")
+WINDOW_ASSETS = (
+    "histos_train",
+    "hhistus_buyers",
+    "buyer_classifier",
+    "buyer_gating",
+    "revenue_regressor",
+    "stacker",
+    "holdout_metrics",
+    "served_model",
+)
+
+
+def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
+    """Jobs over the asset graph; a backfill of ``train_window`` is a walk-forward backtest."""
+    select = dg.AssetSelection.assets
+    return [
+        dg.define_asset_job("ingest_days", select(*DAY_ASSETS), partitions_def=days, description="Inventory and flatten days."),
+        dg.define_asset_job(
+            "train_window", select(*WINDOW_ASSETS), partitions_def=windows, description="Train, evaluate and refit one window; promote it if it deserves it."
+        ),
+        dg.define_asset_job("score_days", select("predictions"), partitions_def=days, description="Score days with the champion."),
+        dg.define_asset_job("make_submission", select("submission"), description="Write the submission of the configured test days."),
+        dg.define_asset_job(
+            "backtest",
+            select(*WINDOW_ASSETS) - select("served_model"),
+            partitions_def=windows,
+            description="Train and evaluate windows without refitting or promoting them; backfill it over a range of holdout days.",
+        ),
+    ]

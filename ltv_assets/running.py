@@ -1,0 +1,196 @@
+"""``ltv run``: everything the configuration asks for, partition by partition through Dagster, skipping what is fresh.
+
+The plan is made from the warehouse (``lineage.py``), the work is done by the same jobs the UI launches, in this process.
+A day that fails keeps the others going; a window that cannot be trained keeps the submission from being replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING
+
+from ltv_assets.errors import LtvError
+from ltv_assets.horizon import today
+from ltv_assets.instance import open_instance
+from ltv_assets.jobs import DAY_ASSETS, WINDOW_ASSETS
+from ltv_assets.lineage import has_raw_data
+from ltv_assets.project import Project
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One Dagster run to be made: a job, its partition, and the assets of it that are not fresh."""
+
+    job: str
+    partition: str | None
+    assets: tuple[str, ...]
+
+
+@dataclass
+class Report:
+    """What a run did: steps executed and skipped, problems by step, warnings, and how long it took."""
+
+    executed: list[Step] = field(default_factory=list)
+    fresh: int = 0
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything asked for is done, 1 if a run or a blocking check failed."""
+        return 1 if self.problems else 0
+
+
+def run_everything(project: Project, *, window: date | None = None, announce: Callable[[int], None], advance: Progress) -> Report:
+    """Bring days, the window, the predictions and the submission up to date.
+
+    ``announce`` receives the number of partitions looked at, ``advance`` one line per partition done.
+    Raises StaleError if no window can be trained, PermanentError if the warehouse cannot be written.
+    """
+    report = Report()
+    started = time.perf_counter()
+    project.warehouse.writable()
+    target = project.window_or_last(window)
+    project.warehouse.sweep()
+    days = _days_needed(project, target)
+    announce(len(days) + 1 + len(project.horizon.test_days) + 1)
+    with _quiet_dagster(), open_instance(project.warehouse.root) as instance:
+        runner = _Runner(project, instance, report, advance)
+        for day in days:
+            runner.make("ingest_days", str(day), DAY_ASSETS)
+        runner.make("train_window", str(target), WINDOW_ASSETS)
+        for day in project.horizon.test_days:
+            runner.make("score_days", str(day), ("predictions",))
+        if project.horizon.test_days:
+            runner.make("make_submission", None, ("submission",))
+    project.sync_catalogue()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _days_needed(project: Project, window: date) -> Sequence[date]:
+    """Days of the window with data, then the test days; days without data are left for the window to complain about."""
+    horizon, config = project.horizon, project.config
+    wanted = (*horizon.train_days, *horizon.test_days)
+    return [day for day in wanted if (day <= window or day in horizon.test_days) and has_raw_data(config, horizon, day) and day <= today()]
+
+
+class _Runner:
+    """Executes the stale part of one job for one partition and collects what went wrong."""
+
+    def __init__(self, project: Project, instance: DagsterInstance, report: Report, advance: Progress) -> None:
+        self.project = project
+        self.instance = instance
+        self.report = report
+        self.advance = advance
+        self._defs: Definitions | None = None
+
+    @property
+    def defs(self) -> Definitions:
+        """The definitions, imported at the first stale partition: a run that finds everything fresh never pays for them."""
+        if self._defs is None:
+            from ltv_assets.definitions import build_defs
+
+            self._defs = build_defs()
+        return self._defs
+
+    def make(self, job: str, partition: str | None, assets: Sequence[str]) -> None:
+        """Execute what is not fresh of one partition."""
+        key = partition or self.project.submission_key
+        label = f"{job} {key}"
+        stale = self._stale(assets, key)
+        if not stale:
+            self.report.fresh += 1
+            self.advance(f"{label}: fresh")
+            return
+        self.advance(f"{label}: {', '.join(stale)}")
+        step = Step(job, partition, stale)
+        self.report.executed.append(step)
+        result = self._execute(step)
+        failed = _failures(result)
+        self.report.problems += [f"{label}: {message}" for message in failed]
+        self.report.warnings += [f"{label}: {message}" for message in _warnings(result)]
+        if not failed and self._stale(assets, key):
+            left = self.project.lineage().status(self._stale(assets, key)[0], key)
+            self.report.problems.append(f"{label}: {left.asset} is {left.state}: {left.why}")
+
+    def _stale(self, assets: Sequence[str], key: str) -> tuple[str, ...]:
+        """Assets that are not fresh, with everything of the same job below them."""
+        lineage = self.project.lineage()
+        return tuple(a for a in assets if lineage.status(a, key).state != "fresh")
+
+    def _execute(self, step: Step) -> ExecuteInProcessResult:
+        from dagster import AssetKey
+
+        job = self.defs.resolve_job_def(step.job)
+        return job.execute_in_process(
+            instance=self.instance,
+            partition_key=step.partition,
+            asset_selection=[AssetKey(a) for a in step.assets],
+            raise_on_error=False,
+        )
+
+
+@contextmanager
+def _quiet_dagster() -> Iterator[None]:
+    """Keep Dagster's event lines off the terminal; they are in its UI, and failures are reported at the end."""
+    logger = logging.getLogger("dagster")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _failures(result: ExecuteInProcessResult) -> list[str]:
+    """One readable line per failed step and per failed blocking check."""
+    from dagster import AssetCheckSeverity
+
+    lines = []
+    for check in result.get_asset_check_evaluations():
+        if not check.passed and check.severity == AssetCheckSeverity.ERROR:
+            lines.append(f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {check.description}")
+    for event in result.get_step_failure_events():
+        failure = event.step_failure_data
+        if event.step_key and any(check.check_name in event.step_key for check in result.get_asset_check_evaluations()):
+            continue
+        lines.append(f"{event.step_key}: {_first_line(failure)}")
+    return lines
+
+
+def _first_line(failure: object) -> str:
+    """The project's own message of a failed step, without the traceback around it."""
+    user = getattr(failure, "user_failure_data", None)
+    if user is not None and user.description:
+        return str(user.description)
+    error = getattr(failure, "error", None)
+    while error is not None and getattr(error, "cause", None) is not None:
+        error = error.cause
+    return " ".join(str(getattr(error, "message", failure)).split())
+
+
+def _warnings(result: ExecuteInProcessResult) -> list[str]:
+    from dagster import AssetCheckSeverity
+
+    return [
+        f"{check.asset_key.to_user_string()}: {check.check_name}: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity == AssetCheckSeverity.WARN
+    ]
+
+
+def explain(error: LtvError) -> str:
+    """An error as one line for the terminal."""
+    return " ".join(str(error).split())

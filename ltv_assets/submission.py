@@ -1,0 +1,127 @@
+"""The submission CSV: written in one stream from the predictions, and validated as a stranger would.
+
+The header is exactly ``row_id,iap_revenue_d7``; the order is that of the sample file when one is configured, else that of
+the days and their rows. `validate_submission` reads the file as text and reports every problem with its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from ltv_assets.errors import DataError
+
+HEADER = "row_id,iap_revenue_d7"
+MAX_PROBLEMS = 20
+_FORMULA = "regexp_matches(row_id, '^[=+@\\-\\t\\r]')"
+
+
+def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: Path, *, threads: int, memory_gb: float) -> int:
+    """Write ``submission.csv`` (gated) and ``submission_ungated.csv`` (``ltv_d7``) into ``folder``; returns the rows.
+
+    ``predictions`` are the parquet files of all test days in order. Raises DataError if an id would be read as a formula
+    by a spreadsheet, stands twice, or is missing from (or unknown to) the sample.
+    """
+    with duckdb.connect(config={"threads": threads, "memory_limit": f"{memory_gb}GB", "preserve_insertion_order": True}) as connection:
+        connection.execute("SET enable_progress_bar = false")
+        files = [str(f) for f in predictions]
+        connection.execute(f"CREATE VIEW scored AS SELECT row_id, iap_revenue_d7, ltv_d7 FROM read_parquet({files!r})")
+        rows = _one(connection, "SELECT count(*) FROM scored")
+        _refuse(connection, f"SELECT row_id FROM scored WHERE {_FORMULA} LIMIT 1", "would be read as a formula by a spreadsheet")
+        _refuse(connection, "SELECT row_id FROM scored GROUP BY row_id HAVING count(*) > 1 LIMIT 1", "stands on several test days or rows")
+        source = "scored"
+        if sample is not None:
+            connection.execute(
+                "CREATE TABLE sample_order AS SELECT row_id, row_number() OVER () AS position FROM read_csv(?, header = true, all_varchar = true)",
+                [str(sample)],
+            )
+            _refuse(connection, "SELECT row_id FROM scored ANTI JOIN sample_order USING (row_id) LIMIT 1", f"is not in the sample file {sample.name}")
+            _refuse(connection, "SELECT row_id FROM sample_order ANTI JOIN scored USING (row_id) LIMIT 1", "is in the sample file but was not scored")
+            source = "(SELECT scored.* FROM scored JOIN sample_order USING (row_id) ORDER BY position)"
+        for name, column in (("submission.csv", "iap_revenue_d7"), ("submission_ungated.csv", "ltv_d7")):
+            target = str(folder / name).replace("'", "''")
+            connection.execute(f"COPY (SELECT row_id, {column} AS iap_revenue_d7 FROM {source}) TO '{target}' (FORMAT csv, HEADER)")
+    return int(rows)
+
+
+def _one(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()) -> int:
+    row = connection.execute(query, list(parameters)).fetchone()
+    return int(row[0]) if row and row[0] is not None else 0
+
+
+def _refuse(connection: duckdb.DuckDBPyConnection, query: str, reason: str) -> None:
+    row = connection.execute(query).fetchone()
+    if row is not None:
+        raise DataError(f"submission: row_id {row[0]!r} {reason}; repair the test data and score the days again")
+
+
+def validate_submission(path: Path, sample: Path | None = None, *, expected: Sequence[Path] = ()) -> list[str]:
+    """Problems of a submission file, each naming its line; an empty list means it is valid.
+
+    ``sample`` gives the ids and their order; ``expected`` are prediction files whose ids must all be there.
+    """
+    if not path.is_file():
+        return [f"{path}: file not found"]
+    with path.open("rb") as handle:
+        first = handle.readline().decode(errors="replace").rstrip("\r\n")
+        if first != HEADER:
+            return [f"line 1: expected the header {HEADER!r}, found {first[:80]!r}"]
+        handle.seek(0, 2)
+        if handle.tell():
+            handle.seek(-1, 2)
+            if handle.read(1) not in (b"\n", b"\r"):
+                return ["last line: no line end; the file was cut while it was written"]
+    problems: list[str] = []
+    with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")
+        try:
+            connection.execute(
+                "CREATE TABLE given AS SELECT row_number() OVER () + 1 AS line, row_id, value FROM "
+                "read_csv(?, header = false, skip = 1, delim = ',', quote = '\"', escape = '\"', "
+                "columns = {'row_id': 'VARCHAR', 'value': 'VARCHAR'}, auto_detect = false, null_padding = false)",
+                [str(path)],
+            )
+        except duckdb.Error as error:
+            return [f"not a two-column CSV: {' '.join(str(error).split())[:200]}"]
+        for condition, text in (
+            ("row_id IS NULL OR row_id = ''", "row_id is empty"),
+            (_FORMULA, "row_id would be read as a formula by a spreadsheet"),
+            ("TRY_CAST(value AS DOUBLE) IS NULL", "value is not a number"),
+            ("NOT coalesce(isfinite(TRY_CAST(value AS DOUBLE)), true)", "value is not finite"),
+            ("TRY_CAST(value AS DOUBLE) < 0", "value is negative"),
+        ):
+            rows = connection.execute(f"SELECT line, row_id, value FROM given WHERE {condition} ORDER BY line LIMIT 3").fetchall()
+            problems += [f"line {line}: {text} (row_id {row_id!r}, value {value!r})" for line, row_id, value in rows]
+        repeated = connection.execute(
+            "SELECT row_id, min(line), max(line) FROM given GROUP BY row_id HAVING count(*) > 1 ORDER BY 2 LIMIT 3"
+        ).fetchall()
+        problems += [f"line {last}: row_id {row_id!r} stands already on line {first_line}" for row_id, first_line, last in repeated]
+        problems += _against_expected(connection, sample, expected)
+    return problems[:MAX_PROBLEMS]
+
+
+def _against_expected(connection: duckdb.DuckDBPyConnection, sample: Path | None, expected: Sequence[Path]) -> list[str]:
+    if sample is not None:
+        connection.execute(
+            "CREATE TABLE wanted AS SELECT row_number() OVER () + 1 AS line, row_id FROM read_csv(?, header = true, all_varchar = true)",
+            [str(sample)],
+        )
+    elif expected:
+        connection.execute(f"CREATE TABLE wanted AS SELECT 0 AS line, row_id FROM read_parquet({[str(f) for f in expected]!r})")
+    else:
+        return []
+    problems = []
+    missing = connection.execute("SELECT row_id FROM wanted ANTI JOIN given USING (row_id) LIMIT 3").fetchall()
+    total = _one(connection, "SELECT count(*) FROM wanted ANTI JOIN given USING (row_id)")
+    problems += [f"row_id {row_id!r} is missing ({total} in all)" for (row_id,) in missing[:1]]
+    extra = connection.execute("SELECT line, row_id FROM given ANTI JOIN wanted USING (row_id) ORDER BY line LIMIT 3").fetchall()
+    problems += [f"line {line}: row_id {row_id!r} is not a test row" for line, row_id in extra]
+    if sample is not None and not problems:
+        row = connection.execute(
+            "SELECT given.line, given.row_id, wanted.row_id FROM given JOIN wanted USING (line) WHERE given.row_id <> wanted.row_id ORDER BY 1 LIMIT 1"
+        ).fetchone()
+        if row is not None:
+            problems.append(f"line {row[0]}: expected row_id {row[2]!r} as in the sample file, found {row[1]!r}")
+    return problems
