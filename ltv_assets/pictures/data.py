@@ -1,0 +1,183 @@
+"""Pictures of data and training: samples, gaps, drift, importances, learning curves. Next to read: ``canvas.py``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from ltv_assets.pictures import canvas
+from ltv_assets.pictures.canvas import BLUE, GREY, RED, SERIES, SKY, no_data, render
+
+PSI_NOTICEABLE, PSI_LARGE = 0.1, 0.25
+"""Customary readings of the population stability index: below .1 stable, above .25 another population."""
+
+
+def sampling_histogram(
+    edges_log1p: ArrayLike, before: ArrayLike, after: ArrayLike, *, names: tuple[str, str] = ("before", "after"), title: str = "Sampling"
+) -> bytes:
+    """Rows per bin of revenue before and after a sampling plan, logarithmic counts.
+
+    ``before`` and ``after`` have one count for revenue = 0 followed by one for each of the equal-width bins of log1p(revenue)
+    that ``edges_log1p`` bounds (so one more element than bins, hence as many elements as edges).
+    """
+    edges = np.asarray(edges_log1p, dtype=np.float64).ravel()
+    counts = [np.nan_to_num(np.asarray(c, dtype=np.float64).ravel()) for c in (before, after)]
+    if any(c.size != edges.size for c in counts):
+        raise ValueError(f"expected {edges.size} counts (zero bin + {max(edges.size - 1, 0)} bins), found {[c.size for c in counts]}")
+    if not edges.size or sum(c.sum() for c in counts) <= 0:
+        return no_data(title, "no rows in any bin")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        x = np.arange(edges.size)
+        for offset, count, name, series in zip((-0.2, 0.2), counts, names, SERIES, strict=False):
+            axes.bar(
+                x + offset,
+                count,
+                0.4,
+                color=series.color,
+                hatch=series.hatch,
+                edgecolor="white",
+                linewidth=0,
+                label=f"{name}: {canvas.count(count.sum())} rows",
+            )
+        texts = ["$0", *(f"{canvas.usd(math.expm1(a))} to {canvas.usd(math.expm1(b))}" for a, b in itertools.pairwise(edges))]
+        step = math.ceil(edges.size / 24)
+        axes.set_xticks(
+            x[::step], texts[::step], rotation=35 if edges.size > 4 else 0, ha="right" if edges.size > 4 else "center", fontsize=8
+        )
+        axes.set(yscale="log", ylim=(0.5, 3 * max(c.max() for c in counts)))
+        axes.set_title(title)
+        axes.set_xlabel("revenue within seven days (USD)")
+        axes.set_ylabel("rows (logarithmic axis)")
+        canvas.count_axis(axes.yaxis)
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper right")
+
+    return render(draw, width=7.2)
+
+
+def feature_importances(
+    names: Sequence[str], gain: ArrayLike, split: ArrayLike | None = None, *, top: int = 20, title: str = "Feature importances"
+) -> bytes:
+    """The ``top`` features by share of total gain as bars; with ``split``, their share of all splits as diamonds."""
+    values = np.nan_to_num(np.asarray(gain, dtype=np.float64).ravel(), posinf=0.0, neginf=0.0)
+    if values.size != len(names):
+        raise ValueError(f"expected one gain per name ({len(names)}), found {values.size}")
+    total = values.sum()
+    if total <= 0:
+        return no_data(title, "the model made no split")
+    order = np.argsort(-values, kind="stable")[:top]
+    order = order[values[order] > 0][::-1]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        y, share = np.arange(order.size), values[order] / total
+        axes.barh(y, share, color=SKY, label="share of gain")
+        ends = share
+        if split is not None:
+            splits = np.nan_to_num(np.asarray(split, dtype=np.float64).ravel())
+            of_all = splits[order] / max(splits.sum(), 1.0)
+            axes.plot(of_all, y, linestyle="none", marker="D", color=RED, markersize=4, label="share of splits")
+            ends = np.maximum(share, of_all)
+        axes.set_yticks(y, [canvas.shorten(names[i], 44) for i in order], fontsize=8)
+        axes.set_ylim(-0.7, order.size - 0.3)
+        axes.set_title(f"{title}: {order.size} of the {np.count_nonzero(values)} in use")
+        axes.set_xlabel("share of the total (%)")
+        canvas.bar_labels(axes, share.tolist(), [f"{100 * v:.1f} %" for v in share], ends.tolist())
+        canvas.percent_axis(axes.xaxis)
+        axes.grid(visible=False, axis="y")
+        axes.legend(loc="lower right")
+
+    return render(draw, width=7.2, height=1.3 + 0.21 * max(order.size, 3))
+
+
+def training_curves(
+    curves: Mapping[str, ArrayLike], *, metric: str = "RMSLE", best_iteration: int | None = None, title: str = "Training"
+) -> bytes:
+    """One line per named curve (a figure after each boosting round), and the round that was kept."""
+    known = {name: np.asarray(c, dtype=np.float64).ravel() for name, c in curves.items()}
+    known = {name: c for name, c in known.items() if np.isfinite(c).any()}
+    if not known:
+        return no_data(title, "no round was recorded")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for (name, curve), series in zip(known.items(), SERIES, strict=False):
+            rounds = np.arange(1, curve.size + 1)
+            marker = series.marker if curve.size < 30 else ""
+            axes.plot(
+                rounds,
+                curve,
+                color=series.color,
+                linestyle=series.line,
+                marker=marker,
+                label=f"{name}: {curve[np.isfinite(curve)][-1]:.4f} at the end",
+            )
+        if best_iteration is not None and best_iteration > 0:
+            axes.axvline(best_iteration, color=GREY, linestyle=":", linewidth=1.3, label=f"kept: round {best_iteration}")
+        axes.set_title(title)
+        axes.set_xlabel("boosting round")
+        axes.set_ylabel(metric)
+        axes.legend(loc="best")
+
+    return render(draw)
+
+
+def missing_shares(shares: Mapping[str, float], *, title: str = "Missing values by group") -> bytes:
+    """Share of missing values per group of columns, largest on top; groups whose share is unknown are left out."""
+    found = sorted((float(v), str(k)) for k, v in shares.items() if math.isfinite(float(v)))
+    if not found:
+        return no_data(title, "no group of columns")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        values = [v for v, _ in found]
+        axes.barh(range(len(found)), values, color=SKY)
+        axes.set_yticks(range(len(found)), [canvas.shorten(k, 36) for _, k in found], fontsize=8)
+        axes.set_ylim(-0.7, len(found) - 0.3)
+        axes.set_xlim(0, 1)
+        axes.set_title(title)
+        axes.set_xlabel("share of values that are missing (%)")
+        canvas.bar_labels(axes, values, [f"{100 * v:.1f} %" for v in values])
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+        canvas.percent_axis(axes.xaxis)
+        axes.grid(visible=False, axis="y")
+
+    return render(draw, height=1.3 + 0.24 * max(len(found), 3))
+
+
+def psi_bars(names: Sequence[str], psi: ArrayLike, *, top: int = 10, title: str = "Most shifted features") -> bytes:
+    """The ``top`` features by population stability index against an earlier day, with the customary readings as lines."""
+    values = np.asarray(psi, dtype=np.float64).ravel()
+    if values.size != len(names):
+        raise ValueError(f"expected one value per name ({len(names)}), found {values.size}")
+    order = [i for i in np.argsort(-np.nan_to_num(values, nan=-1.0), kind="stable") if np.isfinite(values[i])][:top][::-1]
+    if not order:
+        return no_data(title, "nothing to compare with")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        shown = values[order]
+        y = np.arange(len(order))
+        axes.barh(y, shown, color=[RED if v >= PSI_LARGE else BLUE if v >= PSI_NOTICEABLE else SKY for v in shown])
+        top_value = max(float(shown.max()), 0.0)
+        for limit, text, line in ((PSI_NOTICEABLE, "noticeable", "--"), (PSI_LARGE, "large", ":")):
+            if top_value >= 0.5 * limit:
+                axes.axvline(limit, color=GREY, linestyle=line, zorder=0.9, label=f"{text}: {limit:g}")
+        axes.set_yticks(y, [canvas.shorten(names[i], 44) for i in order], fontsize=8)
+        axes.set_ylim(-0.7, len(order) - 0.3)
+        axes.set_xlim(0, max(axes.get_xlim()[1], 0.02))
+        axes.set_title(title)
+        axes.set_xlabel("population stability index (nats)")
+        canvas.bar_labels(axes, shown.tolist(), [f"{v:.3f}" for v in shown])
+        axes.grid(visible=False, axis="y")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right")
+
+    return render(draw, width=7.2, height=1.3 + 0.26 * max(len(order), 3))
