@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -28,7 +29,7 @@ Floats = NDArray[np.float64]
 DPI = 100
 COLORS = 96  # a palette makes the files two to three times smaller than RGBA, without visible loss in line art
 WIDTH, HEIGHT = 6.4, 4.0
-LAYOUT: Literal["constrained", "none"] = "constrained"  # makes room for every label; a third of the time a picture takes
+LAYOUT: Literal["constrained"] | None = "constrained"  # makes room for every label; a third of the time a picture takes
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8a8a8a"
@@ -149,18 +150,27 @@ def usd(value: float) -> str:
     return f"${value:.2g}" if abs(value) < 10 else f"${value:.0f}"
 
 
-def percent_axis(axis: object, digits: int | None = None) -> None:
-    """Ticks of a share 0..1 in percent, with as many digits as they need."""
-
-    def text(value: float, _: int) -> str:
-        return f"{100 * value:.{digits}f} %" if digits is not None else f"{100 * value:.4g} %"
-
-    axis.set_major_formatter(FuncFormatter(text))  # type: ignore[attr-defined]
+def percent_axis(axis: object) -> None:
+    """Ticks of a share 0..1 in percent."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))  # type: ignore[attr-defined]
 
 
-def count_axis(axis: object) -> None:
-    """Ticks of a logarithmic count written out: 1, 10, 1 000."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: count(value) if value >= 1 else ""))  # type: ignore[attr-defined]
+def log_axis(axis: object, text: Callable[[float], str], most: int = 7) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5 times a power of ten, thinned to powers of ten when they are too many."""
+    low, high = axis.get_view_interval()  # type: ignore[attr-defined]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        marks = [d * 10.0**p for p in powers for d in digits if low * (1 - 1e-9) <= d * 10.0**p <= high * (1 + 1e-9)]
+        if len(marks) <= most:
+            break
+    axis.set_major_locator(FixedLocator(marks))  # type: ignore[attr-defined]
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))  # type: ignore[attr-defined]
+    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with the digits it needs: 0.02 %, 1.5 %, 97 %."""
+    return f"{100 * value:.4g} %"
 
 
 def bar_labels(axes: Axes, values: Sequence[float], texts: Sequence[str], ends: Sequence[float] | None = None) -> None:

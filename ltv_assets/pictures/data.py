@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ltv_assets.pictures import canvas
@@ -55,7 +56,7 @@ def sampling_histogram(
         axes.set_title(title)
         axes.set_xlabel("revenue within seven days (USD)")
         axes.set_ylabel("rows (logarithmic axis)")
-        canvas.count_axis(axes.yaxis)
+        canvas.log_axis(axes.yaxis, canvas.count)
         axes.grid(visible=False, axis="x")
         axes.legend(loc="upper right")
 
@@ -123,6 +124,7 @@ def training_curves(
             axes.axvline(best_iteration, color=GREY, linestyle=":", linewidth=1.3, label=f"kept: round {best_iteration}")
         axes.set_title(title)
         axes.set_xlabel("boosting round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(metric)
         axes.legend(loc="best")
 

@@ -39,7 +39,7 @@ def reliability_curve(
         spread = np.vstack([y - np.clip(table.low, floor, y), np.clip(table.high, y, 1) - y])
         some = table.rate > 0
         axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=SKY, elinewidth=2, capsize=3)
-        axes.plot(x[some], y[some], color=BLUE, marker="o", label=f"{x.size} bins of {canvas.count(table.rows.mean())} rows")
+        axes.plot(x[some], y[some], color=BLUE, marker="o", label=f"observed in bins of {canvas.count(table.rows.mean())} rows")
         if not some.all():
             axes.plot(x[~some], y[~some], linestyle="none", marker="v", markerfacecolor="white", color=BLUE, label="no payer in the bin")
         axes.axhline(max(flag.mean(), floor), color=RED, linestyle=":", linewidth=1.2, label=f"payer rate {100 * flag.mean():.2f} %")
@@ -48,7 +48,7 @@ def reliability_curve(
         axes.set_xlabel("mean predicted probability (%)")
         axes.set_ylabel("observed payer rate (%)")
         for axis in (axes.xaxis, axes.yaxis):
-            canvas.percent_axis(axis)
+            canvas.log_axis(axis, canvas.percent)
         axes.legend(loc="upper left")
 
     return render(draw)
@@ -117,7 +117,7 @@ def revenue_against_spend(
         axes.set_title(title)
         axes.set_xlabel(f"share of {'impressions' if price is None else 'the budget'} bought, best scores first (%)")
         axes.set_ylabel("share of revenue (%)")
-        canvas.percent_axis(axes.xaxis)
+        canvas.log_axis(axes.xaxis, canvas.percent)
         canvas.percent_axis(axes.yaxis)
         axes.legend(loc="upper left")
 
@@ -154,7 +154,8 @@ def decile_chart(
         right.set_ylim(0, 1.05)
         right.set_ylabel("share of revenue (%)")
         canvas.percent_axis(right.yaxis)
-        right.legend(loc="center right")
+        if np.isfinite(share).all():
+            right.legend(loc="center right")
         for axes in (left, right):
             axes.set_xlabel("decile, 1 = highest scores")
             axes.set_xticks(x)
@@ -312,7 +313,8 @@ def score_distribution(
         axes.set_xlabel("predicted revenue (USD, axis in log1p; the last class holds all above)")
         axes.set_ylabel("share of rows (%)")
         _usd_ticks(axes, edges[-1])
-        canvas.percent_axis(axes.yaxis)
+        axes.set_ylim(top=1.5)
+        canvas.log_axis(axes.yaxis, canvas.percent)
         axes.legend(loc="upper right")
 
     return render(draw)

@@ -73,7 +73,7 @@ def test_same_arrays_same_bytes_and_small(name: str) -> None:
 @pytest.mark.parametrize("case", ["empty", "one payer", "one row", "all zero", "all NaN", "some NaN", "constant score"])
 @pytest.mark.filterwarnings("error")
 def test_odd_data_gives_a_picture_not_an_exception(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canvas, "LAYOUT", "none")  # faster; what is drawn is the same
+    monkeypatch.setattr(canvas, "LAYOUT", None)  # faster; what is drawn is the same
     revenue, p, ltv = holdout(300)
     if case == "empty":
         revenue, p, ltv = revenue[:0], p[:0], ltv[:0]
