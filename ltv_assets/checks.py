@@ -5,8 +5,6 @@ records the verdict, because blocking checks stop what is downstream only inside
 published, never what is in memory, so a check can be executed alone, from the UI, at any time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -257,8 +257,7 @@ class ChecksConfig(Section):
 class EvaluationConfig(Section):
     """What is measured on the holdout day."""
 
-    bootstrap_repeats: Annotated[int, Field(ge=50, le=10_000)] = Field(500, description="resamples behind every interval")
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.95, description="level of the intervals")
+    bootstrap_repeats: Annotated[int, Field(ge=50, le=10_000)] = Field(500, description="resamples behind every 95 % interval")
     max_segments: PositiveInt = Field(12, description="largest segments reported per column; the rest is pooled as other")
     min_segment_rows: PositiveInt = Field(200, description="segments with fewer rows are pooled as other")
 

@@ -54,10 +54,11 @@ class Project:
 
     @cached_property
     def flattened_columns(self) -> tuple[OutputColumn, ...]:
-        """Columns of the relation ``flattened_features``."""
-        from ltv_assets.features.schema import flattened_columns
+        """Columns of the relation ``flattened_features``, which follow from the registry."""
+        from ltv_assets.features.schema import column_table
 
-        return flattened_columns(self.registry)
+        types = {"string": "VARCHAR", "category": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "float": "FLOAT"}
+        return tuple(OutputColumn(name, types[kind], text, unit or None) for name, kind, unit, text in column_table(self.registry))
 
     def sync_catalogue(self, *, rebuild: bool = False, connect: Connector | None = None) -> dict[str, int]:
         """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalogue.sync`."""

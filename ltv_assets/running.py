@@ -6,15 +6,12 @@ A day that fails keeps the others going; a window that cannot be trained keeps t
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
-from ltv_assets.errors import LtvError
 from ltv_assets.horizon import today
 from ltv_assets.instance import open_instance
 from ltv_assets.jobs import DAY_ASSETS, WINDOW_ASSETS
@@ -65,7 +62,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     project.warehouse.sweep()
     days = _days_needed(project, target)
     announce(len(days) + 1 + len(project.horizon.test_days) + 1)
-    with _quiet_dagster(), open_instance(project.warehouse.root) as instance:
+    with open_instance(project.warehouse.root) as instance:
         runner = _Runner(project, instance, report, advance)
         for day in days:
             runner.make("ingest_days", str(day), DAY_ASSETS)
@@ -138,20 +135,9 @@ class _Runner:
             instance=self.instance,
             partition_key=step.partition,
             asset_selection=[AssetKey(a) for a in step.assets],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-
-
-@contextmanager
-def _quiet_dagster() -> Iterator[None]:
-    """Keep Dagster's event lines off the terminal; they are in its UI, and failures are reported at the end."""
-    logger = logging.getLogger("dagster")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _failures(result: ExecuteInProcessResult) -> list[str]:
@@ -189,8 +175,3 @@ def _warnings(result: ExecuteInProcessResult) -> list[str]:
         for check in result.get_asset_check_evaluations()
         if not check.passed and check.severity == AssetCheckSeverity.WARN
     ]
-
-
-def explain(error: LtvError) -> str:
-    """An error as one line for the terminal."""
-    return " ".join(str(error).split())

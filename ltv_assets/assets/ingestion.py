@@ -1,8 +1,7 @@
 """From hourly folders to flattened days: ``raw_partitions`` (what is there) and ``flattened_features`` (what it says)."""
 
-from __future__ import annotations
-
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import (
     OWNERS,
-    RETRY,
     Publication,
     column_schema,
     definition_metadata,
     markdown_table,
     readable_failures,
 )
+from ltv_assets.features.schema import feature_names
 from ltv_assets.lineage import CODE_VERSIONS, hash_cache_path
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
@@ -39,7 +38,6 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
         code_version=CODE_VERSIONS["raw_partitions"],
         description="Inventory of one day's raw files: rows, schema fingerprint, hash and verdict per file. Nothing is copied.",
         metadata=definition_metadata("raw_partitions"),
-        retry_policy=RETRY,
     )
     def raw_partitions(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
@@ -70,7 +68,6 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             "dagster/column_schema": column_schema(project.flattened_columns),
             "dagster/table_name": "ltv.main.flattened_features",
         },
-        retry_policy=RETRY,
     )
     def flattened_features(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
@@ -213,16 +210,18 @@ def _drift_metadata(project: Project, key: str) -> dict[str, Any]:
 
 def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
     """Features by PSI against the newest earlier flattened day, largest first; None if there is no earlier day."""
-    from ltv_assets.features.drift import population_stability
-    from ltv_assets.features.schema import feature_names
-
     earlier = [k for k in project.warehouse.keys("flattened_features") if k < key]
     if not earlier:
         return None
-    frame = population_stability(
-        list(project.warehouse.files("flattened_features", earlier[-1], verify=False)),
-        list(project.warehouse.files("flattened_features", key, verify=False)),
-        feature_names(project.registry),
-    )
-    frame = frame.sort_values("psi", ascending=False)
-    return [{"feature": str(r.feature), "psi": float(r.psi), "compared with": earlier[-1]} for r in frame.itertuples()]
+    reference = project.warehouse.files("flattened_features", earlier[-1], verify=False)
+    current = project.warehouse.files("flattened_features", key, verify=False)
+    return [{**row, "compared with": earlier[-1]} for row in _shifts(reference, current, tuple(feature_names(project.registry)))]
+
+
+@lru_cache(maxsize=4)
+def _shifts(reference: tuple[Path, ...], current: tuple[Path, ...], features: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    """PSI by feature; remembered because the asset page and the drift check ask for the same pair of days (file names carry hashes)."""
+    from ltv_assets.features.drift import population_stability
+
+    frame = population_stability(list(reference), list(current), list(features)).sort_values("psi", ascending=False)
+    return tuple({"feature": str(r.feature), "psi": float(r.psi)} for r in frame.itertuples())

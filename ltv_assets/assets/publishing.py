@@ -19,18 +19,19 @@ from ltv_assets.resources import CatalogueResource, ProjectResource
 from ltv_assets.storage.manifest import Manifest
 
 OWNERS = ["team:ltv"]
-RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+MAX_RETRIES = 2
+RETRY_SECONDS = 5.0
 
 Fill = Callable[[Path], Mapping[str, int | None]]
 
 
 @contextmanager
 def readable_failures() -> Iterator[None]:
-    """Turn the project's errors into Dagster failures with one message; only transient ones may be retried."""
+    """Turn the project's errors into Dagster failures with one message; only transient ones are retried, and not for ever."""
     try:
         yield
     except TransientError as error:
-        raise dg.Failure(str(error), allow_retries=True) from error
+        raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=RETRY_SECONDS) from error
     except LtvError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
 

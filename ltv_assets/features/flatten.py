@@ -29,13 +29,21 @@ import pyarrow.parquet as pq
 
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
 from ltv_assets.errors import DataError
+from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, is_native, shared_elements
 from ltv_assets.features.normalise import is_readable
-from ltv_assets.features.registry import Registry
+from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
-from ltv_assets.features.sql import STORED_LABELS, flatten_sql
+from ltv_assets.features.sql import STORED_LABELS, flatten_sql, indicator_columns, interaction_inputs, interaction_sql, own_keys
+from ltv_assets.features.statistics import own_key_of
+from ltv_assets.sampling.draws import hash_uniform, row_hashes
 
 ROW_GROUP = 65_536
-BATCH = 16_384
+DECODED_AT_ONCE = 32 << 20
+"""Bytes of nested columns, as the files' footers state them, that one task decodes."""
+
+COUNTED = ("_future_", "_ancient_", "_nonfinite_", "_malformed_", "_disagree")
+SAMPLE_DRAW = 1_000_003
+"""Number of the draw that samples rows, far from the copy numbers of the sampling plans."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [("row_id", pa.string()), ("file", pa.string()), ("row_number", pa.int64()), ("reason", pa.string()), ("value", pa.string())]
@@ -60,6 +68,7 @@ class FlattenResult:
 
     rows_in: int = 0
     rows_out: int = 0
+    rows_sampled_out: int = 0
     rows_quarantined: dict[str, int] = field(default_factory=dict)
     quarantine: pa.Table = field(default_factory=QUARANTINE_SCHEMA.empty_table)
     missing: dict[str, float] = field(default_factory=dict)
@@ -80,6 +89,8 @@ def flatten_files(
     threads: int = 2,
     memory_limit: str = "1GB",
     progress: Callable[[int, int], None] | None = None,
+    sampling_fraction: float = 1.0,
+    seed: int = 0,
 ) -> FlattenResult:
     """Flatten the files of one day into one parquet file with exactly ``flattened_schema(registry)``.
 
@@ -93,6 +104,7 @@ def flatten_files(
         out: the file to write; its folder must exist. A failure leaves no file behind.
         threads: DuckDB threads. memory_limit: DuckDB's limit, e.g. ``"1GB"``.
         progress: called with (rows done, rows in all) as rows come out of the engine.
+        sampling_fraction: share of the good rows that is written, chosen by a hash of (seed, row_id); the rest is counted.
 
     Raises:
         DataError: a file cannot be read, lacks a key or label column, or its hour cannot be told from its key.
@@ -102,11 +114,12 @@ def flatten_files(
     _note_schema_findings(sources, registry, labelled, result)
     result.rows_in = sum(source.rows for source in sources)
     try:
-        with closing(_connect(threads, memory_limit)) as connection, _RowGroupWriter(out, registry) as writer:
+        with closing(_connect(threads, memory_limit)) as connection, ThreadPoolExecutor(threads) as pool, _RowGroupWriter(out, registry) as writer:
             repeated = _repeated_rows(connection, sources)
-            sink = _Sink(registry, sources, repeated, result, writer)
-            for batch in _flattened_batches(connection, sources, registry, labelled):
-                sink.take(batch)
+            sink = _Sink(registry, sources, repeated, result, writer, Sample(sampling_fraction, seed))
+            engine = _Engine(connection, pool, registry, labelled)
+            for block in _blocks(sources):
+                sink.take(engine.flatten(block))
                 if progress is not None:
                     progress(sink.position, result.rows_in)
             sink.finish()
@@ -124,6 +137,9 @@ class _Source:
     rows: int
     types: Mapping[str, pa.DataType]
     hour_start: int
+    metadata: pq.FileMetaData
+    text_leaves: tuple[str, ...]
+    sizes: Mapping[str, int]
 
     @property
     def layout(self) -> str:
@@ -133,8 +149,8 @@ class _Source:
 def _inspect(file: RawFile, labelled: bool) -> _Source:
     try:
         with pq.ParquetFile(file.path) as parquet:
-            types = {name: kind for name, kind in zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True)}
-            rows = parquet.metadata.num_rows
+            types = dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
+            metadata = parquet.metadata
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file.path}: cannot be read as parquet: {error}") from error
     required = REQUIRED_TRAIN_COLUMNS if labelled else REQUIRED_TEST_COLUMNS
@@ -146,7 +162,13 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
         hour = datetime.strptime(file.datetime_key, "%Y-%m-%d-%H-00").replace(tzinfo=UTC)
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
-    return _Source(file, rows, types, int(hour.timestamp()))
+    leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+    text = tuple(leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level > 0)
+    sizes: Counter[str] = Counter()
+    for group in range(metadata.num_row_groups):
+        for index, leaf in enumerate(leaves):
+            sizes[leaf.path.split(".", 1)[0]] += metadata.row_group(group).column(index).total_uncompressed_size
+    return _Source(file, metadata.num_rows, types, int(hour.timestamp()), metadata, text, sizes)
 
 
 def _note_schema_findings(sources: Sequence[_Source], registry: Registry, labelled: bool, result: FlattenResult) -> None:
@@ -192,24 +214,16 @@ def _read(sources: Sequence[_Source]) -> str:
     return f"read_parquet([{paths}], hive_partitioning = false)"
 
 
-def _runs(sources: Sequence[_Source]) -> Iterator[list[_Source]]:
-    """Yield the longest stretches of files, in order, that share their physical types."""
+def _blocks(sources: Sequence[_Source]) -> Iterator[_Block]:
+    """Yield stretches of files, in order, that share their physical types and together have about a row group of rows."""
     for _, run in groupby((source for source in sources if source.rows), key=lambda source: source.layout):
-        yield list(run)
-
-
-def _flattened_batches(
-    connection: duckdb.DuckDBPyConnection, sources: Sequence[_Source], registry: Registry, labelled: bool
-) -> Iterator[pa.RecordBatch]:
-    for run in _runs(sources):
-        hours = ", ".join(str(source.hour_start) for source in run)
-        source_sql = f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(run)}"
-        query = flatten_sql(registry, run[0].types, source=source_sql, labelled=labelled)
-        try:
-            yield from connection.sql(query).to_arrow_reader(BATCH)
-        except (duckdb.Error, pa.ArrowException) as error:
-            names = ", ".join(str(source.file.path) for source in run[:3]) + (" ..." if len(run) > 3 else "")
-            raise DataError(f"{names}: cannot be flattened: {error}") from error
+        members: list[_Source] = []
+        for source in run:
+            if members and sum(member.rows for member in members) + source.rows > ROW_GROUP:
+                yield _Block(tuple(members))
+                members = []
+            members.append(source)
+        yield _Block(tuple(members))
 
 
 def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Source]) -> np.ndarray:
@@ -217,7 +231,7 @@ def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Sou
     starts = np.concatenate([[0], np.cumsum([source.rows for source in sources])])
     first = {source.file.path: int(start) for source, start in zip(sources, starts, strict=False)}
     parts = []
-    for run in _runs(sources):
+    for run in (list(block.sources) for block in _blocks(sources)):
         offsets = ", ".join(str(first[source.file.path]) for source in run)
         parts.append(f"SELECT row_id::VARCHAR AS row_id, ([{offsets}]::BIGINT[])[file_index::BIGINT + 1] + file_row_number AS position FROM {_read(run)}")
     if not parts:
@@ -239,11 +253,200 @@ def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Sou
     return np.asarray(positions, dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which rows of a split are used at all: those whose hash of (seed, row_id) falls below ``fraction``."""
+
+    fraction: float
+    seed: int
+
+    def chosen(self, row_id: pa.Array) -> np.ndarray:
+        """Boolean array (n,), the same for a row in whatever file or batch it comes."""
+        return hash_uniform(row_hashes(row_id.to_numpy(zero_copy_only=False)), self.seed, SAMPLE_DRAW) < self.fraction
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Consecutive files with equal physical types that are flattened together."""
+
+    sources: tuple[_Source, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def types(self) -> Mapping[str, pa.DataType]:
+        return self.sources[0].types
+
+    @property
+    def name(self) -> str:
+        return ", ".join(str(source.file.path) for source in self.sources[:3]) + (" ..." if len(self.sources) > 3 else "")
+
+    def hour_start(self) -> np.ndarray:
+        return np.repeat([source.hour_start for source in self.sources], [source.rows for source in self.sources])
+
+
+class _Engine:
+    """Computes the flattened columns of a block: SQL for scalars and unusual layouts, array reductions for maps and lists."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, pool: ThreadPoolExecutor, registry: Registry, labelled: bool) -> None:
+        self._connection = connection
+        self._pool = pool
+        self._registry = registry
+        self._labelled = labelled
+        self._inputs = frozenset(interaction_inputs(registry))
+        self._overlaps = [overlap for group in registry.groups.values() if group.enabled for overlap in group.overlaps]
+        self._wanted = frozenset(feature.name for feature in registry.features)
+
+    def flatten(self, block: _Block) -> _Flat:
+        """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
+        try:
+            native = self._native_columns(block)
+            flat = self._by_sql(block, native)
+            if native:
+                self._by_arrays(block, native, flat)
+                self._finish(native, flat)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise DataError(f"{block.name}: cannot be flattened: {error}") from error
+        return flat
+
+    def _native_columns(self, block: _Block) -> frozenset[str]:
+        native = {
+            name for name in self._registry.source_columns if BY_NAME[name].is_nested and name in block.types and is_native(BY_NAME[name], block.types[name])
+        }
+        # Lists that are compared with one another need the same engine.
+        for overlap in self._overlaps:
+            if not {overlap.of, overlap.within} <= native:
+                native -= {overlap.of, overlap.within}
+        return frozenset(native)
+
+    def _by_sql(self, block: _Block, native: frozenset[str]) -> _Flat:
+        hours = ", ".join(str(source.hour_start) for source in block.sources)
+        source = f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(block.sources)}"
+        query = flatten_sql(self._registry, block.types, source=source, labelled=self._labelled, elsewhere=native)
+        table = self._connection.sql(query).to_arrow_table()
+        flat = _Flat(table.num_rows)
+        for name in table.column_names:
+            column = table.column(name)
+            if name.startswith(COUNTED):
+                flat.counts[name] = pc.sum(column).as_py() or 0
+            else:
+                flat.columns[name] = column
+        return flat
+
+    def _by_arrays(self, block: _Block, native: frozenset[str], flat: _Flat) -> None:
+        own = {name: OwnKey.of(flat.columns.pop(f"_own_{name}")) for name in own_keys()}
+        hour_start = block.hour_start()
+        tasks = [self._pool.submit(self._columns, block, names, own, hour_start) for names in self._shares(block, native)]
+        for task in tasks:
+            part = task.result()
+            flat.columns |= part.columns
+            flat.counts |= part.counts
+            flat.inputs |= part.inputs
+            flat.absent |= part.absent
+
+    def _shares(self, block: _Block, native: frozenset[str]) -> list[list[str]]:
+        """Divide the columns into tasks of similar size, small enough that what is decoded at once stays small."""
+        weight = dict.fromkeys(sorted(native), 0)
+        for source in block.sources:
+            for name, size in source.sizes.items():
+                if name in weight:
+                    weight[name] += size
+        # Lists that are compared with one another travel together.
+        units = [[overlap.of, overlap.within] for overlap in self._overlaps if overlap.of in native]
+        units += [[name] for name in weight if not any(name in unit for unit in units)]
+        sizes = [sum(weight[name] for name in unit) for unit in units]
+        shares: list[list[str]] = [[] for _ in range(max(2, -(-sum(weight.values()) // DECODED_AT_ONCE)))]
+        filled = [0] * len(shares)
+        for index in sorted(range(len(units)), key=lambda i: -sizes[i]):
+            lightest = filled.index(min(filled))
+            shares[lightest] += units[index]
+            filled[lightest] += sizes[index]
+        return [share for share in shares if share]
+
+    def _columns(self, block: _Block, names: list[str], own: Mapping[str, OwnKey], hour_start: np.ndarray) -> _Flat:
+        part = _Flat(block.rows)
+        tables = [_read_columns(source, names) for source in block.sources]
+        entries: dict[str, Entries] = {}
+        distinct: dict[str, np.ndarray] = {}
+        compared = {name for overlap in self._overlaps for name in (overlap.of, overlap.within)}
+        for name in names:
+            column = BY_NAME[name]
+            array = pa.concat_arrays([chunk for table in tables for chunk in table.column(name).chunks])
+            statistics, found = column_statistics(column, array, own.get(own_key_of(column) or ""), hour_start, part.counts)
+            part.absent[name] = ~found.present
+            for statistic, sparse in statistics.items():
+                part.put(feature_name(name, statistic), sparse, self._wanted, self._inputs)
+            if name in compared:
+                entries[name], distinct[name] = found, statistics["n_unique"].dense(block.rows)
+        for overlap in self._overlaps:
+            if overlap.of in entries and overlap.within in entries:
+                shared = shared_elements(entries[overlap.of], entries[overlap.within])
+                with np.errstate(all="ignore"):
+                    share = Sparse(shared.rows, shared.values / distinct[overlap.of][shared.rows])
+                part.put(overlap.name, shared, self._wanted, self._inputs)
+                part.put(f"{overlap.name}_share", share, self._wanted, self._inputs)
+        return part
+
+    def _finish(self, native: frozenset[str], flat: _Flat) -> None:
+        """Add what combines several columns: missing indicators and interactions."""
+        for name in indicator_columns(self._registry):
+            if name not in native:
+                flat.absent[name] = flat.columns.pop(f"_absent_{name}").to_numpy()
+        for group in self._registry.groups.values():
+            if group.enabled:
+                for indicator, columns in group.indicators.items():
+                    missing = np.logical_and.reduce([flat.absent[name] for name in columns])
+                    flat.columns[f"missing__{indicator}"] = pa.array(missing.astype(np.float32))
+        if self._inputs:
+            columns = {name: flat.columns.pop(f"_input_{name}", None) for name in sorted(self._inputs)}
+            table = {name: pa.array(flat.inputs[name], from_pandas=True) if column is None else column for name, column in columns.items()}
+            self._connection.register("interaction_inputs", pa.table(table))
+            result = self._connection.sql(interaction_sql(self._registry, "interaction_inputs")).to_arrow_table()
+            self._connection.unregister("interaction_inputs")
+            flat.columns |= {name: result.column(name) for name in result.column_names}
+
+
+class _Flat:
+    """A block on its way to the file: finished columns, counts, and the inputs of what combines several columns."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.columns: dict[str, pa.ChunkedArray | pa.Array] = {}
+        self.counts: dict[str, int] = {}
+        self.inputs: dict[str, np.ndarray] = {}
+        self.absent: dict[str, np.ndarray] = {}
+
+    def put(self, name: str, sparse: Sparse, wanted: frozenset[str], inputs: frozenset[str]) -> None:
+        if name in wanted:
+            self.columns[name] = sparse.to_arrow(self.rows)
+        if name in inputs:
+            dense = sparse.dense(self.rows)
+            dense[~np.isfinite(dense)] = np.nan
+            self.inputs[name] = dense
+
+
+def _read_columns(source: _Source, names: list[str]) -> pa.Table:
+    keys = [leaf for leaf in source.text_leaves if leaf.split(".", 1)[0] in names]
+    with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=keys, memory_map=True) as parquet:
+        return parquet.read(columns=names, use_threads=False)
+
+
 class _Sink:
     """Splits what the engine yields into rows to write and rows to set aside, and counts."""
 
-    def __init__(self, registry: Registry, sources: Sequence[_Source], repeated: np.ndarray, result: FlattenResult, writer: _RowGroupWriter) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        sources: Sequence[_Source],
+        repeated: np.ndarray,
+        result: FlattenResult,
+        writer: _RowGroupWriter,
+        sample: Sample,
+    ) -> None:
         self.position = 0
+        self._sample = sample
         self._sources = [source for source in sources if source.rows]
         self._ends = np.cumsum([source.rows for source in self._sources])
         self._repeated = repeated
@@ -251,33 +454,31 @@ class _Sink:
         self._writer = writer
         self._registry = registry
         self._keys = pa.array([source.file.datetime_key for source in self._sources], pa.string())
+        self._names = flattened_schema(registry).names
         self._counts: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
         self._aside: list[pa.Table] = []
 
-    def take(self, batch: pa.RecordBatch) -> None:
-        first, self.position = self.position, self.position + batch.num_rows
-        files = np.searchsorted(self._ends, np.arange(first, self.position), side="right")
-        for name in batch.schema.names:
-            if name.startswith("_") and name not in ("_reason", "_value"):
-                column = batch.column(name)
-                if column.null_count < len(column):
-                    self._counts[name] += pc.sum(column).as_py() or 0
-        reason, value = batch.column("_reason"), batch.column("_value")
+    def take(self, flat: _Flat) -> None:
+        first, self.position = self.position, self.position + flat.rows
+        files = np.searchsorted(self._ends, np.arange(first, self.position), side="right").astype(np.int32)
+        self._counts.update(flat.counts)
+        row_id, reason, value = (flat.columns[name] for name in ("row_id", "_reason", "_value"))
         low, high = np.searchsorted(self._repeated, [first, self.position])
         if high > low:
-            again = np.zeros(batch.num_rows, bool)
+            again = np.zeros(flat.rows, bool)
             again[self._repeated[low:high] - first] = True
-            newly = pc.and_(pa.array(again), pc.is_null(reason))
+            newly = pc.and_(pa.chunked_array([again]), pc.is_null(reason))
             reason = pc.if_else(newly, "row_id repeated", reason)
-            value = pc.if_else(newly, batch.column("row_id"), value)
-        keep = batch.append_column("datetime", pa.DictionaryArray.from_arrays(files.astype(np.int32), self._keys).cast(pa.string()))
+            value = pc.if_else(newly, row_id, value)
+        datetimes = pa.DictionaryArray.from_arrays(files, self._keys)
+        table = pa.table({name: datetimes if name == "datetime" else flat.columns[name] for name in self._names})
         if reason.null_count < len(reason):
-            self._set_aside(batch.column("row_id"), files, first, reason, value)
-            keep = keep.filter(pc.is_null(reason))
-        self._writer.add(keep)
+            self._set_aside(row_id, files, first, reason, value)
+            table = table.filter(pc.is_null(reason))
         for feature in self._registry.features:
-            self._nulls[feature.group] += keep.column(feature.name).null_count
+            self._nulls[feature.group] += table.column(feature.name).null_count
+        self._writer.add(table)
 
     def finish(self) -> None:
         result, registry = self._result, self._registry
@@ -311,13 +512,13 @@ class _Sink:
         if disagree := int(self._counts["_disagree"]):
             result.warnings.append(f"buyer_d7: {disagree} rows say 0 although iap_revenue_d7 is positive")
 
-    def _set_aside(self, row_id: pa.Array, files: np.ndarray, first: int, reason: pa.Array, value: pa.Array) -> None:
-        rows = np.flatnonzero(pc.is_valid(reason).to_numpy(zero_copy_only=False))
+    def _set_aside(self, row_id: pa.ChunkedArray, files: np.ndarray, first: int, reason: pa.ChunkedArray, value: pa.ChunkedArray) -> None:
+        rows = np.flatnonzero(pc.is_valid(reason).to_numpy())
         files = files[rows]
         begins = np.concatenate([[0], self._ends[:-1]])
         paths = pa.array([str(source.file.path) for source in self._sources], pa.string())
         columns = [row_id.take(rows), paths.take(files), pa.array(first + rows - begins[files], pa.int64()), reason.take(rows), value.take(rows)]
-        self._aside.append(pa.Table.from_arrays(columns, schema=QUARANTINE_SCHEMA))
+        self._aside.append(pa.table(columns, names=QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA))
 
 
 class _RowGroupWriter:
@@ -329,7 +530,7 @@ class _RowGroupWriter:
     def __init__(self, out: Path, registry: Registry) -> None:
         self.rows = 0
         self._schema = flattened_schema(registry)
-        self._pending: list[pa.RecordBatch] = []
+        self._pending: list[pa.Table] = []
         self._pending_rows = 0
         # Dictionaries only where values repeat: on float32 they cost time and save nothing.
         dictionaries = ["datetime", *categorical_names(registry)]
@@ -349,27 +550,27 @@ class _RowGroupWriter:
             self._executor.shutdown(wait=True)
             self._writer.close()
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        self.rows += batch.num_rows
-        self._pending.append(batch.select(self._schema.names))
-        self._pending_rows += batch.num_rows
+    def add(self, table: pa.Table) -> None:
+        self.rows += table.num_rows
+        self._pending.append(table)
+        self._pending_rows += table.num_rows
         if self._pending_rows >= ROW_GROUP:
             self._flush(everything=False)
 
     def _flush(self, *, everything: bool) -> None:
         if not self._pending_rows:
             return
-        table = pa.Table.from_batches(self._pending)
+        table = pa.concat_tables(self._pending)
         whole = table.num_rows if everything else table.num_rows - table.num_rows % ROW_GROUP
         rest = table.slice(whole)
-        self._pending, self._pending_rows = rest.to_batches(), rest.num_rows
+        self._pending, self._pending_rows = [rest], rest.num_rows
         self._wait()
         self._writing = self._executor.submit(self._write, table.slice(0, whole))
 
     def _write(self, table: pa.Table) -> None:
         for start in range(0, table.num_rows, ROW_GROUP):
             # Encoding each row group from its own rows alone makes the bytes independent of how batches arrived.
-            part = table.slice(start, ROW_GROUP).combine_chunks()
+            part = table.slice(start, ROW_GROUP)
             columns = [_encode(part.column(field.name), field.type) for field in self._schema]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=ROW_GROUP)
 
@@ -378,5 +579,8 @@ class _RowGroupWriter:
             self._writing.result()
 
 
-def _encode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    return pc.dictionary_encode(column).cast(kind) if pa.types.is_dictionary(kind) else column.cast(kind)
+def _encode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_dictionary(kind):
+        return column.cast(kind)
+    text = column.cast(pa.string()).combine_chunks()
+    return text.dictionary_encode().cast(kind)

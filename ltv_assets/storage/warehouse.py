@@ -8,8 +8,8 @@
     quarantine/<asset>/day=D/    rows and files set aside, with their reasons
 
 `Warehouse.write` stages a partition, hashes it and publishes it by one rename; `Warehouse.files` returns what the
-manifest lists. `Warehouse.record_verdict` and `Warehouse.require_passed` carry check results from one run to the next,
-which Dagster's blocking checks do not do. ``catalogue.py`` shows all of it as DuckDB relations.
+manifest lists. `Warehouse.record_verdict` and `Warehouse.verdicts` carry check results from one run to the next, which
+Dagster's blocking checks do not do. ``catalogue.py`` shows all of it as DuckDB relations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ _KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Result of one asset check for one content (``fingerprint``) of one partition."""
+    """Result of one asset check for one content (``fingerprint``) of one partition, under one set of bounds (hash ``bounds``)."""
 
     asset: str
     partition: str
@@ -42,6 +42,7 @@ class Verdict:
     passed: bool
     blocking: bool
     fingerprint: str
+    bounds: str
     message: str
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -112,7 +113,7 @@ class Warehouse:
                 if rows is not None and path.suffix == ".parquet":
                     # The hash in the name keeps a reader of an old manifest from opening a new file under an old name.
                     path = path.rename(path.with_name(f"{path.stem}-{digest[:12]}.parquet"))
-                stored.append(StoredFile(path.name, path.stat().st_size, digest, rows))
+                stored.append(StoredFile(path.relative_to(content).as_posix(), path.stat().st_size, digest, rows))
             extra = facts() if callable(facts) else (facts or {})
             manifest = Manifest(asset, key, code_version, config, dict(sorted(inputs.items())), tuple(stored), dict(extra))
             data = manifest.to_json()
@@ -130,7 +131,8 @@ class Warehouse:
             verify_files(final, manifest)
         except (OSError, ModelFileError):
             return False
-        return {p.name for p in final.iterdir()} == {MANIFEST_NAME, *(f.name for f in manifest.files)}
+        present = {p.relative_to(final).as_posix() for p in final.rglob("*") if p.is_file()}
+        return present == {MANIFEST_NAME, *(f.name for f in manifest.files)}
 
     def sweep(self) -> list[str]:
         """Delete what killed processes left in the staging area and undo half-done publications."""
@@ -195,19 +197,6 @@ class Warehouse:
             return ()
         loaded = (Verdict(**json.loads(p.read_bytes())) for p in sorted(folder.glob("*.json")))
         return tuple(v for v in loaded if v.fingerprint == fingerprint)
-
-    def require_passed(self, asset: str, key: str, checks: Iterable[str], remedy: str) -> None:
-        """Refuse a partition whose blocking checks did not all run and pass for its present content.
-
-        Raises StaleError naming the check, its message and the remedy.
-        """
-        known = {v.check: v for v in self.verdicts(asset, key)}
-        for name in checks:
-            verdict = known.get(name)
-            if verdict is None:
-                raise StaleError(f"{asset} {key}: its check {name} has not run on the present content; {remedy}")
-            if not verdict.passed:
-                raise StaleError(f"{asset} {key}: its check {name} failed: {verdict.message}; {remedy}")
 
     # ----------------------------------------------------------------------------------------------------------- extras
 

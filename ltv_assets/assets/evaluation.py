@@ -1,0 +1,83 @@
+"""``holdout_metrics``: the evaluated model on the day it never saw; ``served_model``: the refit that scores new days."""
+
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, readable_failures
+from ltv_assets.lineage import CODE_VERSIONS, WINDOW_UPSTREAM
+from ltv_assets.partitions import holdout_mapping
+from ltv_assets.project import Project
+from ltv_assets.resources import CatalogueResource, ProjectResource, TrackingResource
+
+GROUP = "evaluation"
+
+
+def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Evaluation and refit on the windows' clock."""
+    days = dg.AssetDep("flattened_features", partition_mapping=holdout_mapping(project.config))
+
+    @dg.asset(
+        name="holdout_metrics",
+        partitions_def=windows,
+        deps=[days, *WINDOW_UPSTREAM["holdout_metrics"]],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"duckdb", "mlflow"},
+        code_version=CODE_VERSIONS["holdout_metrics"],
+        description="Every figure of the window's models on its holdout day, overall and by segment, with intervals.",
+        metadata=definition_metadata("holdout_metrics"),
+    )
+    def holdout_metrics(
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
+    ) -> dg.MaterializeResult:
+        from ltv_assets.evaluating import evaluate_window, holdout_pictures, write_holdout
+        from ltv_assets.recording import log_window
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "holdout_metrics", context.partition_key)
+            holdout = evaluate_window(work.project, work.key)
+            manifest = work.publish(lambda folder: write_holdout(folder, work.key, holdout))
+            drawn = holdout_pictures(holdout)
+            tracker = tracking.open(work.project)
+            log_window(tracker, work.project, work.key, holdout.headline(), drawn, holdout.deciles, run_id=context.run_id)
+            return work.result(manifest, _evaluation_metadata(holdout, drawn, tracker.run_id(work.key)))
+
+    @dg.asset(
+        name="served_model",
+        partitions_def=windows,
+        deps=[days, *WINDOW_UPSTREAM["served_model"]],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"lightgbm"},
+        code_version=CODE_VERSIONS["served_model"],
+        description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
+        metadata=definition_metadata("served_model"),
+    )
+    def served_model(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        from ltv_assets.promotion import update_champion
+        from ltv_assets.serving import refit_window, write_served
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "served_model", context.partition_key)
+            models = refit_window(work.project, work.key)
+            manifest = work.publish(lambda folder: write_served(folder, work.key, models))
+            champion = update_champion(work.project)
+            context.log.info(champion.why)
+            return work.result(manifest, {"champion": champion.window, "champion_reason": champion.why})
+
+    return [holdout_metrics, served_model]
+
+
+def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], run_id: str | None) -> dict[str, Any]:
+    from ltv_assets.pictures import to_markdown_image
+
+    figures = holdout.headline()
+    deciles = [{str(k): v for k, v in row.items()} for row in holdout.deciles.to_dict("records")]
+    shown = {n.removesuffix(".png"): dg.MetadataValue.md(to_markdown_image(png, n.removesuffix(".png"))) for n, png in drawn.items()}
+    return {**figures, "deciles": markdown_table(deciles), **shown, "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`"}

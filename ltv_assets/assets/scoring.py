@@ -1,0 +1,100 @@
+"""``predictions`` of a day by the champion, and the ``submission`` of the test days."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, readable_failures
+from ltv_assets.lineage import CODE_VERSIONS
+from ltv_assets.project import Project
+from ltv_assets.resources import CatalogueResource, ProjectResource
+
+GROUP = "scoring"
+
+
+def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Scores by day, and the submission, which has no partitions."""
+
+    @dg.asset(
+        name="predictions",
+        partitions_def=days,
+        deps=["flattened_features", dg.AssetDep("served_model", partition_mapping=dg.AllPartitionMapping())],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"lightgbm", "parquet"},
+        code_version=CODE_VERSIONS["predictions"],
+        description="Every impression of a day scored with the champion: probability, log revenue, LTV at three horizons, the gate.",
+        metadata=definition_metadata("predictions"),
+    )
+    def predictions(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "predictions", context.partition_key)
+            manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
+            return work.result(manifest, _prediction_metadata(work))
+
+    @dg.asset(
+        name="submission",
+        deps=[dg.AssetDep(predictions, partition_mapping=dg.AllPartitionMapping())],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"csv"},
+        code_version=CODE_VERSIONS["submission"],
+        description="submission.csv (gated) and submission_ungated.csv for every row of the configured test days.",
+        metadata=definition_metadata("submission"),
+    )
+    def submission(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        with readable_failures():
+            key = project_resource.open().submission_key
+            work = Publication.begin(project_resource, catalogue, "submission", key)
+            manifest = work.publish(lambda folder: _write_submission(work, folder))
+            return work.result(manifest, {"file": str(work.project.warehouse.folder("submission", key) / "submission.csv")})
+
+    return [predictions, submission]
+
+
+def _champion_window(work: Publication) -> str:
+    return next(k.partition("/")[2] for k in work.inputs if k.startswith("champion/"))
+
+
+def _score(work: Publication, folder: Path) -> dict[str, int | None]:
+    from ltv_assets.features.schema import feature_names
+    from ltv_assets.scoring import score_files
+    from ltv_assets.windows import read_served
+
+    rows = score_files(
+        read_served(work.project.warehouse, _champion_window(work)),
+        work.project.warehouse.files("flattened_features", work.key),
+        feature_names(work.project.registry),
+        folder / "scores.parquet",
+        chunk_rows=work.project.config.compute.chunk_rows,
+        day=work.key,
+    )
+    return {"scores.parquet": rows}
+
+
+def _prediction_metadata(work: Publication) -> dict[str, Any]:
+    import duckdb
+
+    files = [str(f) for f in work.project.warehouse.files("predictions", work.key, verify=False)]
+    with duckdb.connect() as connection:
+        row = connection.execute(
+            "SELECT avg(predicted_zero::INT), avg(buyer_probability), sum(expected_revenue_d7), max(ltv_d7) FROM read_parquet(?)", [files]
+        ).fetchone()
+    names = ("predicted_zero_rate", "mean_buyer_probability", "expected_revenue_d7_usd", "largest_ltv_d7_usd")
+    return {"champion": _champion_window(work), **{n: float(v) for n, v in zip(names, row or (), strict=False) if v is not None}}
+
+
+def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:
+    from ltv_assets.submission import write_submissions
+
+    config = work.project.config
+    files = [f for day in work.project.horizon.test_days for f in work.project.warehouse.files("predictions", str(day))]
+    rows = write_submissions(
+        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_gb=config.compute.duckdb_memory_gb
+    )
+    return {"submission.csv": rows, "submission_ungated.csv": None}

@@ -1,0 +1,31 @@
+"""The served model of a window: refitted with the holdout day included, or the evaluated one if refitting is off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltv_assets.modeling.scoring import WindowModels
+from ltv_assets.modeling.stages import refit
+from ltv_assets.project import Project
+from ltv_assets.windows import WindowRows, as_window, read_evaluated, window_context, write_figures
+
+STAGE_ORDER = ("classifier", "gating", "regressor", "stacker")
+
+
+def refit_window(project: Project, key: str) -> WindowModels:
+    """Fit a window's models again on its training days and its holdout, with the evaluated models' tree counts."""
+    evaluated = read_evaluated(project, key)
+    if not project.config.models.refit:
+        return evaluated
+    return refit(evaluated, window_context(project, key), as_window(WindowRows(project, key).holdout_rows()))
+
+
+def write_served(folder: Path, key: str, models: WindowModels) -> dict[str, int | None]:
+    """Write every file of the served model and its figures; returns what `Warehouse.write` wants to know."""
+    listed: dict[str, int | None] = {}
+    for name, data in models.to_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        listed[name] = None
+    figures = {f"{stage}.{name}": value for stage in STAGE_ORDER for name, value in getattr(models, stage).diagnostics.items()}
+    return listed | write_figures(folder, key, figures)

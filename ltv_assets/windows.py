@@ -1,0 +1,265 @@
+"""From flattened days in the warehouse to the rows of a training window, and from a stage's files back to the stage.
+
+The bridge between ``storage`` and ``modeling``: it reads parquet and model files, verified, and hands plain frames and
+arrays to the core. Nothing is computed here that a figure depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ltv_assets.config import Config
+from ltv_assets.contract import REVENUE_LABELS
+from ltv_assets.errors import StaleError
+from ltv_assets.features.schema import feature_names
+from ltv_assets.horizon import mature_horizons, parse_day, today
+from ltv_assets.modeling.classifier import BuyerClassifier
+from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.regressor import RevenueRegressor
+from ltv_assets.modeling.scoring import WindowModels
+from ltv_assets.modeling.stacker import Stacker
+from ltv_assets.modeling.stages import WindowContext
+from ltv_assets.modeling.window import WindowData, prepare_window
+from ltv_assets.project import Project
+from ltv_assets.sampling.hhistus import HhistusPlan
+from ltv_assets.sampling.histos import HistosPlan
+from ltv_assets.storage.warehouse import Warehouse
+
+OOF_FILE = "out_of_fold.parquet"
+METRICS_FILE = "figures.parquet"
+STAGE_CLASSES: dict[str, type[Any]] = {
+    "buyer_classifier": BuyerClassifier,
+    "buyer_gating": BuyerGating,
+    "revenue_regressor": RevenueRegressor,
+    "stacker": Stacker,
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Flattened rows of some days: features, revenue (three horizons in USD, NaN where absent or immature), row_id, day, hour."""
+
+    X: pd.DataFrame
+    revenue: pd.DataFrame
+    row_id: NDArray[Any]
+    day: NDArray[Any]
+    hour: NDArray[Any]
+
+
+def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str]) -> Rows:
+    """Read the flattened files of some days, in order of day, file and row.
+
+    Labels of a horizon that is not yet mature for a day are NaN, whatever the file says.
+    """
+    tables, days = [], []
+    columns = ["row_id", "datetime", *REVENUE_LABELS, *features]
+    for day, paths in sorted(files.items()):
+        for path in paths:
+            table = pq.read_table(path, columns=columns)
+            tables.append(table)
+            days.append(np.full(table.num_rows, day, dtype=object))
+    together = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    frame = together.select(list(features)).to_pandas(split_blocks=True)
+    day_of_row = np.concatenate(days)
+    revenue = together.select(list(REVENUE_LABELS)).to_pandas().astype(np.float64)
+    for day in sorted(files):
+        known = mature_horizons(config, parse_day(day))
+        for horizon, name in zip((7, 14, 28), REVENUE_LABELS, strict=True):
+            if horizon not in known:
+                revenue.loc[day_of_row == day, name] = np.nan
+    hours = together["datetime"].cast(pa.string()).to_numpy(zero_copy_only=False)
+    return Rows(
+        frame,
+        revenue,
+        together["row_id"].to_numpy(zero_copy_only=False),
+        day_of_row,
+        np.array([h[11:13] for h in hours], dtype=object),
+    )
+
+
+def flattened_files(project: Project, days: Sequence[date]) -> dict[str, tuple[Path, ...]]:
+    """{day: verified flattened files}."""
+    return {str(day): project.warehouse.files("flattened_features", str(day)) for day in days}
+
+
+def require_mature(config: Config, days: Sequence[date]) -> None:
+    """Refuse days whose D7 labels are not final yet. Raises StaleError naming the first and when it will be."""
+    for day in days:
+        if 7 not in mature_horizons(config, day):
+            final = day + timedelta(days=config.windows.label_maturity_days_d7 + 1)
+            raise StaleError(
+                f"day {day}: its D7 labels are final only from {final} on (today is {today()}); "
+                "train an older window, raise windows.embargo_days, or lower windows.label_maturity_days_d7"
+            )
+
+
+class WindowRows:
+    """The rows of one window, read once per process: the training context, and the holdout day."""
+
+    def __init__(self, project: Project, key: str) -> None:
+        self.project = project
+        self.key = key
+        self.window = parse_day(key)
+        self.training_days = project.horizon.training_days(self.window)
+        self.features = feature_names(project.registry)
+
+    def training_rows(self) -> Rows:
+        """Rows of the training days. Raises StaleError if a day's labels are not mature."""
+        require_mature(self.project.config, self.training_days)
+        return read_rows(self.project.config, flattened_files(self.project, self.training_days), self.features)
+
+    def holdout_rows(self) -> Rows:
+        """Rows of the holdout day. Raises StaleError if its labels are not mature."""
+        require_mature(self.project.config, [self.window])
+        return read_rows(self.project.config, flattened_files(self.project, [self.window]), self.features)
+
+    def context(self) -> WindowContext:
+        """The training rows, ready for the stages."""
+        config = self.project.config
+        return WindowContext(as_window(self.training_rows()), config.models, config.sampling, config.seed, config.compute.threads)
+
+
+def as_window(rows: Rows) -> WindowData:
+    """Rows in the form the modelling core takes; days are the periods."""
+    return prepare_window(rows.X, rows.revenue, rows.day, rows.row_id)
+
+
+_LAST_CONTEXT: dict[str, WindowContext] = {}
+
+
+def window_context(project: Project, key: str) -> WindowContext:
+    """Context of a window's training rows; the last one is kept, so the stages of one process encode it once."""
+    identity = window_identity(project, key)
+    if identity not in _LAST_CONTEXT:
+        _LAST_CONTEXT.clear()
+        _LAST_CONTEXT[identity] = WindowRows(project, key).context()
+    return _LAST_CONTEXT[identity]
+
+
+def window_identity(project: Project, key: str) -> str:
+    """Hash of the days and the configuration a window's models are made from."""
+    lineage = project.lineage()
+    days = {k: v for k, v in lineage.inputs("histos_train", key).items() if k != "champion"}
+    parts = {"days": days, "root": str(project.warehouse.root), "config": [lineage.config_hash(a, key) for a in ("histos_train", "stacker")]}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# -------------------------------------------------------------------------------------------------------------- plans
+
+
+def plan_table(project: Project, key: str, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> pa.Table:
+    """A sampling plan as a table: where each row is (day, file, row_number), and what the plan says of it."""
+    data = context.data
+    starts = np.searchsorted(data.period, np.arange(len(data.period_names)))
+    names = pa.DictionaryArray.from_arrays(pa.array(data.period[rows], pa.int32()), pa.array(data.period_names, pa.string()))
+    position = {
+        "window_key": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows)), pa.int32()), pa.array([key], pa.string())),
+        "day": names,
+        "file": pa.array(np.zeros(len(rows)), pa.int32()),
+        "row_number": pa.array(rows - starts[data.period[rows]], pa.int64()),
+    }
+    return pa.table({**position, **{name: pa.array(values[rows]) for name, values in columns.items()}})
+
+
+def _plan_rows(table: pa.Table, context: WindowContext) -> NDArray[np.int64]:
+    data = context.data
+    starts = dict(zip(data.period_names, np.searchsorted(data.period, np.arange(len(data.period_names))), strict=True))
+    days = table["day"].cast(pa.string()).to_pandas().map(starts).to_numpy(dtype=np.int64)
+    return days + table["row_number"].to_numpy()
+
+
+def read_histos_plan(project: Project, key: str, context: WindowContext) -> HistosPlan | None:
+    """The stored HistOS plan in the window's row order; None if HistOS is switched off."""
+    table = _read_relation(project.warehouse, "histos_train", key)
+    if context.sampling.classifier == "none":
+        return None
+    rows = _plan_rows(table, context)
+    bins, multiplicity = np.zeros(len(context.data), np.uint8), np.ones(len(context.data), np.uint16)
+    bins[rows], multiplicity[rows] = table["bin"].to_numpy(), table["multiplicity"].to_numpy()
+    return HistosPlan(bins, multiplicity)
+
+
+def read_hhistus_plan(project: Project, key: str, context: WindowContext) -> HhistusPlan | None:
+    """The stored HHISTUS plan in the window's row order; None if HHISTUS is switched off."""
+    table = _read_relation(project.warehouse, "hhistus_buyers", key)
+    if context.sampling.regressor == "none":
+        return None
+    rows = _plan_rows(table, context)
+    size = len(context.data)
+    bins = context.histogram.bin_of(context.data.d7).astype(np.uint8)
+    keep, weight = np.zeros(size, bool), np.zeros(size, np.float32)
+    keep[rows], weight[rows] = True, table["weight"].to_numpy()
+    return HhistusPlan(bins, keep, weight)
+
+
+def _read_relation(warehouse: Warehouse, asset: str, key: str) -> pa.Table:
+    return pa.concat_tables([pq.read_table(f) for f in warehouse.files(asset, key)])
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+def write_stage(folder: Path, key: str, stage: Any) -> dict[str, int | None]:
+    """Write a stage's files, its out-of-fold arrays and its figures; returns what `Warehouse.write` wants to know."""
+    listed: dict[str, int | None] = {}
+    for name, data in stage.to_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        listed[name] = None
+    if stage.oof:
+        pq.write_table(pa.table({name: pa.array(values) for name, values in sorted(stage.oof.items())}), folder / OOF_FILE)
+        listed[OOF_FILE] = None
+    return listed | write_figures(folder, key, stage.diagnostics)
+
+
+def write_figures(folder: Path, key: str, figures: Mapping[str, float]) -> dict[str, int | None]:
+    """Write a stage's figures as its relation (window_key, metric, value)."""
+    names = sorted(figures)
+    table = pa.table(
+        {
+            "window_key": pa.array([key] * len(names), pa.string()),
+            "metric": pa.array(names, pa.string()),
+            "value": pa.array([float(figures[n]) for n in names], pa.float64()),
+        }
+    )
+    pq.write_table(table, folder / METRICS_FILE)
+    return {METRICS_FILE: table.num_rows}
+
+
+def read_stage(project: Project, asset: str, key: str) -> Any:
+    """A stage of a window with its out-of-fold arrays; every file is verified before it is opened."""
+    files = project.warehouse.artifacts(asset, key)
+    oof: dict[str, NDArray[Any]] = {}
+    if OOF_FILE in files:
+        table = pq.read_table(io.BytesIO(files.pop(OOF_FILE)))
+        oof = {name: table[name].to_numpy() for name in table.column_names}
+    return STAGE_CLASSES[asset].from_files(files, oof=oof)
+
+
+def read_evaluated(project: Project, key: str) -> WindowModels:
+    """The four stages of a window as trained before its holdout day, verified to belong together."""
+    files = {
+        f"{asset}/{name}": data
+        for asset in STAGE_CLASSES
+        for name, data in project.warehouse.artifacts(asset, key).items()
+        if name != OOF_FILE
+    }
+    return WindowModels.from_files(files)
+
+
+def read_served(warehouse: Warehouse, key: str) -> WindowModels:
+    """The model of a window that scores new days, verified."""
+    return WindowModels.from_files(warehouse.artifacts("served_model", key))
