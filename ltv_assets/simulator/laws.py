@@ -55,54 +55,54 @@ class Signal:
 CLIP = 2.5
 
 SIGNALS: tuple[Signal, ...] = (
-    Signal("release_msrp", "value", "log1p", 5.7, 0.7, 0.30, 0.10),
-    Signal("weeks_since_first_seen", "value", "log1p", 2.7, 0.9, 0.15, 0.03),
-    Signal("avg_act_days", "value", "log1p", 1.4, 0.5, 0.18),
-    Signal("avg_days_ins", "value", "log1p", 2.1, 0.8, -0.15),
-    Signal("weekend_ratio", "value", "identity", 0.3, 0.25, 0.10, 0.03),
-    Signal("wifi_ratio", "value", "identity", 0.3, 0.25, 0.20, 0.05),
-    Signal("avg_daily_sessions", "sum", "log1p", 1.9, 0.8, 0.25, 0.04),
-    Signal("avg_daily_sessions", "own", "log1p", 1.2, 0.5, 0.25, 0.05),
-    Signal("avg_duration", "mean", "log1p", 4.8, 0.7, 0.18, 0.05),
-    Signal("bcat", "own", "identity", 0.35, 0.25, 0.25),
-    Signal("bcat", "entropy", "identity", 1.1, 0.5, -0.12),
-    Signal("bundles_cat", "own", "log1p", 1.0, 0.4, 0.15),
-    Signal("hour_ratio", "entropy", "identity", 1.1, 0.5, 0.15),
-    Signal("user_bundles", "length", "log1p", 2.1, 0.8, 0.18, 0.03),
-    Signal("user_bundles", "has_own", "identity", 0.3, 0.5, 0.25, 0.04),
-    Signal("user_bundles_l28d", "has_own", "identity", 0.25, 0.5, 0.18),
-    Signal("new_bundles", "length", "log1p", 0.6, 0.5, 0.12),
-    Signal("first_request_ts_bundle", "own_days_ago", "log1p", 3.8, 1.2, -0.15),
-    Signal("last_ins", "days_ago", "log1p", 3.0, 1.3, -0.20, -0.03),
+    Signal("release_msrp", "value", "log1p", 5.7, 0.7, 0.68, 0.12),
+    Signal("weeks_since_first_seen", "value", "log1p", 2.7, 0.9, 0.15, 0.02),
+    Signal("avg_act_days", "value", "log1p", 1.4, 0.5, 0.38),
+    Signal("avg_days_ins", "value", "log1p", 2.1, 0.8, -0.10),
+    Signal("weekend_ratio", "value", "identity", 0.3, 0.25, 0.10, 0.02),
+    Signal("wifi_ratio", "value", "identity", 0.3, 0.25, 0.38, 0.05),
+    Signal("avg_daily_sessions", "sum", "log1p", 1.9, 0.8, 0.52, 0.05),
+    Signal("avg_daily_sessions", "own", "log1p", 1.2, 0.5, 0.52, 0.05),
+    Signal("avg_duration", "mean", "log1p", 4.8, 0.7, 0.38, 0.05),
+    Signal("bcat", "own", "identity", 0.35, 0.25, 0.45),
+    Signal("bcat", "entropy", "identity", 1.1, 0.5, -0.10),
+    Signal("bundles_cat", "own", "log1p", 1.0, 0.4, 0.10),
+    Signal("hour_ratio", "entropy", "identity", 1.1, 0.5, 0.20),
+    Signal("user_bundles", "length", "log1p", 2.1, 0.8, 0.38, 0.03),
+    Signal("user_bundles", "has_own", "identity", 0.3, 0.5, 0.52, 0.04),
+    Signal("user_bundles_l28d", "has_own", "identity", 0.25, 0.5, 0.10),
+    Signal("new_bundles", "length", "log1p", 0.6, 0.5, 0.10),
+    Signal("first_request_ts_bundle", "own_days_ago", "log1p", 3.8, 1.2, -0.10),
+    Signal("last_ins", "days_ago", "log1p", 3.0, 1.3, -0.45, -0.02),
     Signal("last_install_ts_bundle", "own_days_ago", "log1p", 3.4, 1.3, -0.20),
-    Signal("bundles_ins", "length", "log1p", 1.1, 0.6, 0.15),
-    Signal("country_hist", "length", "log1p", 0.8, 0.2, 0.10, 0.05),
-    Signal("city_hist", "length", "log1p", 1.1, 0.4, -0.08),
-    Signal("cpm", "mean", "log1p", 0.9, 0.4, 0.22, 0.07),
-    Signal("cpm_pct_rk", "own", "identity", 0.5, 0.3, 0.15),
+    Signal("bundles_ins", "length", "log1p", 1.1, 0.6, 0.10),
+    Signal("country_hist", "length", "log1p", 0.8, 0.2, 0.10, 0.04),
+    Signal("city_hist", "length", "log1p", 1.1, 0.4, -0.05),
+    Signal("cpm", "mean", "log1p", 0.9, 0.4, 0.52, 0.06),
+    Signal("cpm_pct_rk", "own", "identity", 0.5, 0.3, 0.10),
     Signal("ctr", "mean", "log1p", 0.03, 0.02, 0.20),
-    Signal("rwd_prank", "mean", "identity", 0.5, 0.25, -0.22, -0.06),
-    Signal("rwd_prank", "own", "identity", 0.5, 0.3, -0.15),
-    Signal("iap_revenue_usd_bundle", "sum", "log1p", 2.7, 1.0, 0.45, 0.16),
-    Signal("iap_revenue_usd_bundle", "own", "log1p", 2.2, 1.0, 0.40, 0.12),
-    Signal("iap_revenue_usd_category", "own", "log1p", 2.4, 1.0, 0.25, 0.06),
-    Signal("num_buys_bundle", "sum", "log1p", 1.4, 0.5, 0.30),
-    Signal("last_buy", "days_ago", "log1p", 2.0, 1.3, -0.45, -0.06),
-    Signal("last_buy_ts_bundle", "own_days_ago", "log1p", 2.0, 1.3, -0.35),
-    Signal("rev_by_adv", "sum", "log1p", 2.5, 1.0, 0.25, 0.08),
-    Signal("whale_users_bundle_revenue_prank", "max", "identity", 0.6, 0.25, 0.30, 0.15),
-    Signal("whale_users_bundle_total_num_buys", "own", "log1p", 1.2, 0.5, 0.25),
-    Signal("user_actions_bundles_action_count", "total", "log1p", 2.3, 0.8, 0.25, 0.03),
-    Signal("user_actions_bundles_action_count", "own_total", "log1p", 1.8, 0.7, 0.28),
-    Signal("advertiser_actions_action_count", "sum", "log1p", 1.8, 0.6, 0.35, 0.08),
+    Signal("rwd_prank", "mean", "identity", 0.5, 0.25, -0.45, -0.06),
+    Signal("rwd_prank", "own", "identity", 0.5, 0.3, -0.10),
+    Signal("iap_revenue_usd_bundle", "sum", "log1p", 2.7, 1.0, 0.34, 0.11),
+    Signal("iap_revenue_usd_bundle", "own", "log1p", 2.2, 1.0, 0.24, 0.06),
+    Signal("iap_revenue_usd_category", "own", "log1p", 2.4, 1.0, 0.08, 0.03),
+    Signal("num_buys_bundle", "sum", "log1p", 1.4, 0.5, 0.10),
+    Signal("last_buy", "days_ago", "log1p", 2.0, 1.3, -0.34, -0.04),
+    Signal("last_buy_ts_bundle", "own_days_ago", "log1p", 2.0, 1.3, -0.17),
+    Signal("rev_by_adv", "sum", "log1p", 2.5, 1.0, 0.10, 0.03),
+    Signal("whale_users_bundle_revenue_prank", "max", "identity", 0.6, 0.25, 0.18, 0.08),
+    Signal("whale_users_bundle_total_num_buys", "own", "log1p", 1.2, 0.5, 0.08),
+    Signal("user_actions_bundles_action_count", "total", "log1p", 2.3, 0.8, 0.45, 0.03),
+    Signal("user_actions_bundles_action_count", "own_total", "log1p", 1.8, 0.7, 0.45),
+    Signal("advertiser_actions_action_count", "sum", "log1p", 1.8, 0.6, 0.52, 0.06),
 )
 
 PRESENCE: dict[str, float] = {
     "weeks_since_first_seen": 0.35,
-    "avg_daily_sessions": 0.35,
-    "last_ins": 0.25,
-    "iap_revenue_usd_bundle": 0.9,
-    "last_buy": 0.5,
+    "avg_daily_sessions": 0.40,
+    "last_ins": 0.30,
+    "iap_revenue_usd_bundle": 0.6,
+    "last_buy": 0.4,
     "advertiser_actions_action_count": 0.7,
 }
 """Weights in f of merely having a group of columns."""
@@ -131,25 +131,25 @@ def draw_effects(world: World) -> Effects:
             np.concatenate([spend * (ticket - ticket.mean()), np.zeros(others)]),
         )
 
-    category_buy, category_spend = from_rates(facts.CATEGORIES, 0.55, 0.06)
-    country_buy, country_spend = from_rates(facts.COUNTRIES, 0.75, 0.07, len(facts.OTHER_COUNTRIES))
-    subcategory = rng.normal(0.0, 0.20, len(world.subcategories))
+    category_buy, category_spend = from_rates(facts.CATEGORIES, 0.70, 0.05)
+    country_buy, country_spend = from_rates(facts.COUNTRIES, 0.90, 0.05, len(facts.OTHER_COUNTRIES))
+    subcategory = rng.normal(0.0, 0.10, len(world.subcategories))
     app = world.advertisers
     bundle_buy, bundle_spend = np.zeros(len(world.apps)), np.zeros(len(world.apps))
-    bundle_buy[app] = category_buy[world.app_category[app]] + subcategory[world.advertiser_subcategory] + rng.normal(0.0, 0.30, len(app))
-    bundle_spend[app] = category_spend[world.app_category[app]] + rng.normal(0.0, 0.10, len(app))
+    bundle_buy[app] = category_buy[world.app_category[app]] + subcategory[world.advertiser_subcategory] + rng.normal(0.0, 0.12, len(app))
+    bundle_spend[app] = category_spend[world.app_category[app]] + rng.normal(0.0, 0.04, len(app))
     months_old = (2025 - 2000) * 12 + 8 - world.devices.released
-    model = 0.25 * world.devices.ios - 0.12 * (months_old / 36 - 1) + rng.normal(0.0, 0.10, len(months_old))
+    model = 0.25 * world.devices.ios - 0.12 * (months_old / 36 - 1) + rng.normal(0.0, 0.05, len(months_old))
     versions = np.concatenate([np.linspace(-0.3, 0.3, size) for _, size in world.os_span])
-    actions = rng.normal(0.0, 0.35, len(world.actions))
+    actions = rng.normal(0.0, 0.20, len(world.actions))
     return Effects(
         buy={
             "advertiser_bundle": bundle_buy,
             "country": country_buy,
             "dev_model": model,
             "dev_osv": versions,
-            "carrier": rng.normal(0.0, 0.15, len(world.carriers)),
-            "region": rng.normal(0.0, 0.10, len(world.regions)),
+            "carrier": rng.normal(0.0, 0.08, len(world.carriers)),
+            "region": rng.normal(0.0, 0.05, len(world.regions)),
             "last_advertiser_action": actions,
         },
         spend={"advertiser_bundle": bundle_spend, "country": country_spend},
@@ -208,49 +208,40 @@ def _calendar(people: People) -> float:
 
 
 INTERACTIONS: tuple[tuple[str, str, float, float], ...] = (
-    ("iap_revenue_usd_bundle__sum", "last_buy__days_ago", -0.30, -0.06),
-    ("iap_revenue_usd_bundle__own", "num_buys_bundle__sum", 0.25, 0.05),
-    ("whale_users_bundle_revenue_prank__max", "avg_daily_sessions__sum", 0.30, 0.06),
+    ("iap_revenue_usd_bundle__sum", "last_buy__days_ago", -0.25, -0.05),
+    ("whale_users_bundle_revenue_prank__max", "avg_daily_sessions__sum", 0.25, 0.05),
     ("country", "advertiser_bundle", 0.45, 0.0),
-    ("country", "release_msrp", 0.30, 0.05),
-    ("release_msrp", "cpm__mean", 0.25, 0.05),
-    ("user_bundles__length", "wifi_ratio", 0.25, 0.0),
-    ("avg_daily_sessions__sum", "avg_duration__mean", 0.25, 0.05),
-    ("bcat__own", "advertiser_bundle", 0.30, 0.0),
-    ("new_bundles__length", "last_ins__days_ago", -0.20, 0.0),
-    ("user_actions_bundles_action_count__own_total", "user_bundles__has_own", 0.25, 0.0),
-    ("rwd_prank__mean", "country", -0.20, 0.0),
-    ("avg_act_days", "hour_ratio__entropy", 0.20, 0.0),
+    ("country", "release_msrp", 0.40, 0.05),
+    ("release_msrp", "cpm__mean", 0.35, 0.05),
+    ("user_bundles__length", "wifi_ratio", 0.35, 0.0),
+    ("avg_daily_sessions__sum", "avg_duration__mean", 0.35, 0.05),
+    ("user_actions_bundles_action_count__total", "avg_act_days", 0.30, 0.0),
+    ("rwd_prank__mean", "country", -0.25, 0.0),
 )
 """Products of two signals (or of a signal with a categorical column's standardised effect) and their weights in f and g."""
 
-RULES: tuple[tuple[tuple[tuple[str, float, bool], ...], float, float], ...] = (
-    ((("iap_revenue_usd_bundle__sum", 0.0, True),), 0.7, 0.20),
-    ((("iap_revenue_usd_bundle__sum", 1.2, True),), 0.7, 0.25),
-    ((("last_buy__days_ago", -0.3, False),), 0.8, 0.0),
-    ((("iap_revenue_usd_bundle__own", -0.3, True), ("last_buy_ts_bundle__own_days_ago", 0.5, False)), 0.8, 0.20),
-    ((("whale_users_bundle_revenue_prank__max", 0.8, True),), 0.6, 0.25),
-    ((("release_msrp", 0.4, True),), 0.45, 0.12),
-    ((("release_msrp", 1.3, True), ("country", 0.3, True)), 0.5, 0.12),
-    ((("country", 0.5, True), ("advertiser_bundle", 0.5, True)), 0.8, 0.0),
-    ((("country", -0.5, False),), -0.6, -0.08),
-    ((("advertiser_bundle", 1.0, True),), 0.7, 0.08),
-    ((("avg_daily_sessions__sum", 0.4, True),), 0.5, 0.06),
-    ((("avg_daily_sessions__own", 0.2, True), ("user_bundles__has_own", 0.5, True)), 0.6, 0.06),
-    ((("bcat__own", 0.3, True),), 0.45, 0.0),
-    ((("user_bundles__length", 0.8, True), ("wifi_ratio", 0.3, True)), 0.6, 0.05),
-    ((("user_actions_bundles_action_count__own_total", 0.2, True),), 0.6, 0.0),
-    ((("user_actions_bundles_action_count__total", 0.8, True),), 0.4, 0.05),
-    ((("last_ins__days_ago", -0.5, False),), 0.5, 0.0),
-    ((("cpm__mean", 0.6, True),), 0.45, 0.10),
-    ((("rwd_prank__mean", 0.7, True),), -0.5, -0.10),
-    ((("advertiser_actions_action_count__sum", 0.2, True),), 0.7, 0.10),
-    ((("hour_ratio__entropy", 0.5, True), ("avg_act_days", 0.3, True)), 0.4, 0.0),
+ALL = 9.0
+RULES: tuple[tuple[tuple[tuple[str, float, float], ...], float, float], ...] = (
+    ((("iap_revenue_usd_bundle__sum", 0.3, ALL),), 0.6, 0.25),
+    ((("last_buy__days_ago", -ALL, -0.3),), 0.6, 0.0),
+    ((("whale_users_bundle_revenue_prank__max", 0.6, ALL),), 0.4, 0.15),
+    ((("release_msrp", 0.2, ALL),), 0.8, 0.12),
+    ((("release_msrp", 1.1, ALL), ("country", 0.3, ALL)), 0.8, 0.15),
+    ((("country", 0.4, ALL), ("advertiser_bundle", 0.4, ALL)), 1.0, 0.0),
+    ((("avg_daily_sessions__sum", 0.3, ALL),), 0.9, 0.10),
+    ((("avg_duration__mean", -0.5, 0.8),), 0.6, 0.0),
+    ((("user_bundles__length", 0.4, ALL), ("wifi_ratio", 0.2, ALL)), 1.0, 0.08),
+    ((("user_bundles__has_own", 0.5, ALL),), 0.6, 0.0),
+    ((("user_actions_bundles_action_count__total", 0.3, ALL),), 0.9, 0.05),
+    ((("last_ins__days_ago", -ALL, -0.4),), 0.8, 0.0),
+    ((("cpm__mean", 0.4, ALL), ("rwd_prank__mean", -ALL, 0.2)), 1.0, 0.12),
+    ((("weeks_since_first_seen", -0.5, 0.6),), 0.5, 0.0),
+    ((("advertiser_actions_action_count__sum", 0.2, ALL),), 1.0, 0.10),
 )
-"""Rules: all conditions (signal or effect, threshold, above?) must hold; then their weights are added to f and g. A missing signal is 0."""
+"""Rules: every condition (signal or effect, above, up to) must hold; then the weights are added to f and g. A missing signal is 0."""
 
 EFFECT_SCALE = {"country": 0.75, "advertiser_bundle": 0.75}
-MAIN_SHARE: dict[LawName, float] = {"additive": 1.0, "interactions": 0.55, "thresholds": 0.25}
+MAIN_SHARE: dict[LawName, float] = {"additive": 1.0, "interactions": 0.7, "thresholds": 0.0}
 """How much of the additive law's smooth effects of signals each law keeps."""
 
 
@@ -278,7 +269,7 @@ def scores(hour: Impressions, effects: Effects, law: LawName) -> tuple[Floats, F
             spend += on_spend * product
         return buy, spend
     for conditions, on_buy, on_spend in RULES:
-        holds: Bools = np.logical_and.reduce([(z[name] > cut) if above else (z[name] < cut) for name, cut, above in conditions])
+        holds: Bools = np.logical_and.reduce([(z[name] > above) & (z[name] <= up_to) for name, above, up_to in conditions])
         buy += on_buy * holds
         spend += on_spend * holds
     return buy, spend
@@ -358,23 +349,37 @@ def truth_of(buy: Floats, spend: Floats, calibration: Calibration) -> Truth:
     return Truth(p, mean_log, oracle)
 
 
+GOLDEN = (5**0.5 - 1) / 2
+
+
 def stratified_choice(rng: np.random.Generator, p: Floats) -> Bools:
-    """Events of probability p each (systematic sampling): their number is the sum of p, rounded up or down.
+    """Events of probability p each, by systematic sampling in order of p.
 
-    Marginal probabilities are exact; only the noise in the total is gone, which would otherwise decide how far two
-    simulations differ.
+    Marginal probabilities are exact and the number of events is the sum of p, rounded up or down; only the noise between
+    two simulations is smaller than with independent draws.
     """
-    passed = np.concatenate([[0.0], np.cumsum(p)]) + rng.random()
-    return np.diff(np.floor(passed)) > 0
+    order = np.argsort(p, kind="stable")
+    passed = np.concatenate([[0.0], np.cumsum(p[order])]) + rng.random()
+    chosen = np.zeros(len(p), np.bool_)
+    chosen[order] = np.diff(np.floor(passed)) > 0
+    return chosen
 
 
-def stratified_uniforms(rng: np.random.Generator, n: int) -> Floats:
-    """n uniform numbers, one in each n-th of the unit interval, in random order."""
-    return (rng.permutation(n) + rng.random(n)) / max(n, 1)
+def stratified_uniforms(rng: np.random.Generator, by: Floats, offset: float) -> Floats:
+    """Numbers in (0, 1), one in each n-th of the interval, spread evenly over the order of ``by``.
+
+    Each is marginally uniform when ``offset`` is: the order is a rotated golden-ratio sequence, and an ``offset`` that
+    walks evenly from hour to hour spreads the largest revenues over the hours as evenly as chance allows at best.
+    """
+    n = len(by)
+    golden = np.argsort(np.argsort((np.arange(n) * GOLDEN) % 1.0))
+    place = np.empty(n)
+    place[np.argsort(by, kind="stable")] = (golden + rng.integers(0, max(n, 1))) % max(n, 1)
+    return (place + offset) / max(n, 1)
 
 
-def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape: float) -> dict[str, NDArray[Any]]:
-    """Draw the 17 label columns.
+def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape: float, offset: float) -> dict[str, NDArray[Any]]:
+    """Draw the 17 label columns; ``offset`` is the hour's place in (0, 1) for `stratified_uniforms`.
 
     Day 7: payers with probability p, log1p(revenue) = mu * Gamma(shape, mean 1). Days 14 and 28: some payers add a
     gamma log increment, and ``LATE_PAYERS[h] * p`` of those who had not paid yet pay for the first time.
@@ -382,7 +387,7 @@ def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape
     n, p = len(truth.p), truth.p
     payer = stratified_choice(rng, p)
     log = np.zeros(n)
-    log[payer] = truth.mean_log[payer] * gammaincinv(shape, stratified_uniforms(rng, int(payer.sum()))) / shape
+    log[payer] = truth.mean_log[payer] * gammaincinv(shape, stratified_uniforms(rng, truth.mean_log[payer], offset)) / shape
     free = facts.ZERO_REVENUE_BUYERS / (1 - facts.ZERO_REVENUE_BUYERS)
     buyer = payer | (rng.random(n) < np.minimum(free * p / (1 - p), 0.5))
     buys = np.where(buyer, 1 + rng.poisson(0.5 * np.maximum(log, 0.2)), 0)

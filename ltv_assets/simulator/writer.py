@@ -25,13 +25,14 @@ from ltv_assets.contract import BY_NAME, LABEL_NAMES
 from ltv_assets.errors import ConfigError, DataError
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
-from ltv_assets.simulator.laws import LAWS, SIGNALS, Calibration, LawName, Truth, calibrate, draw_effects, draw_labels, scores, truth_of
+from ltv_assets.simulator.laws import GOLDEN, LAWS, SIGNALS, Calibration, LawName, Truth, calibrate, draw_effects, draw_labels, scores, truth_of
 from ltv_assets.simulator.population import Floats, World, build_world, draw_people, generator
 
 GAP_DAYS = 1
 """Days between the last training day and the first test day, as in the real data (10-06 and 10-08)."""
 
-PILOT_ROWS, PILOT_HOURS = 48_000, 4
+PILOT_ROWS, PILOT_HOURS = 96_000, 8
+PILOT_START, PILOT_STEP = datetime(2025, 10, 1, tzinfo=timezone.utc), 33
 ARROW_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64()}
 
 
@@ -63,15 +64,16 @@ class Simulator:
         self.seed, self.law, self.rows_per_hour = seed, law, rows_per_hour
         self.world: World = build_world(seed)
         self.effects = draw_effects(self.world)
+        self._phase = float(generator(seed, 7, LAWS.index(law)).random())
         self._arrow = ArrowBuilder(self.world)
         self.calibration: Calibration = self._calibrate()
 
     def _calibrate(self) -> Calibration:
-        """Calibrate on a pilot sample of its own: four hours of one day, whatever is simulated later."""
+        """Calibrate on a pilot sample of its own: hours of the first ten days of October, whatever is simulated later."""
         parts = []
-        for hour in range(0, 24, 24 // PILOT_HOURS):
-            moment = datetime(2025, 10, 1, hour, tzinfo=timezone.utc)
-            rng = generator(self.seed, 4, hour)
+        for index in range(PILOT_HOURS):
+            moment = PILOT_START + timedelta(hours=index * PILOT_STEP)
+            rng = generator(self.seed, 4, index)
             people = draw_people(self.world, rng, PILOT_ROWS // PILOT_HOURS, moment)
             parts.append(scores(draw_impressions(self.world, people, rng), self.effects, self.law))
         buy, spend = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -88,7 +90,7 @@ class Simulator:
         """One hour as (impressions with labels, truth), in the published column order."""
         hour, truth = self.impressions(moment)
         rng = generator(self.seed, 6, LAWS.index(self.law), self.rows_per_hour, _hour_number(moment))
-        labels = draw_labels(rng, hour, truth, self.calibration.shape)
+        labels = draw_labels(rng, hour, truth, self.calibration.shape, (self._phase + GOLDEN * _hour_number(moment)) % 1.0)
         columns = self._arrow.columns(hour)
         for name in LABEL_NAMES:
             columns[name] = pa.array(labels[name], from_pandas=True).cast(ARROW_TYPES[BY_NAME[name].type])
