@@ -22,13 +22,17 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 
 from ltv_assets.config import LinearConfig
 from ltv_assets.modeling.design import FloatMatrix, Matrix
-from ltv_assets.modeling.trees import log_loss, sigmoid
+from ltv_assets.modeling.trees import log_loss, log_odds, sigmoid
 from ltv_assets.modeling.window import Floats
 
 SKEWED = 1.0
 """|skewness| beyond which a column enters as its signed log1p."""
+SCREEN_Z = 2.0
+"""Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
 CLIP = 4.0
 """Shaped values are kept within so many standard deviations."""
+SHAPE_ROWS = 20_000
+"""Skewness, centre, spread and gap patterns are taken from about this many evenly spaced training rows."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
 
@@ -59,13 +63,13 @@ class Shaper:
         values = matrix.values
         codes = set(matrix.categorical)
         numeric = np.array([j for j in range(values.shape[1]) if j not in codes], dtype=np.int64)
-        x = values[:, numeric].astype(np.float64)
-        present = ~np.isnan(x)
+        every = max(1, len(values) // SHAPE_ROWS)  # shapes need no more rows, and strides keep all periods in
+        x = values[::every, numeric].astype(np.float64)
         log = np.abs(_skewness(x)) > SKEWED
         x[:, log] = signed_log(x[:, log])
         center, scale = _moments(x)
         usable = (scale > 1e-9) & np.isfinite(scale)
-        gaps = _distinct_gaps(present, numeric)
+        gaps = _distinct_gaps(~np.isnan(x), numeric)
         one_hot = tuple(pair for j in matrix.categorical for pair in _frequent(values[:, j], j, config))
         return cls(
             numeric[usable],
@@ -218,7 +222,7 @@ def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalt
     payer = log_revenue > 0
     return LinearModels(
         shaper,
-        _logistic(shaped, payer, penalties.c),
+        _logistic(shaped, payer, penalties.c, _screen(shaped, payer)),
         _elastic_net(shaped[payer], log_revenue[payer], penalties.alpha_payers, config.l1_ratio),
         _elastic_net(shaped, log_revenue, penalties.alpha_direct, config.l1_ratio),
         _payer_range(log_revenue),
@@ -231,8 +235,12 @@ def choose_penalties(matrix: Matrix, log_revenue: Floats, later: Matrix, later_l
     shaped, shaped_later = shaper.transform(matrix.values), shaper.transform(later.values)
     payer, later_payer = log_revenue > 0, later_log > 0
 
-    def odds_loss(c: float) -> float:
-        return log_loss(later_payer.astype(np.float64), _apply(_logistic(shaped, payer, c), shaped_later))
+    chosen = _screen(shaped, payer)
+    odds_losses: dict[float, float] = {}
+    w = None
+    for c in sorted(config.penalties):  # from strong to weak: each search begins at the one before
+        w = _logistic(shaped, payer, c, chosen, w)
+        odds_losses[c] = log_loss(later_payer.astype(np.float64), _apply(w, shaped_later))
 
     def payers_loss(alpha: float) -> float:
         w = _elastic_net(shaped[payer], log_revenue[payer], alpha, config.l1_ratio)
@@ -242,7 +250,7 @@ def choose_penalties(matrix: Matrix, log_revenue: Floats, later: Matrix, later_l
         return _squared(_apply(_elastic_net(shaped, log_revenue, alpha, config.l1_ratio), shaped_later), later_log)
 
     return Penalties(
-        min(config.penalties, key=odds_loss) if payer.any() else config.penalties[0],
+        min(odds_losses, key=lambda c: odds_losses[c]),
         min(ALPHAS_PAYERS, key=payers_loss) if later_payer.any() else ALPHAS_PAYERS[0],
         min(ALPHAS_DIRECT, key=direct_loss),
     )
@@ -262,15 +270,35 @@ def _payer_range(log_revenue: Floats) -> tuple[float, float]:
     return (float(paid.min()), float(paid.max())) if len(paid) else (0.0, 0.0)
 
 
-def _logistic(shaped: FloatMatrix, payer: NDArray[np.bool_], c: float) -> Floats:
-    """Ridge-penalised logistic regression by Newton's method; the prior's log-odds when there is one class only."""
-    if payer.all() or not payer.any() or shaped.shape[1] == 0:
-        rate = min(max(float(payer.mean()), 1e-6), 1 - 1e-6)
-        return np.append(np.zeros(shaped.shape[1]), np.log(rate / (1 - rate)))
+def _logistic(shaped: FloatMatrix, payer: NDArray[np.bool_], c: float, chosen: NDArray[np.int64], first: Floats | None = None) -> Floats:
+    """Ridge-penalised logistic regression on the ``chosen`` columns, all others 0; ``first`` is where the search begins.
+
+    With one class only, or without columns, it is the prior's log-odds.
+    """
+    w = np.zeros(shaped.shape[1] + 1)
+    if payer.all() or not payer.any() or not len(chosen):
+        w[-1] = log_odds(float(payer.mean()))
+        return w
+    model = LogisticRegression(C=c, solver="lbfgs", max_iter=150, tol=1e-4, warm_start=True)
+    if first is not None:
+        model.coef_, model.intercept_ = first[None, chosen].astype(np.float32), first[-1:].astype(np.float32)
+        model.classes_ = np.array([False, True])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(C=c, solver="newton-cholesky", max_iter=25, tol=1e-3).fit(shaped, payer)
-    return np.append(model.coef_[0], model.intercept_[0]).astype(np.float64)
+        model.fit(shaped if len(chosen) == shaped.shape[1] else shaped[:, chosen], payer)
+    w[chosen], w[-1] = model.coef_[0], model.intercept_[0]
+    return w
+
+
+def _screen(shaped: FloatMatrix, payer: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Columns whose marginal correlation with the payer flag is beyond SCREEN_Z standard errors (Fan and Lv 2008)."""
+    target = payer.astype(np.float32) - np.float32(payer.mean())
+    n = len(target)
+    mean = shaped.mean(axis=0, dtype=np.float64)
+    variance = np.einsum("ij,ij->j", shaped, shaped, dtype=np.float64) / n - mean**2
+    covariance = (target @ shaped).astype(np.float64) / n
+    spread = np.sqrt(np.maximum(variance, 1e-12) * max(float(np.var(target)), 1e-12))
+    return np.flatnonzero(np.abs(covariance) / spread * np.sqrt(n) > SCREEN_Z)
 
 
 def _elastic_net(shaped: FloatMatrix, target: Floats, alpha: float, l1_ratio: float) -> Floats:

@@ -156,8 +156,11 @@ class Trainer:
         valid = lgb.Dataset(later.values, label=np.zeros(len(later)), reference=dataset)
         scores = np.asarray(start if later_start is None else later_start, dtype=np.float64) if start is not None else np.zeros(1)
 
-        def evaluate(raw: Floats, _: lgb.Dataset) -> list[tuple[str, float, bool]]:
-            return [(name, metric(raw + scores), False) for name, metric in metrics.items()]
+        inverse = _INVERSE_LINK[params["objective"]]
+
+        def evaluate(response: Floats, _: lgb.Dataset) -> list[tuple[str, float, bool]]:
+            raw = inverse(response) + scores
+            return [(name, metric(raw), False) for name, metric in metrics.items()]
 
         curves: dict[str, Curves] = {}
         booster = lgb.train(
@@ -186,6 +189,19 @@ class Trainer:
     def _finished(self, booster: lgb.Booster, matrix: Matrix, start: Floats | float | None) -> TreeModel:
         constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
         return TreeModel.of(booster.model_to_string(), constant, matrix.names, self.threads)
+
+
+def _logit(probability: Floats) -> Floats:
+    p = np.clip(probability, 1e-15, 1 - 1e-15)
+    return np.log(p / (1 - p))
+
+
+# LightGBM hands its own objectives' predictions to metrics on the response scale, starts are on the raw scale.
+_INVERSE_LINK: dict[str, Callable[[Floats], Floats]] = {
+    "regression": lambda response: response,
+    "poisson": lambda response: np.log(np.maximum(response, 1e-300)),
+    "binary": _logit,
+}
 
 
 def log_odds(probability: float) -> float:
