@@ -22,8 +22,8 @@ import pyarrow as pa
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS, Column
 from ltv_assets.errors import ConfigError
 from ltv_assets.features.normalise import form_of, logical_columns, scalar_text
-from ltv_assets.features.registry import Feature, Registry, feature_name
-from ltv_assets.features.statistics import CYCLE_LENGTH, MONTHS, available, kind_of, own_key_of
+from ltv_assets.features.registry import Registry, feature_name
+from ltv_assets.features.statistics import CYCLE_LENGTH, MONTHS, OWN_KEY, available, kind_of, own_key_of
 
 OLDEST_TIMESTAMP = 946684800
 """2000-01-01 00:00:00 UTC: earlier timestamps are placeholders, not events."""
@@ -45,18 +45,74 @@ _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 Steps = dict[str, str]
 
 
-def flatten_sql(registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str = DEFAULT_SOURCE, labelled: bool = True) -> str:
+def flatten_sql(
+    registry: Registry,
+    physical_types: Mapping[str, pa.DataType],
+    *,
+    source: str = DEFAULT_SOURCE,
+    labelled: bool = True,
+    elsewhere: frozenset[str] = frozenset(),
+) -> str:
     """Return the query that flattens one source whose columns have the given physical types.
 
     The source must yield ``hour_start`` (unix seconds, BIGINT) beside the raw columns; columns it does not have must be
     absent from ``physical_types``. The result has ``row_id``, the stored labels, every feature in the registry's order,
     and bookkeeping columns, whose names start with an underscore (see ``bookkeeping``).
+
+    ``elsewhere`` names nested columns whose statistics another engine computes: the result then leaves out their
+    features and whatever combines several columns, and has instead what is needed to finish outside: the impression's
+    own keys (``_own_<c>``), where columns are missing (``_absent_<c>``) and the inputs of interactions (``_input_<f>``).
     """
     outputs = {"row_id": "raw_row_id"}
     outputs |= {name: _label_sql(name, labelled) for name in STORED_LABELS}
-    outputs |= {feature.name: _output_sql(feature) for feature in registry.features}
-    outputs |= bookkeeping(registry, physical_types, labelled=labelled)
+    outputs |= bookkeeping(registry, physical_types, labelled=labelled, elsewhere=elsewhere)
+    if not elsewhere:
+        outputs |= {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
+    else:
+        combined = _combined(registry, elsewhere)
+        for feature in registry.features:
+            if feature.name not in combined and feature.name.split("__", 1)[0] not in elsewhere:
+                outputs[feature.name] = _output_sql(feature.name, feature.categorical)
+        outputs |= {f"_own_{name}": own for name, own in own_keys().items()}
+        outputs |= {f"_absent_{name}": f"{_presence(BY_NAME[name])} IS NULL" for name in indicator_columns(registry) if name not in elsewhere}
+        outputs |= {f"_input_{name}": f"{name}::DOUBLE" for name in interaction_inputs(registry) if name.split("__", 1)[0] not in elsewhere}
     return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+
+
+def own_keys() -> dict[str, str]:
+    """Return the SQL of the impression's own key (VARCHAR) by the column it is taken from."""
+    return {name: "hour_key" if name == "hour" else f"raw_{name}" for name in OWN_KEY.values()}
+
+
+def indicator_columns(registry: Registry) -> tuple[str, ...]:
+    """Return the columns that any enabled missing indicator looks at."""
+    names = (name for group in registry.groups.values() if group.enabled for columns in group.indicators.values() for name in columns)
+    return tuple(dict.fromkeys(names))
+
+
+def interaction_inputs(registry: Registry) -> tuple[str, ...]:
+    """Return the features that any enabled interaction refers to."""
+    interactions = (i for group in registry.groups.values() if group.enabled for i in group.expressions.values())
+    return tuple(dict.fromkeys(name for interaction in interactions for name in interaction.inputs))
+
+
+def interaction_sql(registry: Registry, source: str) -> str:
+    """Return the query that computes the enabled interactions from a source with their inputs as DOUBLE columns."""
+    derived = {name: i.sql for group in registry.groups.values() if group.enabled for name, i in group.expressions.items()}
+    logical = {name: _quote(name) for name in interaction_inputs(registry)}
+    return _assemble(logical, derived, {name: _output_sql(name) for name in derived}, f"SELECT * FROM {source}")
+
+
+def _combined(registry: Registry, elsewhere: frozenset[str]) -> set[str]:
+    """Return the features that cannot be finished without columns that are computed elsewhere."""
+    names: set[str] = set()
+    for group in registry.groups.values():
+        names.update(group.expressions)
+        names.update(f"missing__{indicator}" for indicator in group.indicators)
+        for overlap in group.overlaps:
+            if overlap.of in elsewhere:
+                names.update((overlap.name, f"{overlap.name}_share"))
+    return names
 
 
 def explain_sql(registry: Registry, column: str) -> str:
@@ -75,7 +131,7 @@ def explain_sql(registry: Registry, column: str) -> str:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"{column}: no such feature, and no enabled feature is made of a raw column of this name{hint}")
     comments = [f"-- {feature.name} [{feature.unit or 'no unit'}]: {feature.description}" for feature in chosen]
-    outputs = {"row_id": "raw_row_id", **{feature.name: _output_sql(feature) for feature in chosen}}
+    outputs = {"row_id": "raw_row_id", **{f.name: _output_sql(f.name, f.categorical) for f in chosen}}
     return "\n".join([*comments, _assemble(_logical_steps(contract_types()), _derived_steps(registry), outputs, DEFAULT_SOURCE)])
 
 
@@ -92,19 +148,21 @@ def contract_types() -> Mapping[str, pa.DataType]:
     return {column.name: {**numbers, **nested}[column.type] for column in RAW_COLUMNS}
 
 
-def timestamp_columns(registry: Registry) -> tuple[str, ...]:
+def timestamp_columns(registry: Registry, elsewhere: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """Return the raw timestamp columns whose values are checked against the impression's hour."""
     kinds = ("timestamp", "timestamp_map", "nested_timestamps")
-    return tuple(name for name in registry.source_columns if name != "datetime" and kind_of(BY_NAME[name]) in kinds)
+    return tuple(name for name in registry.source_columns if name not in elsewhere and kind_of(BY_NAME[name]) in kinds)
 
 
-def number_columns(registry: Registry) -> tuple[str, ...]:
+def number_columns(registry: Registry, elsewhere: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """Return the raw columns whose non-finite values are treated as missing and counted."""
     kinds = ("number_map", "histogram", "nested_counts")
-    return tuple(name for name in registry.source_columns if kind_of(BY_NAME[name]) in kinds)
+    return tuple(name for name in registry.source_columns if name not in elsewhere and kind_of(BY_NAME[name]) in kinds)
 
 
-def bookkeeping(registry: Registry, physical_types: Mapping[str, pa.DataType], *, labelled: bool) -> dict[str, str]:
+def bookkeeping(
+    registry: Registry, physical_types: Mapping[str, pa.DataType], *, labelled: bool, elsewhere: frozenset[str] = frozenset()
+) -> dict[str, str]:
     """Return the columns the flattener counts and then drops: name -> SQL.
 
     ``_future_<c>`` and ``_ancient_<c>`` count unusable timestamps of a row, ``_nonfinite_<c>`` NaN and infinite values,
@@ -112,10 +170,10 @@ def bookkeeping(registry: Registry, physical_types: Mapping[str, pa.DataType], *
     ``_value`` shows the offending value, ``_disagree`` is true where the payer flag contradicts the revenue.
     """
     counts: dict[str, str] = {}
-    for name in timestamp_columns(registry):
+    for name in timestamp_columns(registry, elsewhere):
         counts[f"_future_{name}"] = f"future_{name}"
         counts[f"_ancient_{name}"] = f"ancient_{name}"
-    for name in number_columns(registry):
+    for name in number_columns(registry, elsewhere):
         counts[f"_nonfinite_{name}"] = f"nonfinite_{name}"
     for name in registry.source_columns:
         if BY_NAME[name].is_nested and form_of(physical_types.get(name)) in ("text", "bytes"):
@@ -154,10 +212,9 @@ def _label_sql(name: str, labelled: bool) -> str:
     return f"try_cast(raw_{name} AS {kind})" if labelled else f"NULL::{kind}"
 
 
-def _output_sql(feature: Feature) -> str:
+def _output_sql(name: str, categorical: bool = False) -> str:
     # NaN, infinities and what does not fit a float32 all fail the comparison (DuckDB orders NaN above every number).
-    name = feature.name
-    return name if feature.categorical else f"CASE WHEN abs({name}) <= {FLOAT32_MAX!r} THEN {name}::FLOAT END"
+    return name if categorical else f"CASE WHEN abs({name}) <= {FLOAT32_MAX!r} THEN {name}::FLOAT END"
 
 
 def _quote(name: str) -> str:
@@ -265,7 +322,7 @@ def _own_entries(c: str, own: str, values: str, reduce: str) -> str:
 
 def _own_sql(column: Column) -> str | None:
     own = own_key_of(column)
-    return "hour_key" if own == "hour" else f"raw_{own}" if own is not None else None
+    return own_keys()[own] if own is not None else None
 
 
 def _presence(column: Column) -> str:

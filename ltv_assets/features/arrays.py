@@ -1,0 +1,341 @@
+"""The fast path: statistics of MAP and LIST columns by segmented reductions over their flat parquet leaves.
+
+What belongs here: the same statistics that ``statistics.py`` defines in SQL, computed with numpy for the layouts the
+source data really has (MAP of numbers or timestamps, MAP of MAP, LIST of text). What does not: scalars, JSON text and
+other layouts, which the generated SQL computes; a test holds both to the same values. Next to read: ``flatten.py``.
+
+Why it is faster: a list function of an SQL engine is paid for every row, here only entries that exist are touched, and
+keys stay dictionary codes, so that looking up the impression's own key compares integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ltv_assets.contract import Column
+from ltv_assets.features.normalise import form_of, unwrap
+from ltv_assets.features.sql import FLOAT32_MAX, OLDEST_TIMESTAMP
+from ltv_assets.features.statistics import kind_of
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Values of some rows of a block, ascending by row; every other row is NULL."""
+
+    rows: Ints
+    values: NDArray
+
+    def dense(self, size: int) -> Floats:
+        """Return one float64 a row, NaN where NULL."""
+        out = np.full(size, np.nan)
+        out[self.rows] = self.values
+        return out
+
+    def to_arrow(self, size: int) -> pa.Array:
+        """Return a float32 array with one element a row; what is not finite or does not fit a float32 is NULL."""
+        values = np.asarray(self.values, np.float64)
+        rows = self.rows
+        fits = np.abs(values) <= FLOAT32_MAX
+        if not fits.all():
+            rows, values = rows[fits], values[fits]
+        if len(rows) == 0:
+            return pa.nulls(size, pa.float32())
+        out = np.zeros(size, np.float32)
+        out[rows] = values
+        if len(rows) == size:
+            return pa.array(out)
+        valid = np.zeros(size, bool)
+        valid[rows] = True
+        bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
+        return pa.Array.from_buffers(pa.float32(), size, [bitmap, pa.py_buffer(out)], size - len(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKey:
+    """The impression's own key of one domain: a code into ``names`` for each row, -1 where it is NULL."""
+
+    codes: Ints
+    names: pa.Array
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray | pa.Array) -> OwnKey:
+        encoded = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        encoded = encoded.dictionary_encode()
+        return cls(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary)
+
+    def codes_in(self, dictionary: pa.Array) -> Ints:
+        """Translate into codes of another dictionary; -1 where the key is NULL or not in it."""
+        if len(self.names) == 0:
+            return self.codes
+        positions = pc.index_in(self.names, value_set=dictionary.cast(self.names.type)).fill_null(-1).to_numpy(zero_copy_only=False)
+        return np.append(positions, -1)[self.codes]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a map or list column of a block: for each entry its row, its key's code and, for maps, its value."""
+
+    size: int
+    present: NDArray[np.bool_]
+    lengths: Ints
+    row: Ints
+    code: Ints
+    dictionary: pa.Array
+    value: Floats | None = None
+
+    @cached_property
+    def present_rows(self) -> Ints:
+        return np.flatnonzero(self.present)
+
+    def n_entries(self) -> Sparse:
+        return Sparse(self.present_rows, self.lengths[self.present_rows])
+
+    def is_own(self, own: OwnKey) -> NDArray[np.bool_]:
+        """Return for each entry whether its key is the row's own."""
+        return self.code == own.codes_in(self.dictionary)[self.row]
+
+    def has_own(self, own: OwnKey) -> Sparse:
+        """Return 1 or 0 where both the column and the own key are known."""
+        found = np.zeros(self.size, bool)
+        found[self.row[self.is_own(own)]] = True
+        rows = np.flatnonzero(self.present & (own.codes >= 0))
+        return Sparse(rows, found[rows])
+
+    def select(self, keep: NDArray[np.bool_]) -> Entries:
+        """Return the entries for which ``keep`` holds; presence and lengths still describe the whole column."""
+        if keep.all():
+            return self
+        value = None if self.value is None else self.value[keep]
+        return Entries(self.size, self.present, self.lengths, self.row[keep], self.code[keep], self.dictionary, value)
+
+    @cached_property
+    def segments(self) -> tuple[Ints, Ints, Ints]:
+        """Rows that have entries, where each begins among the entries, and for each entry the index of its segment."""
+        starts = np.flatnonzero(np.diff(self.row, prepend=-1))
+        lengths = np.diff(starts, append=len(self.row))
+        return self.row[starts], starts, np.repeat(np.arange(len(starts)), lengths)
+
+    def reduce(self, function: np.ufunc, values: Floats | None = None) -> Sparse:
+        """Reduce the values of each row with a ufunc such as ``np.add``; rows without entries are NULL."""
+        rows, starts, _ = self.segments
+        values = self.value if values is None else values
+        return Sparse(rows, function.reduceat(values, starts) if len(starts) else np.empty(0))
+
+
+def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | None]:
+    """Return the entries of an Arrow column and, for nested maps, also those of the outer level (without values)."""
+    kind = kind_of(column)
+    array, lengths, row = _layout(array)
+    present = pc.is_valid(array).to_numpy(zero_copy_only=False)
+    if kind == "list":
+        code, dictionary = _codes(array.flatten())
+        return Entries(len(array), present, lengths, row, code, dictionary), None
+    keys, items = _flat(array)
+    code, dictionary = _codes(keys)
+    if not kind.startswith("nested"):
+        return Entries(len(array), present, lengths, row, code, dictionary, _numbers(items)), None
+    outer = Entries(len(array), present, lengths, row, code, dictionary)
+    items, inner_lengths, _ = _layout(items)
+    _, values = _flat(items)
+    inner_row = np.repeat(row, inner_lengths)
+    inner = Entries(
+        len(array), present, np.bincount(inner_row, minlength=len(array)), inner_row, np.repeat(code, inner_lengths), dictionary, _numbers(values)
+    )
+    return inner, outer
+
+
+def is_native(column: Column, kind: pa.DataType) -> bool:
+    """Tell whether a physical type is one this module reads; every other readable type is left to the SQL."""
+    logical = kind_of(column)
+    if logical == "list":
+        return form_of(kind) == "list" and form_of(kind.value_type) == "text"
+    if form_of(kind) != "map" or form_of(kind.key_type) != "text":
+        return False
+    item = kind.item_type
+    if logical.startswith("nested"):
+        if form_of(item) != "map":
+            return False
+        item = item.item_type
+    wanted = ("number", "timestamp") if logical.endswith(("timestamps", "timestamp_map")) else ("number",)
+    return form_of(item) in wanted and not pa.types.is_decimal(item)
+
+
+def column_statistics(
+    column: Column, array: pa.Array, own: OwnKey | None, hour_start: Ints, counts: dict[str, int]
+) -> tuple[dict[str, Sparse], Entries]:
+    """Return every statistic of a native map or list column, and its entries.
+
+    ``hour_start`` holds the unix seconds of each row's hour; unusable values are added to ``counts`` under the names of
+    the SQL's bookkeeping columns.
+    """
+    entries, outer = read_entries(column, array)
+    kind = kind_of(column)
+    name = column.name
+    with np.errstate(all="ignore"):
+        if kind == "list":
+            return _list_statistics(entries, own), entries
+        if kind in ("timestamp_map", "nested_timestamps"):
+            statistics = _timestamp_statistics(name, entries, own, hour_start, counts)
+        else:
+            statistics = _number_statistics(name, entries, own, counts)
+        if outer is None:
+            statistics["n_keys"] = entries.n_entries()
+        else:
+            statistics |= {"n_bundles": outer.n_entries(), "n_actions": entries.n_entries(), "total": statistics.pop("sum", None)}
+        if own is not None:
+            level = entries if outer is None else outer
+            statistics["has_own"] = level.has_own(own)
+            if outer is not None:
+                statistics |= {"own_n_actions": _own_actions(entries, outer, own), "own_total": statistics.pop("own", None)}
+    return {key: value for key, value in statistics.items() if value is not None}, entries
+
+
+def shared_elements(of: Entries, within: Entries) -> Sparse:
+    """Return for rows where both lists are present the number of distinct elements of one that are also in the other."""
+    if len(within.dictionary) == 0:
+        shared = np.zeros(of.size, np.int64)
+    else:
+        positions = pc.index_in(of.dictionary, value_set=within.dictionary).fill_null(-1).to_numpy(zero_copy_only=False)
+        translated = np.append(positions, -1)[of.code]
+        width = np.int64(len(within.dictionary))
+        both = np.concatenate([_distinct_pairs(of.row, translated, width), _distinct_pairs(within.row, within.code, width)])
+        both.sort()
+        shared = np.bincount(both[1:][both[1:] == both[:-1]] // width, minlength=of.size)
+    rows = np.flatnonzero(of.present & within.present)
+    return Sparse(rows, shared[rows])
+
+
+def _number_statistics(name: str, entries: Entries, own: OwnKey | None, counts: dict[str, int]) -> dict[str, Sparse]:
+    value = entries.value
+    assert value is not None
+    finite = np.isfinite(value)
+    # Nulls arrive as NaN; only values that were there and are not finite count as such.
+    counts[f"_nonfinite_{name}"] = int(np.count_nonzero(~finite)) - int(np.count_nonzero(_is_null(entries)))
+    entries = entries.select(finite)
+    value = entries.value
+    assert value is not None
+    rows, starts, segment = entries.segments
+    total, low, high = entries.reduce(np.add), entries.reduce(np.minimum), entries.reduce(np.maximum)
+    lengths = np.diff(starts, append=len(value))
+    mean = total.values / lengths
+    deviation = value - mean[segment]
+    spread = np.where(high.values == low.values, 0.0, np.sqrt(entries.reduce(np.add, deviation * deviation).values / lengths))
+    positive = np.where(value > 0, value, 0.0) if len(low.values) and low.values.min() < 0 else value
+    mass = entries.reduce(np.add, positive).values
+    # A row without any positive value has no shares: NaN, which is written as NULL.
+    mass = np.where(mass > 0, mass, np.nan)
+    share = positive / mass[segment]
+    information = entries.reduce(np.add, np.where(positive > 0, share * np.log(share), 0.0)).values
+    statistics = {
+        "sum": total,
+        "mean": Sparse(rows, mean),
+        "max": high,
+        "min": low,
+        "std": Sparse(rows, spread),
+        "entropy": Sparse(rows, np.where(np.isnan(mass), np.nan, 0.0 - information)),
+        "top1_share": Sparse(rows, high.values / mass),
+    }
+    if own is not None:
+        mine = entries.select(entries.is_own(own)).reduce(np.add)
+        owner_mass = mass[np.searchsorted(rows, mine.rows)]
+        statistics["own"] = mine
+        statistics["own_share"] = Sparse(mine.rows, np.where(mine.values < 0, 0.0, mine.values) / owner_mass)
+    return statistics
+
+
+def _timestamp_statistics(name: str, entries: Entries, own: OwnKey | None, hour_start: Ints, counts: dict[str, int]) -> dict[str, Sparse]:
+    value = entries.value
+    assert value is not None
+    future, ancient = value > hour_start[entries.row], value < OLDEST_TIMESTAMP
+    counts[f"_future_{name}"], counts[f"_ancient_{name}"] = int(np.count_nonzero(future)), int(np.count_nonzero(ancient))
+    entries = entries.select(~(future | ancient | np.isnan(value)))
+
+    def days_ago(when: Sparse) -> Sparse:
+        return Sparse(when.rows, (hour_start[when.rows] - when.values) / 86400.0)
+
+    statistics = {"days_ago_min": days_ago(entries.reduce(np.maximum)), "days_ago_max": days_ago(entries.reduce(np.minimum))}
+    if own is not None:
+        statistics["own_days_ago"] = days_ago(entries.select(entries.is_own(own)).reduce(np.maximum))
+    return statistics
+
+
+def _list_statistics(entries: Entries, own: OwnKey | None) -> dict[str, Sparse]:
+    width = np.int64(len(entries.dictionary) + 1)
+    distinct = np.bincount(_distinct_pairs(entries.row, entries.code, width) // width, minlength=entries.size)
+    rows = entries.present_rows
+    statistics = {"length": entries.n_entries(), "n_unique": Sparse(rows, distinct[rows])}
+    if own is not None:
+        statistics["has_own"] = entries.has_own(own)
+    return statistics
+
+
+def _distinct_pairs(row: Ints, code: Ints, width: np.int64) -> Ints:
+    """Return row * width + code of every distinct pair with a known code, ascending (sorting is faster than np.unique's hashing)."""
+    known = code >= 0
+    pairs = row[known] * width + code[known]
+    pairs.sort()
+    return pairs[np.diff(pairs, prepend=-1) > 0]
+
+
+def _own_actions(inner: Entries, outer: Entries, own: OwnKey) -> Sparse:
+    owners = outer.select(outer.is_own(own)).segments[0]
+    actions = np.bincount(inner.row[inner.is_own(own)], minlength=inner.size)
+    return Sparse(owners, actions[owners])
+
+
+def _is_null(entries: Entries) -> NDArray[np.bool_]:
+    # _numbers() marks NULL with this one NaN pattern, so that NaN that was in the data can be told apart.
+    assert entries.value is not None
+    return entries.value.view(np.uint64) == _NULL_BITS
+
+
+_NULL_BITS = np.uint64(0x7FF80000000005CA)
+_NULL = np.array([_NULL_BITS]).view(np.float64)[0]
+
+
+def _layout(array: pa.Array) -> tuple[pa.Array, Ints, Ints]:
+    """Return a list-like array whose offsets start at 0, the length of each row, and the row of each entry."""
+    offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = np.diff(offsets)
+    if array.null_count:
+        lengths = np.where(pc.is_valid(array).to_numpy(zero_copy_only=False), lengths, 0)
+    return array, lengths, np.repeat(np.arange(len(array)), lengths)
+
+
+def _flat(array: pa.MapArray) -> tuple[pa.Array, pa.Array]:
+    """Return the keys and items of a map array's entries, without any that lie outside its offsets."""
+    first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+    return array.keys.slice(first, last - first), array.items.slice(first, last - first)
+
+
+def _codes(keys: pa.Array) -> tuple[Ints, pa.Array]:
+    encoded = keys if pa.types.is_dictionary(keys.type) else keys.dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
+
+
+def _numbers(values: pa.Array) -> Floats:
+    kind = unwrap(values.type)
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        seconds = values.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False).cast(pa.int64())
+        return np.asarray(_as_float(seconds)) / 1e6 if not seconds.null_count else np.where(_valid(seconds), _as_float(seconds) / 1e6, _NULL)
+    return _as_float(values)
+
+
+def _as_float(values: pa.Array) -> Floats:
+    out = values.cast(pa.float64(), safe=False)
+    if out.null_count:
+        return np.where(_valid(out), out.fill_null(0.0).to_numpy(zero_copy_only=False), _NULL)
+    return out.to_numpy(zero_copy_only=False)
+
+
+def _valid(values: pa.Array) -> NDArray[np.bool_]:
+    return pc.is_valid(values).to_numpy(zero_copy_only=False)
