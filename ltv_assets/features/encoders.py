@@ -243,18 +243,16 @@ class _Ranks:
     median: Floats
 
     @classmethod
-    def fit(cls, spend: NDArray[np.float32], levels: Ints, size: int, min_count: int) -> Self:
-        present = ~np.isnan(spend)
-        values, groups = spend[present].astype(np.float64), levels[present]
+    def fit(cls, values: NDArray[np.float32], groups: Ints, size: int, min_count: int) -> Self:
+        """From values that are present and sorted, and their levels: a stable sort by level keeps them sorted in each."""
         counts = np.bincount(groups, minlength=size)
         own = np.flatnonzero(counts >= max(min_count, 2))
         own = own[own != UNSEEN]  # rare and unseen values have nothing in common: they are ranked among all rows
         slot = np.zeros(size, np.int64)
         slot[own] = np.arange(1, own.size + 1)
-        inside = slot[groups] > 0
-        keys = np.concatenate([np.zeros(values.size, np.int64), slot[groups][inside]])
-        stacked = np.concatenate([values, values[inside]])
-        stacked = stacked[np.lexsort((stacked, keys))]
+        keys = slot[groups].astype(np.uint16 if own.size < 2**16 else np.int64)  # numpy sorts small integers in linear time
+        by_group = np.argsort(keys, kind="stable")[np.count_nonzero(keys == 0) :]
+        stacked = np.concatenate([values, values[by_group]]).astype(np.float64)
         n = np.concatenate([[values.size], counts[own]])
         first = np.concatenate([[0], np.cumsum(n)[:-1]])
         kept = np.minimum(n, RANK_GRID)
@@ -393,12 +391,13 @@ def fold_ids(n: int, period: ArrayLike | None = None, folds: ArrayLike | None = 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Rows half-way: numbers, category levels, and the encodings to look up (a line per fold, or only the last)."""
+    """Rows half-way: numbers, category levels, and the encodings and ranks to look up (one per fold, then the whole)."""
 
     index: pd.Index
     numeric: NDArray[np.float32]
     levels: dict[str, Ints]
     encodings: Mapping[str, _Encoding]
+    ranks: Sequence[Mapping[str, _Ranks]]
 
 
 class WindowEncoder(TransformerMixin, BaseEstimator):
@@ -513,8 +512,9 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             slots = self._pair_slots(name, levels)
             encodings[name] = self._encode_pair(name, slots, targets, fold, folds, encodings)
         self._encodings = {name: e.last() for name, e in encodings.items()}
-        self._ranks = self._fit_ranks(numeric, levels)
-        return _Prepared(frame.index, numeric, levels, encodings)
+        ranks = self._fit_ranks(numeric, levels, fold)
+        self._ranks = ranks[-1]
+        return _Prepared(frame.index, numeric, levels, encodings, ranks)
 
     def _encode_pair(
         self, name: str, slots: Ints, targets: Mapping[str, Floats], fold: Ints | None, folds: int, encodings: Mapping[str, _Encoding]
@@ -535,14 +535,18 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             means[target][:, 1:] = empirical_bayes(sums.n[:, 1:], sums.total[:, 1:], sums.squares[:, 1:], prior, self.smoothing)
         return _Encoding(means, log_count, {})
 
-    def _fit_ranks(
-        self, numeric: NDArray[np.float32], levels: Mapping[str, Ints], rows: NDArray[np.bool_] | slice = slice(None)
-    ) -> dict[str, _Ranks]:
-        return {
-            _rank_name(s, g): _Ranks.fit(self._spend(numeric, s)[rows], levels[g][rows], self._maps[g].size, self.min_count)
-            for s in self._spends
-            for g in self._groups
-        }
+    def _fit_ranks(self, numeric: NDArray[np.float32], levels: Mapping[str, Ints], fold: Ints | None) -> list[dict[str, _Ranks]]:
+        """Ranks without each fold in turn, then without none; each spend column is sorted once for all of them."""
+        leave_out = [None] if fold is None else [*range(int(fold.max()) + 1), None]
+        ranks: list[dict[str, _Ranks]] = [{} for _ in leave_out]
+        for spend in self._spends:
+            values = self._spend(numeric, spend)
+            by_value = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN sorts last
+            for out, left in zip(ranks, leave_out, strict=True):
+                rows = by_value if left is None or fold is None else by_value[fold[by_value] != left]
+                for group in self._groups:
+                    out[_rank_name(spend, group)] = _Ranks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
+        return ranks
 
     # ------------------------------------------------------------------ encoding
 
@@ -555,7 +559,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         frame = self._frame(X, reset=False)
         levels = {c: self._maps[c].levels(*_factorize(frame[c])) for c in self.categorical_features_}
         out = self._empty(len(frame))
-        prepared = _Prepared(frame.index, self._numeric(frame), levels, self._encodings)
+        prepared = _Prepared(frame.index, self._numeric(frame), levels, self._encodings, [self._ranks])
         self._write_columns(out, prepared)
         self._write_encodings(out, prepared, None)
         self._write_aggregates(out, prepared, self._ranks, slice(None))
@@ -565,10 +569,8 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         out = self._empty(len(prepared.index))
         self._write_columns(out, prepared)
         self._write_encodings(out, prepared, fold)
-        if self._spends and self._groups:
-            for f in range(int(fold.max()) + 1):
-                inside = fold == f
-                self._write_aggregates(out, prepared, self._fit_ranks(prepared.numeric, prepared.levels, ~inside), inside)
+        for f, ranks in enumerate(prepared.ranks[:-1] if self._spends and self._groups else ()):
+            self._write_aggregates(out, prepared, ranks, fold == f)
         return self._as_frame(out, prepared)
 
     def _empty(self, n: int) -> NDArray[np.float32]:
