@@ -312,6 +312,8 @@ def _is_categorical(column: pd.Series) -> bool:
 
 def _targets(y: Targets, n: int) -> dict[str, Floats]:
     """Targets by name as float64; NaN stays (the row is left out of that target), infinities are refused."""
+    if y is None:
+        raise ValueError("WindowEncoder requires y to be passed, but the target y is None")  # the wording scikit-learn checks for
     if isinstance(y, Mapping):
         named = {str(k): v for k, v in y.items()}
     elif isinstance(y, pd.DataFrame):
@@ -478,7 +480,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         ``y``: targets by name (mapping or frame; a plain array is called ``target``); NaN leaves a row out of that target.
         ``period`` orders rows in time (days); ``folds`` overrides it with explicit fold numbers.
         """
-        fold = fold_ids(len(X), period, folds)
+        fold = fold_ids(len(X if isinstance(X, pd.DataFrame) else np.asarray(X)), period, folds)
         return self._cross_fitted(self._fit(X, y, fold), fold)
 
     def _fit(self, X: pd.DataFrame, y: Targets, fold: Ints | None) -> _Prepared:
