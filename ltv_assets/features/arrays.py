@@ -67,9 +67,7 @@ class OwnKey:
     names: pa.Array
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray | pa.Array) -> OwnKey:
-        encoded = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        encoded = encoded.dictionary_encode()
+    def of(cls, encoded: pa.DictionaryArray) -> OwnKey:
         return cls(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary)
 
     def codes_in(self, dictionary: pa.Array) -> Ints:
@@ -129,6 +127,16 @@ class Entries:
         rows, starts, _ = self.segments
         values = self.value if values is None else values
         return Sparse(rows, function.reduceat(values, starts) if len(starts) else np.empty(0))
+
+
+def readable_text(column: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return a text column whose bytes that are not UTF-8 are replaced, as Python's ``errors="replace"`` does."""
+    try:
+        column.dictionary.validate(full=True)
+    except pa.ArrowInvalid:
+        words = [word.decode("utf-8", errors="replace") for word in column.dictionary.cast(pa.binary()).to_pylist()]
+        return pa.DictionaryArray.from_arrays(column.indices, pa.array(words, pa.string()))
+    return column
 
 
 def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | None]:

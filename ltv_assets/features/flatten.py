@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
 from ltv_assets.errors import DataError
-from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, is_native, shared_elements
-from ltv_assets.features.normalise import is_readable
+from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, is_native, readable_text, shared_elements
+from ltv_assets.features.normalise import form_of, is_readable
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
 from ltv_assets.features.sql import STORED_LABELS, flatten_sql, indicator_columns, interaction_inputs, interaction_sql, own_keys
@@ -163,7 +163,7 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    text = tuple(leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level > 0)
+    text = tuple(leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY")
     sizes: Counter[str] = Counter()
     for group in range(metadata.num_row_groups):
         for index, leaf in enumerate(leaves):
@@ -303,10 +303,12 @@ class _Engine:
         """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
         try:
             native = self._native_columns(block)
-            flat = self._by_sql(block, native)
+            texts = self._native_texts(block) if native else frozenset()
+            flat = self._by_sql(block, native, texts)
             if native:
-                self._by_arrays(block, native, flat)
-                self._finish(native, flat)
+                own = self._read_texts(block, texts, flat)
+                self._by_arrays(block, native, own, flat)
+                self._finish(flat)
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise DataError(f"{block.name}: cannot be flattened: {error}") from error
         return flat
@@ -321,10 +323,14 @@ class _Engine:
                 native -= {overlap.of, overlap.within}
         return frozenset(native)
 
-    def _by_sql(self, block: _Block, native: frozenset[str]) -> _Flat:
+    def _native_texts(self, block: _Block) -> frozenset[str]:
+        columns = {*own_keys(), *(feature.name for feature in self._registry.features if feature.categorical)} - {"hour"}
+        return frozenset(name for name in columns if form_of(block.types.get(name)) == "text")
+
+    def _by_sql(self, block: _Block, native: frozenset[str], texts: frozenset[str]) -> _Flat:
         hours = ", ".join(str(source.hour_start) for source in block.sources)
         source = f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(block.sources)}"
-        query = flatten_sql(self._registry, block.types, source=source, labelled=self._labelled, elsewhere=native)
+        query = flatten_sql(self._registry, block.types, source=source, labelled=self._labelled, elsewhere=native, texts=texts)
         table = self._connection.sql(query).to_arrow_table()
         flat = _Flat(table.num_rows)
         for name in table.column_names:
@@ -335,8 +341,23 @@ class _Engine:
                 flat.columns[name] = column
         return flat
 
-    def _by_arrays(self, block: _Block, native: frozenset[str], flat: _Flat) -> None:
-        own = {name: OwnKey.of(flat.columns.pop(f"_own_{name}")) for name in own_keys()}
+    def _read_texts(self, block: _Block, texts: frozenset[str], flat: _Flat) -> dict[str, OwnKey]:
+        """Add the text columns as dictionary codes, which no row's text is copied for, and return the impressions' own keys."""
+        tables = [_read_columns(source, sorted(texts)) for source in block.sources]
+        own = {}
+        for name in sorted({*texts, *own_keys()}):
+            if name in texts:
+                array = readable_text(pa.concat_arrays([chunk for table in tables for chunk in table.column(name).chunks]))
+                flat.absent[name] = array.is_null().to_numpy(zero_copy_only=False)
+                if name in self._wanted:
+                    flat.columns[name] = array
+            else:
+                array = flat.columns.pop(f"_own_{name}").combine_chunks().dictionary_encode()
+            if name in own_keys():
+                own[name] = OwnKey.of(array)
+        return own
+
+    def _by_arrays(self, block: _Block, native: frozenset[str], own: Mapping[str, OwnKey], flat: _Flat) -> None:
         hour_start = block.hour_start()
         tasks = [self._pool.submit(self._columns, block, names, own, hour_start) for names in self._shares(block, native)]
         for task in tasks:
@@ -389,10 +410,10 @@ class _Engine:
                 part.put(f"{overlap.name}_share", share, self._wanted, self._inputs)
         return part
 
-    def _finish(self, native: frozenset[str], flat: _Flat) -> None:
+    def _finish(self, flat: _Flat) -> None:
         """Add what combines several columns: missing indicators and interactions."""
         for name in indicator_columns(self._registry):
-            if name not in native:
+            if name not in flat.absent:
                 flat.absent[name] = flat.columns.pop(f"_absent_{name}").to_numpy()
         for group in self._registry.groups.values():
             if group.enabled:
@@ -428,6 +449,8 @@ class _Flat:
 
 
 def _read_columns(source: _Source, names: list[str]) -> pa.Table:
+    if not names:
+        return pa.table({})
     keys = [leaf for leaf in source.text_leaves if leaf.split(".", 1)[0] in names]
     with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=keys, memory_map=True) as parquet:
         return parquet.read(columns=names, use_threads=False)
@@ -583,7 +606,11 @@ class _RowGroupWriter:
 
 
 def _encode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """Return a column as one array; dictionaries are renumbered by first appearance, whatever files their values came from."""
     if not pa.types.is_dictionary(kind):
         return column.cast(kind)
-    text = column.cast(pa.string()).combine_chunks()
-    return text.dictionary_encode().cast(kind)
+    encoded = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    order = encoded.indices.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(order.indices.cast(kind.index_type), encoded.dictionary.cast(kind.value_type).take(order.dictionary))

@@ -52,6 +52,7 @@ def flatten_sql(
     source: str = DEFAULT_SOURCE,
     labelled: bool = True,
     elsewhere: frozenset[str] = frozenset(),
+    texts: frozenset[str] = frozenset(),
 ) -> str:
     """Return the query that flattens one source whose columns have the given physical types.
 
@@ -62,6 +63,7 @@ def flatten_sql(
     ``elsewhere`` names nested columns whose statistics another engine computes: the result then leaves out their
     features and whatever combines several columns, and has instead what is needed to finish outside: the impression's
     own keys (``_own_<c>``), where columns are missing (``_absent_<c>``) and the inputs of interactions (``_input_<f>``).
+    ``texts`` names text columns whose value is at hand outside, too, and is left out here.
     """
     outputs = {"row_id": "raw_row_id"}
     outputs |= {name: _label_sql(name, labelled) for name in STORED_LABELS}
@@ -69,12 +71,12 @@ def flatten_sql(
     if not elsewhere:
         outputs |= {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
     else:
-        combined = _combined(registry, elsewhere)
+        combined = _combined(registry, elsewhere) | texts
         for feature in registry.features:
             if feature.name not in combined and feature.name.split("__", 1)[0] not in elsewhere:
                 outputs[feature.name] = _output_sql(feature.name, feature.categorical)
-        outputs |= {f"_own_{name}": own for name, own in own_keys().items()}
-        outputs |= {f"_absent_{name}": f"{_presence(BY_NAME[name])} IS NULL" for name in indicator_columns(registry) if name not in elsewhere}
+        outputs |= {f"_own_{name}": own for name, own in own_keys().items() if name not in texts}
+        outputs |= {f"_absent_{name}": f"{_presence(BY_NAME[name])} IS NULL" for name in indicator_columns(registry) if name not in elsewhere | texts}
         outputs |= {f"_input_{name}": f"{name}::DOUBLE" for name in interaction_inputs(registry) if name.split("__", 1)[0] not in elsewhere}
     return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
 
