@@ -152,7 +152,7 @@ class LinearConfig(Section):
     max_one_hot: NonNegativeInt = Field(30, description="most frequent values of a categorical column that get an indicator")
     min_one_hot_rows: PositiveInt = Field(100, description="values seen in fewer rows get no indicator")
     penalties: tuple[PositiveFloat, ...] = Field(
-        (0.003, 0.03, 0.3), min_length=1, description="candidates for C of the logistic regression, chosen on later time"
+        (0.001, 0.003, 0.01, 0.03), min_length=1, description="candidates for C of the logistic regression, chosen on later time"
     )
     l1_ratio: Share = Field(0.5, description="share of L1 in the elastic net's penalty")
 
@@ -213,7 +213,7 @@ class ModelsConfig(Section):
     )
     refit: bool = Field(True, description="after evaluation, fit the served model with the holdout day included; false: serve the evaluated one")
     buyer_classifier: BoosterConfig = Field(
-        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=50, feature_fraction=0.5, lambda_l2=5.0),
+        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=50, feature_fraction=0.3, lambda_l2=10.0),
         description="LightGBM classifier of revenue > 0",
     )
     whale_classifier: BoosterConfig = Field(
@@ -225,11 +225,11 @@ class ModelsConfig(Section):
         description="LightGBM regression of log1p(revenue_d7) on payers",
     )
     increments: BoosterConfig = Field(
-        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=200, feature_fraction=0.5, lambda_l2=10.0, max_rounds=200, patience=20),
+        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=200, feature_fraction=0.3, lambda_l2=10.0, max_rounds=200, patience=20),
         description="LightGBM regressions of the log increments from D7 to D14 and from D14 to D28, on all rows",
     )
     boosting: BoosterConfig = Field(
-        BoosterConfig(num_leaves=7, learning_rate=0.05, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0),
+        BoosterConfig(num_leaves=15, learning_rate=0.03, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0),
         description="base learner of the stacker: Poisson boosting of log1p(revenue) that starts at the linear learner's score",
     )
     forest: ForestConfig = Field(ForestConfig(), description="base learner of the stacker: random forest on log1p(revenue)")

@@ -106,9 +106,7 @@ def _fit_on(
     return model, 0.0 if weight is None else prior_shift(payer, weight)
 
 
-def _held_out_odds(
-    split: Split, payer: Floats, weight: NDArray[Any] | None, params: Params, rounds: int, trainer: Trainer
-) -> Floats:
+def _held_out_odds(split: Split, payer: Floats, weight: NDArray[Any] | None, params: Params, rounds: int, trainer: Trainer) -> Floats:
     rows = split.train_rows
     model, shift = _fit_on(split.train, payer[rows], None if weight is None else weight[rows], params, rounds, trainer)
     return model.predict(split.held.values) + shift

@@ -81,9 +81,7 @@ def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer)
     start, later_start = (_log(linear.scores(m.values)[0]) for m in (split.train, split.held))
     metrics = {"rmsle": lambda raw: float(np.sqrt(np.mean((np.exp(np.clip(raw, -50.0, 50.0)) - later) ** 2)))}
     params = _boosting_params(models)
-    rounds, _ = trainer.choose_rounds(
-        split.train, own, params, models.boosting, split.held, metrics, start=start, later_start=later_start
-    )
+    rounds, _ = trainer.choose_rounds(split.train, own, params, models.boosting, split.held, metrics, start=start, later_start=later_start)
     return BaseSettings(penalties, rounds)
 
 

@@ -54,7 +54,7 @@ class Matrix:
         """LightGBM's binned form, built once and shared by every booster that trains on these rows."""
         if "base" not in self._cache:
             # feature_pre_filter=False: boosters with different min_data_in_leaf share the bins.
-            params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "num_threads": 2, "seed": 0}
+            params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0}
             categorical = list(self.categorical)
             dataset = lgb.Dataset(
                 self.values, label=np.zeros(len(self)), categorical_feature=categorical, params=params, free_raw_data=False

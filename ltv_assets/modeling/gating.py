@@ -87,7 +87,12 @@ class BuyerGating:
             **shared,
             "probability_cap": self.cap,
             "probability_cutoff": self.probability_cutoff,
-            "whale": {"revenue_usd": self.whale_usd, "rate": self.whale_rate, "probability_cutoff": self.whale_cutoff, "rounds": self.rounds},
+            "whale": {
+                "revenue_usd": self.whale_usd,
+                "rate": self.whale_rate,
+                "probability_cutoff": self.whale_cutoff,
+                "rounds": self.rounds,
+            },
             **self.summary,
         }
         return {**booster, "buyer_threshold.json": to_json(threshold), "buyer_gating.json": to_json(gating)}
@@ -98,12 +103,16 @@ class BuyerGating:
         threshold, gating = from_json(files, "buyer_threshold.json"), from_json(files, "buyer_gating.json")
         for name, content in (("buyer_threshold.json", threshold), ("buyer_gating.json", gating)):
             if content.get("schema_version") != SCHEMA_VERSION:
-                raise ModelFileError(f"{name}: expected schema_version {SCHEMA_VERSION}, found {content.get('schema_version')}; train again")
+                raise ModelFileError(
+                    f"{name}: expected schema_version {SCHEMA_VERSION}, found {content.get('schema_version')}; train again"
+                )
         booster = {name: content for name, content in files.items() if name.startswith("whale_booster")}
         if threshold["models"] != gating["models"] or threshold["window"] != gating["window"]:
             raise ModelFileError("buyer_threshold.json and buyer_gating.json belong to different models; materialize buyer_gating again")
         if gating["models"]["whale_classifier"] != digest(booster):
-            raise ModelFileError("buyer_gating.json: the whale classifier beside it is not the one it was fitted with; materialize it again")
+            raise ModelFileError(
+                "buyer_gating.json: the whale classifier beside it is not the one it was fitted with; materialize it again"
+            )
         whale = gating["whale"]
         known = {"schema_version", "window", "models", "probability_cap", "probability_cutoff", "whale"}
         return cls(

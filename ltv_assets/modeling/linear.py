@@ -198,8 +198,8 @@ class LinearModels:
     def from_dict(cls, state: Mapping[str, Any]) -> LinearModels:
         """Inverse of ``to_dict``."""
         low, high = state["log_range"]
-        coefficients = (np.asarray(state[k], dtype=np.float64) for k in ("odds", "payers", "direct"))
-        return cls(Shaper.from_dict(state["shaper"]), *coefficients, (float(low), float(high)))
+        odds, payers, direct = (np.asarray(state[k], dtype=np.float64) for k in ("odds", "payers", "direct"))
+        return cls(Shaper.from_dict(state["shaper"]), odds, payers, direct, (float(low), float(high)))
 
 
 @dataclass(frozen=True)

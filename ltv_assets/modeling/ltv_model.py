@@ -69,9 +69,10 @@ class LTVModel(RegressorMixin, BaseEstimator):
         and optionally d14, d28. period : orders rows in time (days as text, dates or numbers). row_id : identifiers for
         hash draws. Raises DataError for NaN, infinite or negative revenue and for a window without payers.
         """
-        self._context = self._window(X, revenue, period, row_id)
-        self.models_ = fit_window(self._context)
-        self._remember(self._context.data.X.columns, named=isinstance(X, pd.DataFrame))
+        context = self._window(X, revenue, period, row_id)
+        self.models_ = fit_window(context)
+        self._context: WindowContext | None = context
+        self._remember(context.data.X.columns, named=isinstance(X, pd.DataFrame))
         return self
 
     def refit(self, X: Any, revenue: Any, period: ArrayLike, row_id: ArrayLike | None = None) -> LTVModel:
@@ -80,13 +81,14 @@ class LTVModel(RegressorMixin, BaseEstimator):
         ``period`` of the new rows must be comparable with the training rows' (later days sort after earlier ones).
         """
         check_is_fitted(self, "models_")
-        if getattr(self, "_context", None) is None:
+        context: WindowContext | None = getattr(self, "_context", None)
+        if context is None:
             raise ModelFileError("a loaded model does not hold its training rows: fit a new model on all rows instead")
         holdout = prepare_window(X, revenue, period, row_id)
         served = LTVModel(**self.get_params(deep=False))
-        served.models_ = refit_window(self.models_, self._context, holdout)
+        served.models_ = refit_window(self.models_, context, holdout)
         served._context = None
-        served._remember(self._context.data.X.columns, named=hasattr(self, "feature_names_in_"))
+        served._remember(context.data.X.columns, named=hasattr(self, "feature_names_in_"))
         return served
 
     def predict(self, X: Any) -> Floats:

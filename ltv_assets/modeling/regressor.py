@@ -166,7 +166,12 @@ class RevenueRegressor:
 
 
 def fit_revenue_regressor(
-    design: Design, plan: HhistusPlan | None, gating: BuyerGating, models: ModelsConfig, trainer: Trainer, evaluated: RevenueRegressor | None = None
+    design: Design,
+    plan: HhistusPlan | None,
+    gating: BuyerGating,
+    models: ModelsConfig,
+    trainer: Trainer,
+    evaluated: RevenueRegressor | None = None,
 ) -> RevenueRegressor:
     """Fit the stage.
 
@@ -218,9 +223,7 @@ def _head_params(matrix: Matrix, models: ModelsConfig, monotone: bool) -> Params
     return params | {"monotone_constraints": signs} if monotone and any(signs) else params
 
 
-def _choose_head(
-    design: Design, weight: NDArray[Any], models: ModelsConfig, trainer: Trainer
-) -> tuple[Params, int, bool, Curves]:
+def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, trainer: Trainer) -> tuple[Params, int, bool, Curves]:
     """Parameters, trees, whether the monotone constraints stay, and curves: decided on the stopping rows' payers."""
     free = _head_params(design.train, models, monotone=False)
     split, log_revenue = design.stopping, design.aux.log_d7

@@ -99,8 +99,8 @@ class WindowModels:
 
     def to_files(self) -> Files:
         """``<stage>/<file>`` for every stage."""
-        stages = zip(STAGES, (self.classifier, self.gating, self.regressor, self.stacker), strict=True)
-        return {name: content for stage, model in stages for name, content in prefixed(stage, model.to_files()).items()}
+        parts = (self.classifier.to_files(), self.gating.to_files(), self.regressor.to_files(), self.stacker.to_files())
+        return {name: content for stage, files in zip(STAGES, parts, strict=True) for name, content in prefixed(stage, files).items()}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> WindowModels:
@@ -123,9 +123,7 @@ def verify_chain(models: WindowModels, found: Mapping[str, str] | None = None) -
     """
     found = found or staged_digests(models.classifier, models.gating, models.regressor)
     if models.gating.classifier_digest != found["buyer_classifier"]:
-        raise ModelFileError(
-            "buyer_gating.json belongs to another buyer classifier than the one beside it; materialize buyer_gating again"
-        )
+        raise ModelFileError("buyer_gating.json belongs to another buyer classifier than the one beside it; materialize buyer_gating again")
     for stage in STAGES[:3]:
         if models.stacker.belongs_to[stage] != found[stage]:
             raise ModelFileError(f"score_gate.json was fitted with another {stage} than the one beside it; materialize the stacker again")

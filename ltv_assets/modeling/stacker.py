@@ -165,7 +165,9 @@ class Stacker:
         """Inverse of ``to_files``; raises ModelFileError when ``score_gate.json`` belongs to another stacker."""
         state, gate = from_json(files, "stacker.json"), from_json(files, "score_gate.json")
         if gate.get("schema_version") != SCHEMA_VERSION:
-            raise ModelFileError(f"score_gate.json: expected schema_version {SCHEMA_VERSION}, found {gate.get('schema_version')}; train again")
+            raise ModelFileError(
+                f"score_gate.json: expected schema_version {SCHEMA_VERSION}, found {gate.get('schema_version')}; train again"
+            )
         own = digest({name: content for name, content in files.items() if name != "score_gate.json"})
         if gate["models"]["stacker"] != own:
             raise ModelFileError("score_gate.json: fitted with another stacker than the one beside it; materialize the stacker again")
@@ -352,9 +354,7 @@ def _predict(table: _Table, rows: NDArray[np.int64], blend: Blend, meta: TreeMod
     return score if meta is None else meta.predict(table.features(blend)[rows], start=score)
 
 
-def _decide(
-    design: Design, table: _Table, models: ModelsConfig, trainer: Trainer, rounds: int
-) -> tuple[Kind, str, dict[str, float]]:
+def _decide(design: Design, table: _Table, models: ModelsConfig, trainer: Trainer, rounds: int) -> tuple[Kind, str, dict[str, float]]:
     """Compare meta learner, blend and components on the last fold; MSE of each is reported.
 
     The best single component is named by all earlier rows, so that it does not profit from being the best of many here.

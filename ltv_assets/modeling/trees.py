@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import lightgbm as lgb
 import numpy as np
@@ -178,7 +178,7 @@ class Trainer:
         self, matrix: Matrix, label: Floats, weight: NDArray[Any] | None, start: Floats | float | None, rows: NDArray[np.int64] | None
     ) -> lgb.Dataset:
         chosen = np.arange(len(matrix)) if rows is None else rows
-        dataset = matrix.binned().subset(chosen).construct()
+        dataset = matrix.binned().subset(cast(list[int], chosen)).construct()
         dataset.set_label(label)
         if weight is not None:
             dataset.set_weight(weight)
