@@ -135,7 +135,7 @@ def spearman_payers(revenue: ArrayLike, score: ArrayLike) -> float:
 
 def _by_falling_score(score: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Order of rows by falling score, and the end position of each run of equal scores in it."""
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-score)  # not stable, and faster: only the ends of runs are ever used
     ordered = score[order]
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) + 1 if ordered.size else np.zeros(0, np.int64)
     return order, ends
