@@ -152,7 +152,7 @@ def no_label_in_model(project: Project, key: str) -> Outcome:
     import json
 
     files = project.warehouse.artifacts("buyer_classifier", key)
-    names = [n for f, data in files.items() if f == "encoder.json" for n in json.loads(data)["feature_names_in"]]
+    names = [n for f, data in files.items() if f == "encoder.json" for n in json.loads(data)["columns"]]
     found = [{"column": n} for n in names if n.split("__")[0] in LABEL_NAMES]
     if found:
         return Outcome(False, f"window {key}: label column {found[0]['column']} is an input of the models", {"inputs": len(names)}, found)

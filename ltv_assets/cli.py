@@ -26,8 +26,9 @@ from ltv_assets import __version__
 from ltv_assets.errors import LtvError, TransientError
 from ltv_assets.project import Project
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+PIPED_WIDTH = 180
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
 
 DAY = click.DateTime(formats=["%Y-%m-%d"])
 
@@ -222,7 +223,7 @@ def status(as_json: bool) -> None:
         return
     table = Table()
     for name in ("asset", "partition", "state", "rows", "quarantined", "why"):
-        table.add_column(name, justify="right" if name in ("rows", "quarantined") else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in ("rows", "quarantined") else "left", overflow="fold", no_wrap=name != "why")
     for row in rows:
         style = STATE_STYLE[row["state"]]
         cells = [row["asset"], row["partition"], f"[{style}]{row['state']}[/]", row["rows"], row["quarantined"] or "", escape(row["why"])]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ltv_assets.errors import ConfigError
 
@@ -80,10 +80,19 @@ class SplitConfig(Section):
     max_partitions: PositiveInt | None = Field(None, description="at most this many hourly folders of the split, earliest first; null = all")
 
 
+def _inside(path: Path | None) -> Path | None:
+    if path is not None and ".." in path.parts:
+        raise ValueError(f"the path {path} leaves the project; give an absolute path, or one below the project root")
+    return path
+
+
+LocalPath = Annotated[Path, AfterValidator(_inside)]
+
+
 class DataConfig(Section):
     """Where the impressions are and what of them is accepted."""
 
-    root: Path = Field(Path("data"), description="folder with train/ and test/; relative paths start at the project root")
+    root: LocalPath = Field(Path("data"), description="folder with train/ and test/; relative paths start at the project root")
     train_folder: str = Field("train", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the labelled hours below root")
     test_folder: str = Field("test", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the unlabelled hours below root")
     dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
@@ -91,7 +100,7 @@ class DataConfig(Section):
     require_all_hours: bool = Field(False, description="true: a day with fewer than 24 hours fails; false: it is a warning")
     max_bad_file_share: Share = Field(0.5, description="a day with a larger share of unreadable files is rejected")
     max_bad_row_share: Share = Field(0.05, description="a day with a larger share of quarantined rows fails its blocking check")
-    sample_submission: Path | None = Field(None, description="CSV whose row order the submission follows; null = order of the files")
+    sample_submission: LocalPath | None = Field(None, description="CSV whose row order the submission follows; null = order of the files")
     train: SplitConfig = Field(SplitConfig(), description="sampling of training days")
     test: SplitConfig = Field(SplitConfig(), description="sampling of test days; a submission needs all rows")
 
@@ -276,7 +285,7 @@ class ComputeConfig(Section):
 class WarehouseConfig(Section):
     """Where results go."""
 
-    root: Path = Field(Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root")
+    root: LocalPath = Field(Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root")
     lock_timeout_seconds: PositiveFloat = Field(60.0, description="longest wait for the catalogue's lock")
 
 
@@ -293,7 +302,7 @@ class Config(Section):
     """The whole tree. ``config.yaml`` describes the full horizon, ``config_test.yaml`` a simulated run of a minute or two."""
 
     seed: NonNegativeInt = Field(0, description="seeds every draw and every booster")
-    features: Path = Field(Path("config/features.yaml"), description="registry of features; relative paths start at the project root")
+    features: LocalPath = Field(Path("config/features.yaml"), description="registry of features; relative paths start at the project root")
     data: DataConfig = Field(DataConfig())
     windows: WindowsConfig = Field(WindowsConfig())
     sampling: SamplingConfig = Field(SamplingConfig())
@@ -366,7 +375,9 @@ def parse_config(text: str, file: Path) -> Config:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            path = tuple(p for p in problem["loc"] if p not in ("DateRanges", "literal['auto']"))
+            if problem["type"] == "literal_error" and isinstance(problem["input"], Mapping):
+                continue  # the other arm of a union; its own problems say more
+            path = tuple(p for p in problem["loc"] if not (isinstance(p, str) and (p == "DateRanges" or "[" in p)))
             line = _line_of(text, path)
             where = f"{file}:{line}" if line else str(file)
             key = ".".join(str(p) for p in path) or "(top level)"

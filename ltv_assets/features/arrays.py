@@ -24,7 +24,7 @@ from ltv_assets.features.sql import FLOAT32_MAX, OLDEST_TIMESTAMP
 from ltv_assets.features.statistics import kind_of
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Ints = NDArray[np.int32] | NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class OwnKey:
 
     @classmethod
     def of(cls, encoded: pa.DictionaryArray) -> OwnKey:
-        return cls(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary)
+        return cls(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary)
 
     def codes_in(self, dictionary: pa.Array) -> Ints:
         """Translate into codes of another dictionary; -1 where the key is NULL or not in it."""
@@ -118,9 +118,9 @@ class Entries:
     @cached_property
     def segments(self) -> tuple[Ints, Ints, Ints]:
         """Rows that have entries, where each begins among the entries, and for each entry the index of its segment."""
-        starts = np.flatnonzero(np.diff(self.row, prepend=-1))
+        starts = _starts(self.row)
         lengths = np.diff(starts, append=len(self.row))
-        return self.row[starts], starts, np.repeat(np.arange(len(starts)), lengths)
+        return self.row[starts], starts, np.repeat(np.arange(len(starts), dtype=np.int32), lengths)
 
     def reduce(self, function: np.ufunc, values: Floats | None = None) -> Sparse:
         """Reduce the values of each row with a ufunc such as ``np.add``; rows without entries are NULL."""
@@ -199,11 +199,10 @@ def column_statistics(
             statistics["n_keys"] = entries.n_entries()
         else:
             statistics |= {"n_bundles": outer.n_entries(), "n_actions": entries.n_entries(), "total": statistics.pop("sum", None)}
-        if own is not None:
-            level = entries if outer is None else outer
-            statistics["has_own"] = level.has_own(own)
-            if outer is not None:
-                statistics |= {"own_n_actions": _own_actions(entries, outer, own), "own_total": statistics.pop("own", None)}
+        if own is not None and kind == "histogram":
+            statistics["has_own"] = entries.has_own(own)
+        if own is not None and outer is not None:
+            statistics |= {"has_own": outer.has_own(own), "own_n_actions": _own_actions(entries, outer, own), "own_total": statistics.pop("own", None)}
     return {key: value for key, value in statistics.items() if value is not None}, entries
 
 
@@ -226,11 +225,12 @@ def _number_statistics(name: str, entries: Entries, own: OwnKey | None, counts: 
     value = entries.value
     assert value is not None
     finite = np.isfinite(value)
-    # Nulls arrive as NaN; only values that were there and are not finite count as such.
-    counts[f"_nonfinite_{name}"] = int(np.count_nonzero(~finite)) - int(np.count_nonzero(_is_null(entries)))
-    entries = entries.select(finite)
-    value = entries.value
-    assert value is not None
+    if not finite.all():
+        # Nulls arrive as NaN; only values that were there and are not finite count as such.
+        counts[f"_nonfinite_{name}"] = int(np.count_nonzero(~finite)) - int(np.count_nonzero(_is_null(value)))
+        entries = entries.select(finite)
+        value = entries.value
+        assert value is not None
     rows, starts, segment = entries.segments
     total, low, high = entries.reduce(np.add), entries.reduce(np.minimum), entries.reduce(np.maximum)
     lengths = np.diff(starts, append=len(value))
@@ -291,7 +291,17 @@ def _distinct_pairs(row: Ints, code: Ints, width: np.int64) -> Ints:
     known = code >= 0
     pairs = row[known] * width + code[known]
     pairs.sort()
-    return pairs[np.diff(pairs, prepend=-1) > 0]
+    return pairs[_starts(pairs)]
+
+
+def _starts(ascending: Ints) -> Ints:
+    """Return where each run of equal values begins."""
+    if len(ascending) == 0:
+        return np.empty(0, np.int64)
+    change = np.empty(len(ascending), bool)
+    change[0] = True
+    np.not_equal(ascending[1:], ascending[:-1], out=change[1:])
+    return np.flatnonzero(change)
 
 
 def _own_actions(inner: Entries, outer: Entries, own: OwnKey) -> Sparse:
@@ -300,10 +310,9 @@ def _own_actions(inner: Entries, outer: Entries, own: OwnKey) -> Sparse:
     return Sparse(owners, actions[owners])
 
 
-def _is_null(entries: Entries) -> NDArray[np.bool_]:
+def _is_null(value: Floats) -> NDArray[np.bool_]:
     # _numbers() marks NULL with this one NaN pattern, so that NaN that was in the data can be told apart.
-    assert entries.value is not None
-    return entries.value.view(np.uint64) == _NULL_BITS
+    return value.view(np.uint64) == _NULL_BITS
 
 
 _NULL_BITS = np.uint64(0x7FF80000000005CA)
@@ -312,11 +321,10 @@ _NULL = np.array([_NULL_BITS]).view(np.float64)[0]
 
 def _layout(array: pa.Array) -> tuple[pa.Array, Ints, Ints]:
     """Return a list-like array whose offsets start at 0, the length of each row, and the row of each entry."""
-    offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
-    lengths = np.diff(offsets)
+    lengths = np.diff(array.offsets.to_numpy(zero_copy_only=False))
     if array.null_count:
         lengths = np.where(pc.is_valid(array).to_numpy(zero_copy_only=False), lengths, 0)
-    return array, lengths, np.repeat(np.arange(len(array)), lengths)
+    return array, lengths, np.repeat(np.arange(len(array), dtype=np.int32), lengths)
 
 
 def _flat(array: pa.MapArray) -> tuple[pa.Array, pa.Array]:
@@ -327,7 +335,8 @@ def _flat(array: pa.MapArray) -> tuple[pa.Array, pa.Array]:
 
 def _codes(keys: pa.Array) -> tuple[Ints, pa.Array]:
     encoded = keys if pa.types.is_dictionary(keys.type) else keys.dictionary_encode()
-    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
+    indices = encoded.indices.fill_null(-1) if encoded.null_count else encoded.indices
+    return indices.to_numpy(zero_copy_only=False), encoded.dictionary
 
 
 def _numbers(values: pa.Array) -> Floats:

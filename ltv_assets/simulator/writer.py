@@ -25,7 +25,7 @@ from ltv_assets.contract import BY_NAME, LABEL_NAMES
 from ltv_assets.errors import ConfigError, DataError
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
-from ltv_assets.simulator.laws import GOLDEN, LAWS, SIGNALS, Calibration, LawName, Truth, calibrate, draw_effects, draw_labels, scores, truth_of
+from ltv_assets.simulator.laws import GOLDEN, LAWS, Calibration, LawName, Truth, calibrate, describe_law, draw_effects, draw_labels, scores, truth_of
 from ltv_assets.simulator.population import Floats, World, build_world, draw_people, generator
 
 GAP_DAYS = 1
@@ -108,14 +108,21 @@ class Simulator:
         return pa.table({name: columns[name] for name in facts.COLUMN_ORDER}), pa.table(known)
 
     def describe(self) -> dict[str, Any]:
-        """Seed, law and every constant of it, as JSON."""
+        """Seed, law and every constant of it, as JSON: enough to compute p of a row from its raw columns."""
         return {
             "seed": self.seed,
             "law": self.law,
             "rows_per_hour": self.rows_per_hour,
             "marginals": facts.SOURCE,
             "calibration": asdict(self.calibration),
-            "signals": [asdict(signal) for signal in SIGNALS],
+            **describe_law(self.law),
+            "effects": {
+                what: {
+                    column: {key: effect for key, effect in zip(self._arrow.values[column], table.tolist(), strict=True) if effect}
+                    for column, table in tables.items()
+                }
+                for what, tables in (("buy", self.effects.buy), ("spend", self.effects.spend))
+            },
         }
 
 
@@ -248,7 +255,7 @@ def simulate(
             assert writer is not None
             writer.close()
     with _published(out / "truth" / "law.json") as law_path:
-        law_path.write_text(json.dumps(simulator.describe(), indent=1, sort_keys=True) + "\n")
+        law_path.write_text(json.dumps(simulator.describe(), sort_keys=True) + "\n")
     return SimulationSummary(
         out=out,
         seed=seed,

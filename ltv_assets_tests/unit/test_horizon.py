@@ -1,0 +1,89 @@
+"""Which days a window trains on, and what it refuses."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltv_assets.config import Config
+from ltv_assets.errors import DataError, StaleError
+from ltv_assets.horizon import Horizon, days_in, hour_of_folder, mature_horizons, parse_day
+
+FIRST = date(2025, 10, 1)
+
+
+def day(n: int) -> date:
+    return FIRST + timedelta(days=n - 1)
+
+
+def horizon(train: list[int], test: list[int] = [], *, least: int = 2, most: int = 7, embargo: int = 0, gaps: list[int] = []) -> Horizon:  # noqa: B006
+    return Horizon(tuple(map(day, train)), tuple(map(day, test)), least, most, embargo, frozenset(map(day, gaps)))
+
+
+def test_window_trains_on_the_days_before_its_holdout_only() -> None:
+    h = horizon([1, 2, 3, 4, 5, 6], [8])
+    assert h.training_days(day(6)) == tuple(map(day, [1, 2, 3, 4, 5]))
+    assert h.last_window == day(6)
+    assert h.window_keys() == tuple(map(day, [3, 4, 5, 6]))
+
+
+def test_longest_window_is_bounded() -> None:
+    assert horizon(list(range(1, 12)), most=3).training_days(day(11)) == tuple(map(day, [8, 9, 10]))
+
+
+def test_embargo_keeps_the_last_days_out() -> None:
+    assert horizon([1, 2, 3, 4, 5, 6], embargo=2).training_days(day(6)) == tuple(map(day, [1, 2, 3]))
+
+
+def test_too_few_days_are_refused_with_the_first_possible_window() -> None:
+    with pytest.raises(StaleError, match=r"at least 2 labelled days .* found 1; choose a later window \(the first is 2025-10-03\)"):
+        horizon([1, 2, 3]).training_days(day(2))
+
+
+def test_missing_day_inside_is_refused_unless_listed_as_gap() -> None:
+    with pytest.raises(StaleError, match="no data for 2025-10-03; add the missing hours, or list the days in data.gap_days"):
+        horizon([1, 2, 4, 5]).training_days(day(5))
+    assert horizon([1, 2, 4, 5], gaps=[3]).training_days(day(5)) == tuple(map(day, [1, 2, 4]))
+
+
+@given(
+    train=st.sets(st.integers(1, 25), min_size=1),
+    least=st.integers(1, 4),
+    extra=st.integers(0, 6),
+    embargo=st.integers(0, 4),
+)
+def test_no_window_ever_sees_its_holdout_or_a_later_day(train: set[int], least: int, extra: int, embargo: int) -> None:
+    h = horizon(sorted(train), least=least, most=least + extra, embargo=embargo)
+    for window in h.window_keys():
+        days = h.training_days(window)
+        assert least <= len(days) <= least + extra
+        assert max(days) < window - timedelta(days=embargo)
+
+
+@pytest.mark.parametrize("name", ["datetime=2025-10-01-24-00", "datetime=2025-13-01-00-00", "datetime=2025-10-01", "2025-10-01-00-00", "datetime=2025-10-01-00-30"])
+def test_malformed_folder_is_no_hour(name: str) -> None:
+    assert hour_of_folder(name) is None
+
+
+@pytest.mark.parametrize("key", ["../../etc", "2025-10-1", "2025-10-32", "", "2025-10-01/../x", "2025-10-01\n"])
+def test_partition_key_cannot_leave_the_warehouse(key: str) -> None:
+    with pytest.raises(DataError, match="expected a day"):
+        parse_day(key)
+
+
+def test_days_are_found_by_their_folders(tmp_path: Path) -> None:
+    for name in ("datetime=2025-10-02-05-00", "datetime=2025-10-01-00-00", "datetime=2025-10-02-06-00", "_SUCCESS", "junk"):
+        (tmp_path / name).mkdir()
+    assert days_in(tmp_path) == (date(2025, 10, 1), date(2025, 10, 2))
+
+
+def test_labels_mature_by_the_clock() -> None:
+    config = Config()
+    assert mature_horizons(config, FIRST, FIRST + timedelta(days=7)) == frozenset()
+    assert mature_horizons(config, FIRST, FIRST + timedelta(days=8)) == {7}
+    assert mature_horizons(config, FIRST, FIRST + timedelta(days=15)) == {7, 14}
+    assert mature_horizons(config, FIRST, FIRST + timedelta(days=29)) == {7, 14, 28}

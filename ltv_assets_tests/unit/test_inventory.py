@@ -1,0 +1,167 @@
+"""The inventory sets broken files aside with a reason each, and keeps the rest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets.config import Config
+from ltv_assets.errors import DataError
+from ltv_assets.horizon import Horizon, discover
+from ltv_assets.storage.inventory import HashCache, inspect_day, require_files
+
+DAY = date(2025, 10, 1)
+
+
+@pytest.fixture
+def data(tmp_path: Path, simulated_small: Path) -> Path:
+    """Hours 0 to 3 of one real-looking day, free to be damaged."""
+    for hour in range(4):
+        name = f"datetime=2025-10-01-{hour:02d}-00"
+        shutil.copytree(simulated_small / "train" / name, tmp_path / "data" / "train" / name)
+    return tmp_path / "data"
+
+
+def inspect(data: Path, **changes: object):
+    config = Config()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"root": data, **changes})})
+    horizon: Horizon = discover(config)
+    return inspect_day(config, horizon, DAY)
+
+
+def part(data: Path, hour: int) -> Path:
+    return next((data / "train" / f"datetime=2025-10-01-{hour:02d}-00").glob("*.parquet"))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("row_id,iap_revenue_d7\n" * 20)
+
+
+def temporary(path: Path) -> None:
+    path.rename(path.with_name(path.name + ".tmp"))
+
+
+def link_outside(path: Path) -> None:
+    outside = path.parents[3] / "outside.parquet"
+    shutil.move(path, outside)
+    path.symlink_to(outside)
+
+
+def spliced(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(b"PAR1" + data[-len(data) // 4 :])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "not a readable parquet file"),
+        (empty, "zero bytes"),
+        (text, "not a readable parquet file"),
+        (temporary, "expected a .parquet file"),
+        (link_outside, "leaves the data root"),
+        (spliced, "lies beyond the end|not a readable parquet"),
+    ],
+)
+def test_broken_file_is_set_aside_with_its_reason(data: Path, damage: Callable[[Path], None], reason: str) -> None:
+    damage(part(data, 2))
+    inventory = inspect(data)
+    (bad,) = inventory.quarantined
+    assert bad.datetime == "2025-10-01-02-00"
+    assert pytest.importorskip("re").search(reason, bad.reason or "")
+    assert len(inventory.good) == 3
+    assert any(bad.path in w for w in inventory.warnings)
+    require_files(inventory, 0.5)
+    with pytest.raises(DataError, match="max_bad_file_share"):
+        require_files(inventory, 0.1)
+
+
+def test_same_part_twice_is_read_once(data: Path) -> None:
+    shutil.copy(part(data, 1), part(data, 1).with_name("part-00001.copy.parquet"))
+    inventory = inspect(data)
+    assert len(inventory.good) == 4
+    (bad,) = inventory.quarantined
+    assert "same content as" in (bad.reason or "")
+
+
+def test_markers_and_hidden_files_are_no_data(data: Path) -> None:
+    folder = part(data, 0).parent
+    for name in ("_SUCCESS", ".part.crc", "_metadata"):
+        (folder / name).write_bytes(b"x")
+    assert len(inspect(data).files) == 4
+
+
+def test_missing_and_empty_hours_are_named(data: Path) -> None:
+    part(data, 3).unlink()
+    inventory = inspect(data)
+    assert inventory.empty_hours == ("2025-10-01-03-00",)
+    assert len(inventory.missing_hours) == 20
+    assert any("20 of 24 hours are missing: 2025-10-01-04-00" in w for w in inventory.warnings)
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path, partitioning=None)), path)
+
+
+def test_missing_label_rejects_and_missing_feature_degrades(data: Path) -> None:
+    rewrite(part(data, 0), lambda t: t.drop_columns(["iap_revenue_d7"]))
+    rewrite(part(data, 1), lambda t: t.drop_columns(["carrier"]).append_column("extra", pa.array([1] * t.num_rows)))
+    inventory = inspect(data)
+    assert len(inventory.schema_errors) == 1
+    assert "required column iap_revenue_d7 is missing" in inventory.schema_errors[0]
+    assert "datetime=2025-10-01-00-00" in inventory.schema_errors[0]
+    assert inventory.columns_missing == ("carrier",)
+    assert inventory.columns_unexpected == ("extra",)
+
+
+def test_type_change_changes_the_schema_fingerprint_and_order_does_not(data: Path) -> None:
+    before = [f.schema_fingerprint for f in inspect(data).files]
+    rewrite(part(data, 0), lambda t: t.select(t.column_names[::-1]))
+    rewrite(part(data, 1), lambda t: t.set_column(t.column_names.index("weekday"), "weekday", t["weekday"].cast(pa.float64())))
+    after = [f.schema_fingerprint for f in inspect(data).files]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert after[2:] == before[2:]
+
+
+def test_partition_cap_takes_the_earliest_hours(data: Path) -> None:
+    config = Config()
+    inventory = inspect(data, train=replace_split(config, 2))
+    assert [f.datetime[-5:-3] for f in inventory.files] == ["00", "01"]
+
+
+def replace_split(config: Config, most: int) -> object:
+    return config.data.train.model_copy(update={"max_partitions": most})
+
+
+def test_hash_cache_notices_a_rewrite_and_survives_damage(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    cache = HashCache.load(tmp_path / "cache.json")
+    first = cache.digest(file)
+    cache.save()
+    file.write_bytes(b"two!")
+    assert HashCache.load(tmp_path / "cache.json").digest(file) != first
+    (tmp_path / "cache.json").write_text("{broken")
+    assert HashCache.load(tmp_path / "cache.json").digest(file) != first
+
+
+def test_empty_file_list_is_refused(data: Path) -> None:
+    inventory = replace(inspect(data), files=())
+    with pytest.raises(DataError, match="no readable file"):
+        require_files(inventory, 0.5)
