@@ -557,9 +557,10 @@ class _RowGroupWriter:
         self._pending_rows = 0
         # Dictionaries only where values repeat: on float32 they cost time and save nothing.
         dictionaries = ["datetime", *categorical_names(registry)]
-        # Days are read whole, so minima and maxima of 380 columns would be computed for nobody.
+        # LZ4 costs a tenth of the whole run less than zstd and a third more disk. Days are read whole, so minima and maxima
+        # of every column would be computed for nobody.
         self._writer = pq.ParquetWriter(
-            out, self._schema, compression="zstd", compression_level=1, use_dictionary=dictionaries, write_statistics=["datetime"]
+            out, self._schema, compression="lz4", use_dictionary=dictionaries, write_statistics=["datetime"]
         )
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-group")
         self._writing: Future[None] | None = None

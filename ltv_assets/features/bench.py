@@ -1,0 +1,114 @@
+"""How fast flattening is, measured against the fastest possible reader of the same files.
+
+What belongs here: the measurement behind ``ltv bench flatten``. What does not: the comparison of engines
+(``benchmarks/flatten_engines.py``). Next to read: ``flatten.py``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import duckdb
+import psutil
+
+from ltv_assets.errors import DataError
+from ltv_assets.features.flatten import RawFile, flatten_files
+from ltv_assets.features.registry import Registry
+
+
+def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[str, float]:
+    """Flatten every day under ``data`` into a temporary folder and compare with DuckDB decoding every column.
+
+    Args:
+        data: a data root with ``train/`` and ``test/``, or one split's folder of ``datetime=...`` folders.
+        threads: threads for both sides.
+
+    Returns:
+        ``rows``; ``seconds`` and ``rows_per_second`` of flattening, writing included; ``scan_rows_per_second`` of
+        DuckDB counting the values of every column, which decodes every nested leaf; ``ratio`` of the two speeds;
+        ``peak_rss_mb`` of this process and its children while flattening; ``days`` and ``features``.
+
+    Raises:
+        DataError: there are no hourly parquet files under ``data``.
+    """
+    days = find_days(data)
+    if not days:
+        raise DataError(f"{data}: expected train/datetime=YYYY-MM-DD-HH-00/*.parquet or test/..., found none")
+    rows, flatten_seconds, scan_seconds = 0, 0.0, 0.0
+    peak = 0.0
+    with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
+        for (split, day), files in days.items():
+            # The first scan fills the page cache, so that neither side pays for the disk.
+            scan(files, threads)
+            began = time.perf_counter()
+            scan(files, threads)
+            scan_seconds += time.perf_counter() - began
+            with peak_memory() as memory:
+                began = time.perf_counter()
+                result = flatten_files(files, registry=registry, labelled=split == "train", out=Path(folder) / f"{split}-{day}.parquet", threads=threads)
+                flatten_seconds += time.perf_counter() - began
+            peak = max(peak, memory[0])
+            rows += result.rows_in
+    return {
+        "rows": rows,
+        "days": len(days),
+        "features": len(registry.features),
+        "seconds": round(flatten_seconds, 3),
+        "rows_per_second": round(rows / flatten_seconds, 1),
+        "scan_rows_per_second": round(rows / scan_seconds, 1),
+        "ratio": round(scan_seconds / flatten_seconds, 3),
+        "peak_rss_mb": round(peak / 2**20, 1),
+    }
+
+
+def find_days(data: Path) -> dict[tuple[str, str], list[RawFile]]:
+    """Return the hourly files under a data root or one split's folder by (split, day), in order of hour and name."""
+    data = Path(data)
+    splits = {name: data / name for name in ("train", "test") if (data / name).is_dir()} or {data.name if data.name == "test" else "train": data}
+    days: dict[tuple[str, str], list[RawFile]] = {}
+    for split, folder in splits.items():
+        files = [RawFile(path, path.parent.name.removeprefix("datetime=")) for path in sorted(folder.glob("datetime=*/*.parquet"))]
+        for day, members in groupby(files, key=lambda file: file.datetime_key[:10]):
+            days[split, day] = list(members)
+    return days
+
+
+def scan(files: list[RawFile], threads: int) -> None:
+    """Decode every column of the files, all nested leaves included, and throw the values away."""
+    with duckdb.connect(":memory:", config={"threads": threads}) as connection:
+        for file in files:
+            path = str(file.path).replace("'", "''")
+            connection.execute(f"SELECT count(COLUMNS(*)) FROM read_parquet('{path}', hive_partitioning = false)").fetchall()
+
+
+@contextmanager
+def peak_memory(interval: float = 0.02) -> Iterator[list[float]]:
+    """Sample the resident memory of this process and its children; yields a list whose first item is the peak in bytes."""
+    process = psutil.Process()
+    peak = [0.0]
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.is_set():
+            total = float(process.memory_info().rss)
+            for child in process.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+            stop.wait(interval)
+
+    thread = threading.Thread(target=sample, name="peak-memory", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
