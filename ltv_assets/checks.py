@@ -5,6 +5,7 @@ records the verdict, because blocking checks stop what is downstream only inside
 published, never what is in memory, so a check can be executed alone, from the UI, at any time.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,19 +173,26 @@ def _value(figures: dict[str, dict[str, float | None]], metric: str, key: str) -
     return value
 
 
+def sampling_allowance(rate: float, rows: float, tolerance: float) -> float:
+    """Two standard errors of a rate observed on ``rows`` rows, at most ``tolerance``: a small holdout cannot tell better."""
+    return min(2.0 * math.sqrt(rate * (1.0 - rate) / max(rows, 1.0)), tolerance)
+
+
 def zero_rate(project: Project, key: str) -> Outcome:
-    """Predicted zero rate within ``zero_rate_tolerance`` of the observed one on the holdout."""
+    """Predicted zero rate within ``zero_rate_tolerance`` (and the holdout's own sampling error) of the observed one."""
     figures = holdout_figures(project, key)
     observed, predicted = _value(figures, "zero_rate_observed", key), _value(figures, "zero_rate_predicted", key)
-    tolerance = project.config.checks.zero_rate_tolerance
-    gap = abs(predicted - observed)
     rows = _segments(project, key, ("zero_rate_observed", "zero_rate_predicted"))
     if project.config.models.gating.zero_rate == "off":
         return Outcome(True, f"the gate is off; observed zero rate {observed:.4f}", {"observed": observed, "predicted": predicted}, rows)
+    tolerance = project.config.checks.zero_rate_tolerance
+    allowance = sampling_allowance(observed, _value(figures, "rows", key), tolerance)
+    gap = abs(predicted - observed)
+    figure = {"observed": observed, "predicted": predicted, "gap": gap, "sampling_allowance": allowance}
     text = f"predicted {predicted:.4f} against observed {observed:.4f} zero rate, gap {gap:.4f}"
-    figure = {"observed": observed, "predicted": predicted, "gap": gap}
-    if gap > tolerance:
-        return Outcome(False, f"window {key}: {text} is more than zero_rate_tolerance = {tolerance:g}", figure, rows)
+    if gap > tolerance + allowance:
+        bound = f"zero_rate_tolerance = {tolerance:g} plus {allowance:.4f} for sampling error"
+        return Outcome(False, f"window {key}: {text} is more than {bound}", figure, rows)
     return Outcome(True, text, figure, rows)
 
 

@@ -18,7 +18,7 @@ from ltv_assets.champion import Champion, read_champion
 from ltv_assets.config import Config
 from ltv_assets.errors import DataError, LtvError, StaleError
 from ltv_assets.horizon import Horizon, mature_horizons, parse_day
-from ltv_assets.storage.inventory import HashCache, hourly_folders, inspect_day
+from ltv_assets.storage.inventory import HashCache, candidate_files, hourly_folders
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 State = Literal["fresh", "stale", "failed", "missing"]
@@ -236,18 +236,24 @@ class Lineage:
         return Status(asset, key, "fresh")
 
     def _changed_files(self, key: str) -> str | None:
-        """Why the raw files of a day differ from the stored inventory; None if they do not."""
+        """Why the raw files of a day differ from the stored inventory; None if they do not.
+
+        Sizes and modification times decide; a file whose are new is hashed, so a copy with the same content is no change.
+        """
         day = parse_day(key)
         cache = HashCache.load(hash_cache_path(self.warehouse, day))
-        now = {f.path: f for f in inspect_day(self.config, self.horizon, day, cache).files}
-        table = _read_inventory(self.warehouse, key)
-        before = {row["path"]: row for row in table}
+        now = {str(p.relative_to(self.config.data.root)): p for p in candidate_files(self.config, self.horizon, day)}
+        before = {row["path"]: row for row in _read_inventory(self.warehouse, key)}
         for path in sorted(now.keys() | before.keys()):
             if path not in before:
                 return f"new file {path}"
             if path not in now:
                 return f"file {path} disappeared"
-            if (now[path].sha256, now[path].verdict) != (before[path]["sha256"], before[path]["verdict"]):
+            known = before[path]
+            if known["sha256"] is None:
+                if now[path].lstat().st_size != known["bytes"]:
+                    return f"file {path} was rewritten"
+            elif not now[path].is_file() or cache.digest(now[path]) != known["sha256"]:
                 return f"file {path} was rewritten"
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,13 @@ from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from ltv_assets.features.registry import Registry
+
+
+@lru_cache(maxsize=4)
+def _load_registry(path: Path, mtime_ns: int) -> Registry:
+    from ltv_assets.features.registry import load_registry
+
+    return load_registry(path)
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,8 @@ class Project:
     @cached_property
     def registry(self) -> Registry:
         """The feature registry of the configuration; raises ConfigError if it is wrong."""
-        from ltv_assets.features.registry import load_registry
-
-        return load_registry(self.config.features)
+        path = self.config.features
+        return _load_registry(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
     def lineage(self) -> Lineage:
         """A fresh view of what is fresh."""

@@ -24,6 +24,8 @@ from ltv_assets.storage.files import write_atomic
 from ltv_assets.storage.inventory import DayInventory, HashCache, inspect_day
 
 GROUP = "ingestion"
+CALENDAR_COLUMNS = ("weekday", "hour")
+"""Columns that differ from one day to the next by their nature; they say nothing about drift."""
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -215,7 +217,8 @@ def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
         return None
     reference = project.warehouse.files("flattened_features", earlier[-1], verify=False)
     current = project.warehouse.files("flattened_features", key, verify=False)
-    return [{**row, "compared with": earlier[-1]} for row in _shifts(reference, current, tuple(feature_names(project.registry)))]
+    compared = tuple(name for name in feature_names(project.registry) if name.split("__")[0] not in CALENDAR_COLUMNS)
+    return [{**row, "compared with": earlier[-1]} for row in _shifts(reference, current, compared)]
 
 
 @lru_cache(maxsize=4)

@@ -158,8 +158,7 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
     """
     split = horizon.split_of(day)
     cache = cache if cache is not None else HashCache()
-    prefix = f"{day:%Y-%m-%d}-"
-    folders = {key: path for key, path in hourly_folders(config, split).items() if key.startswith(prefix)}
+    folders = _folders_of(config, split, day)
     records: list[FileRecord] = []
     empty: list[str] = []
     schemas: dict[str, pa.Schema] = {}
@@ -170,7 +169,7 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
         records += [_inspect_file(config, split, str(day), key, path, cache, schemas) for path in candidates]
     records = _mark_duplicates(records)
     cache.save()
-    expected = [f"{prefix}{hour:02d}-00" for hour in range(24)]
+    expected = [f"{day:%Y-%m-%d}-{hour:02d}-00" for hour in range(24)]
     missing_hours = tuple(h for h in expected if h not in folders)
     good = [r for r in records if r.is_good]
     missing, unexpected, errors, warnings = _compare_schemas(split, good, schemas)
@@ -180,6 +179,16 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
         warnings.append(f"day {day}: {len(empty)} hours hold no file: {_shorten(empty)}")
     warnings += [f"{r.path}: quarantined: {r.reason}" for r in records if not r.is_good]
     return DayInventory(day, split, tuple(records), missing_hours, tuple(empty), missing, unexpected, tuple(errors), tuple(warnings))
+
+
+def _folders_of(config: Config, split: Split, day: date) -> dict[str, Path]:
+    prefix = f"{day:%Y-%m-%d}-"
+    return {key: path for key, path in hourly_folders(config, split).items() if key.startswith(prefix)}
+
+
+def candidate_files(config: Config, horizon: Horizon, day: date) -> list[Path]:
+    """Every entry of a day's hourly folders that is data or pretends to be, in order, unopened."""
+    return [path for folder in _folders_of(config, horizon.split_of(day), day).values() for path in _candidates(folder)]
 
 
 def _candidates(folder: Path) -> list[Path]:
