@@ -309,6 +309,9 @@ class _Engine:
                 own = self._read_texts(block, texts, flat)
                 self._by_arrays(block, native, own, flat)
                 self._finish(flat)
+            for feature in self._registry.features:
+                if feature.categorical and not pa.types.is_dictionary(flat.columns[feature.name].type):
+                    flat.columns[feature.name] = flat.columns[feature.name].dictionary_encode()
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise DataError(f"{block.name}: cannot be flattened: {error}") from error
         return flat
@@ -611,7 +614,5 @@ def _encode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     if not pa.types.is_dictionary(kind):
         return column.cast(kind)
     encoded = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
-    if not pa.types.is_dictionary(encoded.type):
-        encoded = encoded.dictionary_encode()
     order = encoded.indices.dictionary_encode()
     return pa.DictionaryArray.from_arrays(order.indices.cast(kind.index_type), encoded.dictionary.cast(kind.value_type).take(order.dictionary))

@@ -158,7 +158,7 @@ def timestamp_columns(registry: Registry, elsewhere: frozenset[str] = frozenset(
 
 def number_columns(registry: Registry, elsewhere: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """Return the raw columns whose non-finite values are treated as missing and counted."""
-    kinds = ("number_map", "histogram", "nested_counts")
+    kinds = ("number", "number_map", "histogram", "nested_counts")
     return tuple(name for name in registry.source_columns if name not in elsewhere and kind_of(BY_NAME[name]) in kinds)
 
 
@@ -273,7 +273,12 @@ def _column_steps(column: Column, registry: Registry) -> Steps:
             f"future_{c}": f"CASE WHEN raw_{c} > hour_start THEN 1 END",
             f"ancient_{c}": f"CASE WHEN raw_{c} < {OLDEST_TIMESTAMP} THEN 1 END",
         }
-    tier = _tier_sql(f"raw_{c}", registry.price_tiers)
+    elif kind == "number":
+        steps |= {
+            f"valid_{c}": f"CASE WHEN isfinite(raw_{c}) THEN raw_{c} END",
+            f"nonfinite_{c}": f"CASE WHEN NOT isfinite(raw_{c}) THEN 1 END",
+        }
+    tier = _tier_sql(f"valid_{c}", registry.price_tiers)
     for name, statistic in available(column).items():
         steps[feature_name(c, name)] = statistic.sql.format(c=c, own=own, period=CYCLE_LENGTH.get(c), tier=tier, months=list(MONTHS))
     return steps

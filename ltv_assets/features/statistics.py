@@ -110,9 +110,9 @@ STATISTICS: dict[Kind, dict[str, Statistic]] = {
         "days_ago": Statistic("(hour_start - valid_{c}) / 86400.0", "days since", "days"),
     },
     "number": {
-        "value": Statistic("raw_{c}", ""),
-        "sin": Statistic("sin(2 * pi() * raw_{c} / {period})", "sine of the cyclical position of", "-1..1"),
-        "cos": Statistic("cos(2 * pi() * raw_{c} / {period})", "cosine of the cyclical position of", "-1..1"),
+        "value": Statistic("valid_{c}", ""),
+        "sin": Statistic("sin(2 * pi() * valid_{c} / {period})", "sine of the cyclical position of", "-1..1"),
+        "cos": Statistic("cos(2 * pi() * valid_{c} / {period})", "cosine of the cyclical position of", "-1..1"),
         "tier": Statistic("{tier}", "tier (0 is the lowest) of", "tier"),
     },
     "text": {
