@@ -1,50 +1,137 @@
 """The champion: which window's model scores new days.
 
-``champion.json`` in the warehouse is the record. It is recomputed from stored verdicts in window order, so the order in
-which runs finish cannot matter: a window is eligible when its blocking checks passed on its present content and its
-served model exists; a newer eligible window replaces an older one unless it was measured to be worse.
+``champion.json`` in the warehouse is the record: the champion of now, whether a person pinned it, and the champions
+before it. Who *should* be champion is decided in ``promotion.py`` from stored verdicts; here the record is only read,
+written and explained. A window is *eligible* when its blocking checks passed on its present content and its served model
+belongs to that evaluation.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from ltv_assets.errors import ModelFileError
-from ltv_assets.storage.files import write_atomic
+from ltv_assets.errors import LtvError, ModelFileError
+from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 CHAMPION_FILE = "champion.json"
 REQUIRED_CHECKS = ("zero_rate", "rmsle")
+MAX_HISTORY = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The window whose served model is in use, the model's content hash, and why it was chosen."""
+    """The window whose served model is in use, the model's content hash, why it was chosen, and whether a person did."""
 
     window: str
     fingerprint: str
     why: str
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One line of the record's history: a champion, and the UTC second from which it was in use."""
+
+    window: str
+    fingerprint: str
+    why: str
+    pinned: bool
+    since: str
+
+
+def _path(warehouse: Warehouse) -> Path:
+    return warehouse.root / CHAMPION_FILE
+
+
+def _read(warehouse: Warehouse) -> dict[str, Any]:
+    path = _path(warehouse)
+    try:
+        raw = json.loads(path.read_bytes())
+        return {**raw, "history": raw.get("history", [])}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"{path}: not a readable champion record ({error}); delete it and run `ltv promote --unpin`") from None
 
 
 def read_champion(warehouse: Warehouse) -> Champion | None:
     """The champion of record; None before the first one. Raises ModelFileError if the record is damaged."""
-    path = warehouse.root / CHAMPION_FILE
-    try:
-        return Champion(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    raw = _read(warehouse)
+    if not raw or raw.get("window") is None:
         return None
-    except (ValueError, TypeError) as error:
-        raise ModelFileError(f"{path}: not a readable champion record ({error}); run `ltv run` to write it again") from None
+    try:
+        return Champion(raw["window"], raw["fingerprint"], raw["why"], bool(raw.get("pinned", False)))
+    except (KeyError, TypeError) as error:
+        raise ModelFileError(f"{_path(warehouse)}: the champion record lacks {error}; delete it and run `ltv promote --unpin`") from None
+
+
+def read_history(warehouse: Warehouse) -> tuple[Reign, ...]:
+    """Every champion so far, oldest first, the present one last. Raises ModelFileError if the record is damaged."""
+    try:
+        return tuple(Reign(**entry) for entry in _read(warehouse).get("history", []))
+    except TypeError as error:
+        raise ModelFileError(f"{_path(warehouse)}: the history is damaged ({error}); delete it and run `ltv promote --unpin`") from None
+
+
+def write_champion(warehouse: Warehouse, champion: Champion | None) -> None:
+    """Replace the record if ``champion`` differs from it; a new window or content opens a new line of the history.
+
+    None records that no window deserves to be champion any more; the history stays.
+    """
+    path = _path(warehouse)
+    try:
+        before, history = read_champion(warehouse), list(read_history(warehouse))
+    except LtvError:
+        before, history = None, []
+    if champion == before and path.is_file():
+        return
+    if champion is not None and (before is None or replace(champion, why="") != replace(before, why="")):
+        history.append(Reign(**asdict(champion), since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
+    elif champion is not None and history:
+        history[-1] = replace(history[-1], why=champion.why)
+    present = asdict(champion) if champion is not None else {"window": None}
+    record = {**present, "history": [asdict(entry) for entry in history[-MAX_HISTORY:]]}
+    write_atomic(path, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n")
+
+
+@contextmanager
+def champion_lock(warehouse: Warehouse, timeout_seconds: float) -> Iterator[None]:
+    """Hold while the champion is recomputed: the last one to hold it has seen every window that was published before.
+
+    Raises TransientError after ``timeout_seconds``.
+    """
+    with file_lock(warehouse.root / "champion.lock", timeout_seconds=timeout_seconds, what="the champion's record"):
+        yield
+
+
+def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
+    """Why a window cannot be champion, or None if it can."""
+    try:
+        model = warehouse.manifest("served_model", key)
+        metrics = warehouse.fingerprint("holdout_metrics", key)
+    except LtvError as error:
+        return str(error)
+    if model is None:
+        return "it has no served model"
+    if model.inputs.get(f"holdout_metrics/{key}") != metrics:
+        return "its served model belongs to another evaluation"
+    verdicts = {v.check: v for v in warehouse.verdicts("holdout_metrics", key)}
+    for check in REQUIRED_CHECKS:
+        verdict = verdicts.get(check)
+        if verdict is None:
+            return f"its check {check} has not run on its present content"
+        if not verdict.passed:
+            return f"its check {check} failed: {verdict.message}"
+    return None
 
 
 def eligible_windows(warehouse: Warehouse) -> tuple[str, ...]:
-    """Windows whose evaluation passed every blocking check and whose served model belongs to that evaluation."""
-    eligible = []
-    for key in warehouse.keys("served_model"):
-        model = warehouse.manifest("served_model", key)
-        metrics = warehouse.fingerprint("holdout_metrics", key)
-        verdicts = {v.check: v.passed for v in warehouse.verdicts("holdout_metrics", key)}
-        if model is not None and model.inputs.get(f"holdout_metrics/{key}") == metrics and all(verdicts.get(c) for c in REQUIRED_CHECKS):
-            eligible.append(key)
-    return tuple(eligible)
+    """Windows whose evaluation passed every blocking check and whose served model belongs to that evaluation, in order of time."""
+    return tuple(key for key in warehouse.keys("served_model") if ineligible_because(warehouse, key) is None)

@@ -7,6 +7,7 @@ published, never what is in memory, so a check can be executed alone, from the U
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import markdown_table, readable_failures
 from ltv_assets.contract import LABEL_NAMES, RELATIONS
-from ltv_assets.errors import DataError
+from ltv_assets.errors import DataError, StaleError
 from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.resources import ProjectResource, TrackingResource
@@ -332,7 +333,19 @@ def run_check(project: Project, spec: CheckSpec, key: str) -> Outcome:
             figures=dict(outcome.figures),
         )
     )
+    if spec.asset == "holdout_metrics" and spec.blocking and not outcome.passed:
+        _dethrone(project, key)
     return outcome
+
+
+def _dethrone(project: Project, key: str) -> None:
+    """A champion that fails a blocking check gives way at once to the newest window that still passes."""
+    from ltv_assets.promotion import update_champion
+
+    champion = project.lineage().champion()
+    if champion is not None and champion.window == key:
+        with suppress(StaleError):
+            update_champion(project)
 
 
 def _result(outcome: Outcome, blocking: bool) -> dg.AssetCheckResult:

@@ -229,8 +229,7 @@ def status(as_json: bool) -> None:
         cells = [row["asset"], row["partition"], f"[{style}]{row['state']}[/]", row["rows"], row["quarantined"] or "", escape(row["why"])]
         table.add_row(*("" if c is None else str(c) for c in cells))
     out.print(table)
-    champion = project.lineage().champion()
-    out.print(f"champion: window {champion.window} ({champion.why})" if champion else "champion: none yet", markup=False)
+    _print_champion(project)
 
 
 # -------------------------------------------------------------------------------------------------------------- predict
@@ -309,6 +308,68 @@ def validate_submission(file: Path, sample: Path | None) -> None:
     if not problems:
         click.echo(f"{file}: valid", err=True)
     sys.exit(2 if problems else 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- champion
+
+
+@main.command()
+@click.argument("window", type=DAY, required=False)
+@click.option("--unpin", is_flag=True, help="let go of a pinned window: the comparisons decide again")
+@readable
+def promote(window: datetime | None, unpin: bool) -> None:
+    """Make WINDOW the champion and keep it until it is let go, or show who was champion when.
+
+    Only a window whose blocking checks passed can be promoted; predictions made by another champion become stale.
+
+    \b
+    Example:
+      ltv promote                    the champions so far
+      ltv promote 2025-10-05         pin this window
+      ltv promote --unpin            decide by comparison again
+    """
+    from ltv_assets import promotion
+    from ltv_assets.champion import read_history
+
+    project = Project.open()
+    if window is not None and unpin:
+        raise click.UsageError("give a window or --unpin, not both")
+    if window is None and not unpin:
+        for reign in read_history(project.warehouse):
+            out.print(f"{reign.since}  window {reign.window}{' (pinned)' if reign.pinned else ''}: {reign.why}", markup=False)
+        _print_champion(project)
+        return
+    if window is not None:
+        promotion.promote(project, str(window.date()))
+    else:
+        promotion.unpin(project)
+    _print_champion(project)
+
+
+@main.command()
+@readable
+def rollback() -> None:
+    """Go back to the champion before the present one, and keep it until it is let go.
+
+    \b
+    Example:
+      ltv rollback
+      ltv run                        scores the test days again, with the old champion
+      ltv promote --unpin            decide by comparison again
+    """
+    from ltv_assets import promotion
+
+    project = Project.open()
+    promotion.rollback(project)
+    _print_champion(project)
+
+
+def _print_champion(project: Project) -> None:
+    champion = project.lineage().champion()
+    if champion is None:
+        out.print("champion: none yet", markup=False)
+    else:
+        out.print(f"champion: window {champion.window}{', pinned' if champion.pinned else ''} ({champion.why})", markup=False)
 
 
 # ---------------------------------------------------------------------------------------------------- catalogue, engine
