@@ -41,11 +41,18 @@ class Nested:
     def __post_init__(self) -> None:
         self.n = len(self.present)
 
-    def where(self, chosen: Bools, values: NDArray[Any] | None = None, present: Bools | None = None) -> Nested:
-        """The chosen entries, with other values if given (one for each entry of *this* column)."""
+    @property
+    def numbers(self) -> NDArray[Any]:
+        """The values of a map."""
+        if self.values is None:
+            raise TypeError(f"a list of {self.domain} keys has no values")
+        return self.values
+
+    def where(self, chosen: Bools | None = None, values: NDArray[Any] | None = None, present: Bools | None = None) -> Nested:
+        """The chosen entries (default: all) of the present rows, with other values if given (one for each entry here)."""
         values = self.values if values is None else values
         present = self.present if present is None else present
-        chosen = chosen & present[self.rows]
+        chosen = present[self.rows] if chosen is None else chosen & present[self.rows]
         return Nested(self.domain, present, self.rows[chosen], self.keys[chosen], None if values is None else values[chosen])
 
     def counts(self) -> Ints:
@@ -59,35 +66,31 @@ class Nested:
         return self._null(self.counts().astype(float))
 
     def sum(self) -> Floats:
-        assert self.values is not None
-        return self._null(np.bincount(self.rows, weights=self.values, minlength=self.n))
+        return self._null(np.bincount(self.rows, weights=self.numbers, minlength=self.n).astype(float))
 
     def mean(self) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.sum() / self.counts()
 
     def max(self) -> Floats:
-        assert self.values is not None
         out = np.full(self.n, np.nan)
         if len(self.rows):
             starts = np.flatnonzero(np.diff(self.rows, prepend=-1))
-            out[self.rows[starts]] = np.maximum.reduceat(self.values, starts)
+            out[self.rows[starts]] = np.maximum.reduceat(self.numbers, starts)
         return out
 
     def entropy(self) -> Floats:
         """Shannon entropy in nats of the values' shares."""
-        assert self.values is not None
-        total = np.bincount(self.rows, weights=self.values, minlength=self.n)
+        total = np.bincount(self.rows, weights=self.numbers, minlength=self.n)
         with np.errstate(invalid="ignore", divide="ignore"):
-            share = self.values / total[self.rows]
-            return self._null(-np.bincount(self.rows, weights=share * np.log(share), minlength=self.n))
+            share = self.numbers / total[self.rows]
+            return self._null(-np.bincount(self.rows, weights=share * np.log(share), minlength=self.n).astype(float))
 
     def own(self, own_key: Ints) -> Floats:
         """The value at the impression's own key; NaN where it has none."""
-        assert self.values is not None
         hit = self.keys == own_key[self.rows]
         out = np.full(self.n, np.nan)
-        out[self.rows[hit]] = self.values[hit]
+        out[self.rows[hit]] = self.numbers[hit]
         return out
 
     def has_own(self, own_key: Ints) -> Floats:
@@ -158,7 +161,9 @@ def _keep(rng: np.random.Generator, entries: Nested, share: float, own: Ints, ow
     counts = entries.counts()
     starts = np.cumsum(counts) - counts
     some = counts > 0
-    chosen[(starts + (counts * rng.random(len(counts))).astype(np.int64))[some & (np.bincount(entries.rows[chosen], minlength=entries.n) == 0)]] = True
+    chosen[
+        (starts + (counts * rng.random(len(counts))).astype(np.int64))[some & (np.bincount(entries.rows[chosen], minlength=entries.n) == 0)]
+    ] = True
     return chosen
 
 
@@ -223,7 +228,9 @@ def _app_history(world: World, hour: Impressions, rng: np.random.Generator) -> A
     rows = np.repeat(np.arange(n), lengths)
     keys = world.app_table[rng.integers(0, len(world.app_table), len(rows))]
     with_own = anyone & (rng.random(n) < 1 / (1 + np.exp(1.1 - 0.9 * people.activity)))
-    rows, keys = _distinct(np.concatenate([rows, np.flatnonzero(with_own)]), np.concatenate([keys, hour.own["bundle"][with_own]]), len(world.apps))
+    rows, keys = _distinct(
+        np.concatenate([rows, np.flatnonzero(with_own)]), np.concatenate([keys, hour.own["bundle"][with_own]]), len(world.apps)
+    )
     apps = Nested("bundle", anyone, rows, keys)
     weeks = np.clip(np.exp(2.6 + 0.9 * rng.standard_normal(n)), 0.2, 200)
     age_share = rng.random(len(rows)) ** 0.7
@@ -253,14 +260,16 @@ def _behaviour(world: World, hour: Impressions, rng: np.random.Generator, histor
     hour.nested["avg_daily_sessions"] = used
     hour.nested["avg_duration"] = Nested("bundle", active, used.rows, used.keys, np.exp(4.5 + 0.3 * level + 0.9 * noise[1]))
 
-    for column, keys, n_keys in (("bcat", world.app_category, len(world.categories)), ("bcat_bottom_taxonomy", world.app_taxonomy, N_TAXONOMIES)):
+    for column, keys, n_keys in (
+        ("bcat", world.app_category, len(world.categories)),
+        ("bcat_bottom_taxonomy", world.app_taxonomy, N_TAXONOMIES),
+    ):
         domain = "category" if column == "bcat" else "taxonomy"
         rows, groups, count = _grouped(apps.rows, keys[apps.keys], n_keys)
         both = Nested(domain, apps.present, rows, groups, count.astype(float))
-        everything = np.ones(len(rows), np.bool_)
-        hour.nested[column.replace("bcat", "bundles_cat")] = both.where(everything, present=present["bundles_cat"])
-        shares = both.where(everything, count * np.exp(0.7 * rng.standard_normal(len(rows))), present["bcat"])
-        shares.values = shares.values / np.bincount(shares.rows, weights=shares.values, minlength=n)[shares.rows]  # type: ignore[operator,arg-type]
+        hour.nested[column.replace("bcat", "bundles_cat")] = both.where(present=present["bundles_cat"])
+        shares = both.where(values=count * np.exp(0.7 * rng.standard_normal(len(rows))), present=present["bcat"])
+        shares.values = shares.numbers / shares.sum()[shares.rows]
         hour.nested[column] = shares
 
     hours = _lengths(rng, 1.3 + 0.5 * people.activity, 0.8, 24)
@@ -268,20 +277,21 @@ def _behaviour(world: World, hour: Impressions, rng: np.random.Generator, histor
     centre = rng.integers(0, 24, n)
     rows, keys = _distinct(rows, (centre[rows] + np.rint(3.5 * rng.standard_normal(len(rows))).astype(np.int64)) % 24, 24)
     weights = np.exp(0.8 * rng.standard_normal(len(rows)))
-    hour.nested["hour_ratio"] = Nested("hour", present["hour_ratio"], rows, keys, weights / np.bincount(rows, weights=weights, minlength=n)[rows])
+    hour.nested["hour_ratio"] = Nested(
+        "hour", present["hour_ratio"], rows, keys, weights / np.bincount(rows, weights=weights, minlength=n)[rows]
+    )
 
 
 def _installs(world: World, hour: Impressions, rng: np.random.Generator, history: AppHistory) -> None:
     people, apps = hour.people, history.apps
     present, now = people.present, people.hour_start
-    everything = np.ones(len(apps.rows), np.bool_)
-    hour.nested["user_bundles"] = apps.where(everything, present=present["user_bundles"])
+    hour.nested["user_bundles"] = apps.where(present=present["user_bundles"])
     hour.nested["user_bundles_l28d"] = apps.where(history.recency < 28 * DAY_SECONDS, present=present["country_hist"])
     hour.nested["new_bundles"] = apps.where(history.age < 10 * DAY_SECONDS, present=present["first_request_ts"])
 
-    first = apps.where(everything, history.age, present["first_request_ts"])
-    rows, keys, ages = _newest(first.rows, world.app_taxonomy[first.keys], first.values, N_TAXONOMIES, oldest=True)  # type: ignore[arg-type]
-    hour.nested["first_request_ts_bundle"] = Nested("bundle", first.present, first.rows, first.keys, now - first.values)  # type: ignore[operator]
+    first = apps.where(values=history.age, present=present["first_request_ts"])
+    rows, keys, ages = _newest(first.rows, world.app_taxonomy[first.keys], first.numbers, N_TAXONOMIES, oldest=True)
+    hour.nested["first_request_ts_bundle"] = Nested("bundle", first.present, first.rows, first.keys, now - first.numbers)
     hour.nested["first_request_ts_category_bottom_taxonomy"] = Nested("taxonomy", first.present, rows, keys, now - ages)
     hour.scalars["first_request_ts"] = now - first.max()
 
@@ -294,9 +304,8 @@ def _installs(world: World, hour: Impressions, rng: np.random.Generator, history
 def _timestamps(world: World, hour: Impressions, ages: Nested, by_app: str, by_category: str, newest: str) -> None:
     """Write a map of ages (seconds) as unix seconds by app, by category, and as its newest value."""
     now = hour.people.hour_start
-    assert ages.values is not None
-    rows, keys, least = _newest(ages.rows, world.app_category[ages.keys], ages.values, len(world.categories))
-    hour.nested[by_app] = Nested("bundle", ages.present, ages.rows, ages.keys, now - ages.values)
+    rows, keys, least = _newest(ages.rows, world.app_category[ages.keys], ages.numbers, len(world.categories))
+    hour.nested[by_app] = Nested("bundle", ages.present, ages.rows, ages.keys, now - ages.numbers)
     hour.nested[by_category] = Nested("category", ages.present, rows, keys, now - least)
     hour.scalars[newest] = hour.nested[by_app].max()
 
@@ -327,7 +336,13 @@ def _histograms(world: World, hour: Impressions, rng: np.random.Generator) -> No
             0.25,
             lambda rows: np.where(rng.random(len(rows)) < 0.6, 0, rng.integers(0, n_languages, len(rows))),
         ),
-        "dev_osv_hist": ("os_version", len(world.os_versions), home_version, 0.3, lambda rows: np.maximum(home_version[rows] - rng.integers(1, 4, len(rows)), 0)),
+        "dev_osv_hist": (
+            "os_version",
+            len(world.os_versions),
+            home_version,
+            0.3,
+            lambda rows: np.maximum(home_version[rows] - rng.integers(1, 4, len(rows)), 0),
+        ),
     }
     for column, (domain, n_keys, home, extra, draw) in kinds.items():
         here = present[group_of(column)]
@@ -357,7 +372,7 @@ def _ads(hour: Impressions, rng: np.random.Generator, history: AppHistory) -> No
 
 
 def _purchases(world: World, hour: Impressions, rng: np.random.Generator, history: AppHistory) -> None:
-    people, n, apps = hour.people, hour.people.n, history.apps
+    people, apps = hour.people, history.apps
     present = people.present
     n_categories = len(world.categories)
     bought = apps.where(_keep(rng, apps, 0.15, hour.own["bundle"], 0.6), history.recency, present["iap_revenue_usd_bundle"])
@@ -377,9 +392,11 @@ def _purchases(world: World, hour: Impressions, rng: np.random.Generator, histor
             hour.nested[f"{column}_{suffix}"] = Nested(
                 domain, bought.present, code // n_keys, code % n_keys, total if column == "iap_revenue_usd" else total.astype(np.int64)
             )
-    ages = Nested("bundle", bought.present, rows, keys, recency).where(np.ones(len(rows), np.bool_), present=present["last_buy"])
+    ages = Nested("bundle", bought.present, rows, keys, recency).where(present=present["last_buy"])
     _timestamps(world, hour, ages, "last_buy_ts_bundle", "last_buy_ts_category", "last_buy")
-    by_advertiser = hour.nested["iap_revenue_usd_bundle"].where(np.ones(len(rows), np.bool_), np.round(spend * rng.uniform(0.5, 1.0, len(rows)), 2), present["rev_by_adv"])
+    by_advertiser = hour.nested["iap_revenue_usd_bundle"].where(
+        values=np.round(spend * rng.uniform(0.5, 1.0, len(rows)), 2), present=present["rev_by_adv"]
+    )
     hour.nested["rev_by_adv"] = by_advertiser
 
     total_buys, total_spend = buys + rng.poisson(0.3, len(rows)), spend * rng.uniform(1.0, 1.3, len(rows))
@@ -390,8 +407,8 @@ def _purchases(world: World, hour: Impressions, rng: np.random.Generator, histor
         "whale_users_bundle_total_revenue": total_spend,
     }
     for column, values in whales.items():
-        everything = Nested("bundle", bought.present, rows, keys, values)
-        hour.nested[column] = everything.where(np.ones(len(rows), np.bool_), present=present["whale_users_bundle_revenue_prank"])
+        every_buyer = Nested("bundle", bought.present, rows, keys, values)
+        hour.nested[column] = every_buyer.where(present=present["whale_users_bundle_revenue_prank"])
 
 
 def _actions(world: World, hour: Impressions, rng: np.random.Generator, history: AppHistory) -> None:
@@ -407,8 +424,8 @@ def _actions(world: World, hour: Impressions, rng: np.random.Generator, history:
         return rows, keys, counts, np.maximum((longest[rows] * rng.random(len(rows)) ** 2).astype(np.int64), 5)
 
     outer = apps.where(_keep(rng, apps, 0.25, hour.own["bundle"], 0.5), history.age, present["user_actions_bundles_action_count"])
-    level, longest = people.activity[outer.rows], outer.values
-    rows, keys, counts, ages = events(np.arange(len(outer.rows)), level, longest)  # type: ignore[arg-type]
+    level, longest = people.activity[outer.rows], outer.numbers
+    rows, keys, counts, ages = events(np.arange(len(outer.rows)), level, longest)
     holders = np.ones(len(outer.rows), np.bool_)
     shell = Nested("bundle", outer.present, outer.rows, outer.keys)
     hour.actions = {
@@ -469,9 +486,9 @@ class ArrowBuilder:
             arrow = pa.array(values, from_pandas=True)
             out[name] = arrow.cast(pa.int64()) if BY_NAME[name].type == "int64" else arrow
         for name, column in hour.nested.items():
-            out[name] = self._nested(column)
+            out[name] = self._nested(column, np.float64 if BY_NAME[name].type.endswith("double>") else np.int64)
         for name, actions in hour.actions.items():
-            inner = self._nested(actions.inner)
+            inner = self._nested(actions.inner, np.int64)
             out[name] = pa.MapArray.from_arrays(
                 _offsets(actions.outer), _dictionary(actions.outer.keys, self.keys["bundle"]), inner, mask=pa.array(~actions.outer.present)
             )
@@ -479,12 +496,13 @@ class ArrowBuilder:
         out["weekday"] = pa.array(np.full(people.n, (people.day - 1) % 7, np.int32))
         return out
 
-    def _nested(self, column: Nested) -> pa.Array:
+    def _nested(self, column: Nested, number: type[np.float64 | np.int64]) -> pa.Array:
+        """A list or a map of ``number``; cast because an hour without entries has no type of its own."""
         keys = _dictionary(column.keys, self.keys[column.domain])
         mask = pa.array(~column.present)
         if column.values is None:
             return pa.ListArray.from_arrays(_offsets(column), keys, mask=mask)
-        return pa.MapArray.from_arrays(_offsets(column), keys, pa.array(column.values), mask=mask)
+        return pa.MapArray.from_arrays(_offsets(column), keys, pa.array(column.values.astype(number, copy=False)), mask=mask)
 
 
 def _offsets(column: Nested) -> pa.Array:

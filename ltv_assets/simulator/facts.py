@@ -91,16 +91,15 @@ COUNTRIES: dict[str, Rate] = {
 
 NAMED_COUNTRY_SHARE = 0.82
 
-OTHER_COUNTRIES: tuple[str, ...] = tuple(
-    (
-        "ad af ag ai al am ao as at aw ax az ba bb bf bg bh bi bj bm bn bo bq bs bt bw by bz cd cf cg ck "
-        "cm cn cr cu cv cw cy cz dj dk dm do dz ec ee er et fi fj fk fm fo ga gd ge gf gg gh gi gl gm gn "
-        "gp gq gr gt gu gw gy hk hn hr ht hu ie il im io ir is je jm jo ke kg kh ki km kn kp kw ky kz la "
-        "lb lc li lk lr ls lt lu lv ly mc md me mf mg mh mk ml mm mn mo mp mq mr ms mt mu mv mw mz na nc "
-        "ne ni no np nr nu nz om pa pe pf pg pm pr ps pt pw py qa re ro rs rw sa sb sc sd sh si sj sk sl "
-        "sm sn so sr ss st"
-    ).split()
+_OTHERS = (
+    "ua sa ke dz gh pe ec kz ro pt gr cz hu at tw hk dk no fi ie il nz kw qa om jo lb tn ly sn cm tz ug et "
+    "ao mm kh lk np ve gt do cr pa bo py uy sv hn az ge by rs bg hr sk lt lv ee si ad af ag ai al am as aw "
+    "ax ba bb bf bh bi bj bm bn bq bs bt bw bz cd cf cg ck cn cu cv cw cy dj dm er fj fk fm fo ga gd gf gg "
+    "gi gl gm gn gp gq gu gw gy ht im io ir is je jm kg ki km kn kp ky la lc li lr ls lu mc md me mf mg mh "
+    "mk ml mn mo mp mq mr ms mt mu mv mw mz na nc ne ni nr nu pf pg pm pr ps pw re rw sb sc sd "
 )
+OTHER_COUNTRIES: tuple[str, ...] = tuple(_OTHERS.split())
+"""Countries without published rates, the larger first."""
 
 DISTINCT: dict[str, int] = {
     "advertiser_bundle": 423,

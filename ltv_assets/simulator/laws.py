@@ -165,9 +165,8 @@ def raw_signal(hour: Impressions, signal: Signal) -> Floats:
         return (now - hour.scalars[signal.column]) / DAY_SECONDS
     if signal.column in hour.actions:
         actions = hour.actions[signal.column]
-        assert actions.inner.values is not None
-        by_app = np.bincount(actions.inner.rows, weights=actions.inner.values, minlength=len(actions.outer.rows))
-        totals = actions.outer.where(np.ones(len(by_app), np.bool_), by_app)
+        by_app = np.bincount(actions.inner.rows, weights=actions.inner.numbers, minlength=len(actions.outer.rows))
+        totals = actions.outer.where(values=by_app)
         return totals.sum() if signal.statistic == "total" else totals.own(hour.own["bundle"])
     column = hour.nested[signal.column]
     if signal.statistic == "own_days_ago":
@@ -191,6 +190,7 @@ def standardised(hour: Impressions) -> dict[str, Floats]:
 
 def _context_effects(hour: Impressions, effects: Effects) -> tuple[dict[str, Floats], Floats]:
     """Effects of each categorical column on f, and their sum on g."""
+
     def of(table: Floats, codes: Ints) -> Floats:
         return np.where(codes >= 0, table[codes], 0.0)
 

@@ -52,5 +52,7 @@ def attained_share(msle_constant: float, msle: float, msle_oracle: float) -> flo
     Raises ValueError when the oracle is not better than the constant, because the share then means nothing.
     """
     if msle_oracle >= msle_constant:
-        raise ValueError(f"oracle MSLE {msle_oracle:.4f} is not below the constant's {msle_constant:.4f}: the sample is too small for a share")
+        raise ValueError(
+            f"oracle MSLE {msle_oracle:.4f} is not below the constant's {msle_constant:.4f}: the sample is too small for a share"
+        )
     return (msle_constant - msle) / (msle_constant - msle_oracle)

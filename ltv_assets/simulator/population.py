@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from statistics import NormalDist
 
 import numpy as np
@@ -33,7 +33,7 @@ N_ACTIONS = facts.DISTINCT["last_advertiser_action"]
 N_CITIES_PER_REGION = 3
 LANGUAGES = ("en", "es", "pt", "ar", "fr", "hi", "ru", "id", "de", "tr", "ja", "ko", "it", "vi", "th", "pl", "bn", "ur", "nl", "zh")
 ACTION_VERBS = ("open", "click", "view", "install", "login", "registration", "level_up", "add_to_cart", "tutorial", "deposit", "purchase")
-LAUNCH_WINDOW = (datetime(2025, 9, 20, tzinfo=timezone.utc), 26)
+LAUNCH_WINDOW = (datetime(2025, 9, 20, tzinfo=UTC), 26)
 """First day and length in days of the period in which one advertised app in ten starts its campaign (cold starts)."""
 
 DAY_SECONDS = 86_400
@@ -208,7 +208,9 @@ def build_world(seed: int) -> World:
     cities = [f"{region} city {k + 1}" for region in regions for k in range(N_CITIES_PER_REGION)]
 
     n_versions = facts.DISTINCT["dev_osv"]
-    android = [f"{major}" for major in range(5, 17)] + [f"{major}.{minor}.{patch}" for major in range(5, 10) for minor in range(3) for patch in range(3)]
+    android = [f"{major}" for major in range(5, 17)] + [
+        f"{major}.{minor}.{patch}" for major in range(5, 10) for minor in range(3) for patch in range(3)
+    ]
     android = android[:57]
     ios = [f"{major}.{minor}" + (f".{patch}" if patch else "") for major in range(12, 27) for minor in range(5) for patch in range(2)]
     ios = ios[-(n_versions - len(android)) :]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,26 @@ from ltv_assets.contract import BY_NAME, LABEL_NAMES
 from ltv_assets.errors import ConfigError, DataError
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
-from ltv_assets.simulator.laws import GOLDEN, LAWS, Calibration, LawName, Truth, calibrate, describe_law, draw_effects, draw_labels, scores, truth_of
-from ltv_assets.simulator.population import Floats, World, build_world, draw_people, generator
+from ltv_assets.simulator.laws import (
+    GOLDEN,
+    LAWS,
+    Calibration,
+    LawName,
+    Truth,
+    calibrate,
+    describe_law,
+    draw_effects,
+    draw_labels,
+    scores,
+    truth_of,
+)
+from ltv_assets.simulator.population import World, build_world, draw_people, generator
 
 GAP_DAYS = 1
 """Days between the last training day and the first test day, as in the real data (10-06 and 10-08)."""
 
 PILOT_ROWS, PILOT_HOURS = 96_000, 8
-PILOT_START, PILOT_STEP = datetime(2025, 10, 1, tzinfo=timezone.utc), 33
+PILOT_START, PILOT_STEP = datetime(2025, 10, 1, tzinfo=UTC), 33
 ARROW_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64()}
 
 
@@ -172,7 +184,7 @@ def _published(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -244,7 +256,9 @@ def simulate(
                 if split == "test":
                     impressions = impressions.drop_columns(list(LABEL_NAMES))
                 with _published(path) as beside:
-                    pq.write_table(impressions, beside, compression="snappy", store_schema=False, use_dictionary=_string_leaves(impressions.schema))
+                    pq.write_table(
+                        impressions, beside, compression="snappy", store_schema=False, use_dictionary=_string_leaves(impressions.schema)
+                    )
                 size += path.stat().st_size
                 writer = writer or pq.ParquetWriter(truth_path, truth.schema, compression="snappy", use_dictionary=False)
                 writer.write_table(truth)
@@ -272,7 +286,7 @@ def simulate(
 def _hours(days: list[date]) -> Iterator[datetime]:
     for day in days:
         for hour in range(24):
-            yield datetime(day.year, day.month, day.day, hour, tzinfo=timezone.utc)
+            yield datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
 
 
 def _hour_path(simulator: Simulator, root: Path, moment: datetime) -> Path:
@@ -286,4 +300,6 @@ def _refuse_foreign_files(out: Path, planned: set[Path]) -> None:
     for split in ("train", "test"):
         for path in sorted((out / split).glob("datetime=*/*.parquet")):
             if path not in planned:
-                raise DataError(f"{path}: belongs to another simulation (expected none or this one's); choose an empty folder or delete {out}")
+                raise DataError(
+                    f"{path}: belongs to another simulation (expected none or this one's); choose an empty folder or delete {out}"
+                )
