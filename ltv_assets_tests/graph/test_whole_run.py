@@ -1,0 +1,233 @@
+"""The main job, end to end, through the installed commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets.contract import ASSET_NAMES, RELATIONS
+from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.graph.conftest import Ran, command, environment
+
+IMMUTABLE = ("lake", "models", "submissions", "verdicts")
+
+
+def tree(root: Path, *parts: str) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for part in parts for p in sorted((root / part).rglob("*")) if p.is_file()}
+
+
+def states(run: Ran) -> dict[tuple[str, str], dict[str, object]]:
+    done = command("ltv", "status", "--json", env=run.environment())
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(r["asset"], r["partition"]): r for r in rows}
+
+
+def test_run_ends_with_figures_and_a_valid_submission(ran: Ran) -> None:
+    assert ran.exit_code == 0, ran.output
+    for words in ("RMSLE of ltv_d7 (ungated)", "RMSLE of the oracle", "zero rate predicted", "cost of the gate", "submission.csv"):
+        assert words in ran.output
+    path = next((ran.warehouse / "submissions").glob("*/submission.csv"))
+    test_rows = sum(pq.read_metadata(p).num_rows for p in (ran.data / "test").rglob("*.parquet"))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "row_id,iap_revenue_d7"
+    assert len(lines) == test_rows + 1
+    assert (path.parent / "submission_ungated.csv").is_file()
+    assert command("ltv", "validate-submission", str(path), env=ran.environment()).returncode == 0
+
+
+def test_every_partition_is_fresh_afterwards(ran: Ran) -> None:
+    found = states(ran)
+    assert {asset for asset, _ in found} == set(ASSET_NAMES)
+    assert {key: row["state"] for key, row in found.items() if row["state"] != "fresh"} == {}
+
+
+def test_catalogue_has_a_relation_for_each_asset_from_any_folder(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect(str(ran.warehouse / "ltv.duckdb"), read_only=True) as connection:
+        for asset in ASSET_NAMES:
+            described = connection.execute(f"DESCRIBE {asset}").fetchall()
+            if asset in RELATIONS:
+                assert [(c[0], c[1]) for c in described] == [(c.name, c.type) for c in RELATIONS[asset]], asset
+            rows = connection.execute(f"SELECT count(*) FROM {asset}").fetchone()
+            assert rows is not None
+            assert rows[0] > 0, f"{asset} is empty"
+        lost = connection.execute(
+            "SELECT (SELECT sum(rows) FROM raw_partitions WHERE verdict = 'good') - (SELECT count(*) FROM flattened_features)"
+        ).fetchone()
+        assert lost == (0,)
+        scored = connection.execute("SELECT count(*), count(DISTINCT row_id) FROM predictions").fetchone()
+        submitted = connection.execute("SELECT count(*), count(DISTINCT row_id) FROM submission").fetchone()
+        assert scored == submitted
+        assert scored is not None
+        assert scored[0] == scored[1]
+        differing = connection.execute(
+            "SELECT count(*) FROM submission JOIN predictions USING (row_id) WHERE submission.iap_revenue_d7 <> predictions.iap_revenue_d7"
+        ).fetchone()
+        assert differing == (0,)
+
+
+def test_second_run_finds_everything_fresh_and_changes_nothing(ran: Ran) -> None:
+    before = tree(ran.warehouse, *IMMUTABLE)
+    done = command("ltv", "run", env=ran.environment())
+    assert done.returncode == 0
+    assert "everything is fresh" in done.stderr
+    assert tree(ran.warehouse, *IMMUTABLE) == before
+
+
+@pytest.mark.slow
+def test_materializing_every_partition_again_leaves_identical_bytes(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    before = tree(run.warehouse, *IMMUTABLE)
+    shutil.rmtree(run.warehouse)
+    assert command("ltv", "run", env=run.environment()).returncode == 0
+    after = tree(run.warehouse, *IMMUTABLE)
+    assert sorted(after) == sorted(before)
+    assert [name for name in after if after[name] != before[name]] == []
+
+
+def test_run_touches_nothing_outside_its_folders(ran: Ran) -> None:
+    """The session's own run worked on folders below a temporary root; the project's warehouse stays as git has it."""
+    done = command("git", "status", "--porcelain", "--ignored", "warehouse", env=dict(os.environ)) if shutil.which("git") is None else None
+    assert done is None
+    assert not list(PROJECT.glob(".tmp_dagster_home_*"))
+    assert {p.name for p in ran.data.iterdir()} == {"train", "test", "truth"}
+
+
+def test_mlflow_has_one_run_per_window_with_nested_stages(ran: Ran) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{ran.warehouse}/mlflow.db")
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    nested = {r.data.tags["stage"] for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
+    assert len(parents) == 1
+    assert nested == {"buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"}
+    assert parents[0].info.status == "FINISHED"
+    with duckdb.connect(str(ran.warehouse / "ltv.duckdb"), read_only=True) as connection:
+        stored = dict(connection.execute("SELECT metric, value FROM holdout_metrics WHERE segment = 'all' AND value IS NOT NULL").fetchall())
+    for name in ("rmsle", "rmsle_gated", "rmsle_reference", "zero_rate_predicted", "auc"):
+        assert parents[0].data.metrics[name] == pytest.approx(stored[name], rel=1e-12)
+    artifacts = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
+    assert {"reliability.png", "gain.png", "deciles.csv", "buyer_gating.json", "buyer_threshold.json"} <= artifacts
+    assert parents[0].data.params["seed"] == "0"
+
+
+def test_predict_scores_raw_impressions_like_the_graph(ran: Ran, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    done = command("ltv", "predict", "--in", str(ran.data / "test"), "--out", str(out), env=ran.environment())
+    assert done.returncode == 0, done.stderr
+    with duckdb.connect() as connection:
+        files = [str(p) for p in (ran.warehouse / "lake/predictions").rglob("*.parquet")]
+        for one, other in ((files, [str(out)]), ([str(out)], files)):
+            row = connection.execute("SELECT count(*) FROM (FROM read_parquet(?) EXCEPT ALL FROM read_parquet(?))", [one, other]).fetchone()
+            assert row == (0,)
+
+
+def test_rewritten_hour_makes_its_day_and_all_below_stale(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    hour = next((run.data / "train" / "datetime=2025-10-02-05-00").glob("*.parquet"))
+    table = pq.read_table(hour, partitioning=None)
+    pq.write_table(table.slice(0, table.num_rows - 1), hour)
+    found = states(run)
+    assert found["raw_partitions", "2025-10-02"]["state"] == "stale"
+    assert "was rewritten" in str(found["raw_partitions", "2025-10-02"]["why"])
+    assert found["flattened_features", "2025-10-02"]["state"] == "stale"
+    assert found["flattened_features", "2025-10-01"]["state"] == "fresh"
+    assert found["stacker", "2025-10-03"]["state"] == "stale"
+
+
+def test_touched_but_unchanged_file_stays_fresh(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    hour = next((run.data / "train" / "datetime=2025-10-02-05-00").glob("*.parquet"))
+    os.utime(hour)
+    assert {row["state"] for row in states(run).values()} == {"fresh"}
+
+
+def test_window_refuses_a_day_that_is_in_the_data_but_not_in_the_lake(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    shutil.rmtree(run.warehouse / "lake/flattened_features/day=2025-10-01")
+    done = command(
+        "dagster", "asset", "materialize", "--select", "histos_train", "--partition", "2025-10-03", "-m", "ltv_assets.definitions", env=run.environment()
+    )
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert "its input flattened_features 2025-10-01 is missing (never materialized); run `ltv run`" in text
+    assert "--select flattened_features --partition 2025-10-01" in text
+
+
+@pytest.mark.slow
+def test_impossible_bound_fails_the_run_and_keeps_the_submission_unpublished(ran: Ran, tmp_path: Path) -> None:
+    config = tmp_path / "strict.yaml"
+    config.write_text("data: {root: warehouse/simulated}\nchecks: {rmsle_max: 0.01}\n")
+    warehouse = tmp_path / "warehouse"
+    shutil.copytree(ran.warehouse, warehouse)
+    shutil.rmtree(warehouse / "submissions")
+    for part in ("models/window=2025-10-03/served_model", "lake/predictions", "champion.json", "verdicts/holdout_metrics"):
+        path = warehouse / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = command("ltv", "run", env=environment(ran.data, warehouse, LTV_CONFIG=str(config)))
+    assert done.returncode == 1
+    assert "check rmsle of holdout_metrics failed" in done.stderr
+    assert "is above rmsle_max = 0.01" in done.stderr
+    assert not list((warehouse / "submissions").glob("*"))
+    assert not (warehouse / "champion.json").exists()
+
+
+def test_submission_before_the_run_names_the_command(simulated_small: Path, tmp_path: Path) -> None:
+    env = environment(simulated_small, tmp_path / "empty", DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME="ltv_assets.definitions")
+    done = command("dagster", "asset", "materialize", "--select", "submission", env=env)
+    assert done.returncode != 0
+    assert "run `ltv run`" in done.stdout + done.stderr
+
+
+def test_submission_after_the_run_materializes_literally(ran: Ran) -> None:
+    env = {**ran.environment(), "DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME": "ltv_assets.definitions"}
+    before = tree(ran.warehouse, "submissions")
+    done = command("dagster", "asset", "materialize", "--select", "submission", env=env)
+    assert done.returncode == 0, done.stderr
+    assert tree(ran.warehouse, "submissions") == before
+    done = command("dg", "launch", "--assets", "submission", env=ran.environment())
+    assert done.returncode == 0, done.stderr
+    assert tree(ran.warehouse, "submissions") == before
+
+
+def test_definitions_validate(ran: Ran) -> None:
+    assert command("dagster", "definitions", "validate", env=ran.environment()).returncode == 0
+    done = command("dg", "check", "defs", env=ran.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_catalogue_is_rebuilt_from_the_lake(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    (run.warehouse / "ltv.duckdb").unlink()
+    assert command("ltv", "catalog", env=run.environment()).returncode == 0
+    with duckdb.connect(str(run.warehouse / "ltv.duckdb"), read_only=True) as connection:
+        paths = connection.execute("SELECT count(*) FROM predictions").fetchone()
+    assert paths is not None
+    assert paths[0] > 0
+
+
+def test_locked_catalogue_degrades_and_catches_up(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    shutil.rmtree(run.warehouse / "lake/predictions")
+    shutil.rmtree(run.warehouse / "submissions")
+    config = run.warehouse.parent / "impatient.yaml"
+    config.write_text("data: {root: warehouse/simulated}\nwarehouse: {lock_timeout_seconds: 0.5}\n")
+    env = {**run.environment(), "LTV_CONFIG": str(config)}
+    holder = duckdb.connect(str(run.warehouse / "ltv.duckdb"))
+    try:
+        done = command("ltv", "run", env=env)
+    finally:
+        holder.close()
+    assert "partitions themselves are safe" in done.stderr + done.stdout
+    assert list((run.warehouse / "submissions").glob("*/submission.csv"))
+    assert command("ltv", "run", env=env).returncode == 0
