@@ -97,14 +97,16 @@ def fit_calibrator(kind: Kind, odds: Floats, payer: Floats, min_payers: int) -> 
     return fit_sigmoid(odds, payer) if kind == "sigmoid" else fit_isotonic(odds, payer)
 
 
-def choose_kind(odds: Floats, payer: Floats, later: NDArray[np.bool_], config: CalibrationConfig) -> tuple[Kind, dict[str, float]]:
+def choose_kind(
+    odds: Floats, payer: Floats, later_odds: Floats, later_payer: Floats, config: CalibrationConfig
+) -> tuple[Kind, dict[str, float]]:
     """The configured method; for ``auto`` the one whose fit on earlier rows has the lower log-loss on the later rows."""
     if config.method != "auto":
         return config.method, {}
     losses: dict[Kind, float] = {}
     for kind in cast(tuple[Kind, ...], ("sigmoid", "isotonic")):
-        p = fit_calibrator(kind, odds[~later], payer[~later], config.min_payers).probability(odds[later])
-        losses[kind] = log_loss(payer[later], np.log(p / (1 - p)))
+        p = fit_calibrator(kind, odds, payer, config.min_payers).probability(later_odds)
+        losses[kind] = log_loss(later_payer, np.log(p / (1 - p)))
     return min(losses, key=lambda k: losses[k]), {f"log_loss_later_{k}": v for k, v in losses.items()}
 
 

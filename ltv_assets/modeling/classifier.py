@@ -90,7 +90,7 @@ def fit_buyer_classifier(
     curves: Curves = {}
     if rounds is None:
         rounds, curves = _choose_rounds(design, aux_weight, models, params, trainer)
-    model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer)
+    model, shift = _fit_on(design.train, design.data.payer, weight, params, design.final_rounds(rounds), trainer)
     odds = design.out_of_fold(lambda split: _held_out_odds(split, design.aux.payer, aux_weight, params, rounds, trainer))
     calibrator, probability, details = _calibrate(design, odds, models.calibration)
     diagnostics = {**details, **_diagnostics(design.aux.payer, odds, probability), "rounds": float(rounds), "prior_shift": shift}
@@ -127,11 +127,12 @@ def _choose_rounds(
 def _calibrate(design: Design, odds: Floats, config: CalibrationConfig) -> tuple[Calibrator, Floats, dict[str, float]]:
     """Calibrator for scoring, cross-fitted probabilities of the auxiliary rows, and how the choice was made.
 
-    Rows that stopped the boosters take no part: their log-odds belong to a tree count chosen on them.
+    Rows of the last fold take no part: they stopped the boosters, so their log-odds belong to a tree count chosen on them.
     """
     folds, payer = design.folds, design.aux.payer
-    usable = ~folds.stop
-    kind, details = choose_kind(odds[usable], payer[usable], folds.last_fold[usable], config)
+    usable = ~folds.last_fold
+    earlier, later = folds.earlier_split()
+    kind, details = choose_kind(odds[earlier], payer[earlier], odds[later], payer[later], config)
     calibrator = fit_calibrator(kind, odds[usable], payer[usable], config.min_payers)
     return calibrator, _cross_fitted(design, odds, usable, kind, config), details | {"isotonic": float(calibrator.kind == "isotonic")}
 
@@ -141,7 +142,7 @@ def _cross_fitted(design: Design, odds: Floats, usable: NDArray[np.bool_], kind:
     probability = np.empty(len(odds))
     for k in range(folds.n_folds):
         own = folds.fold == k
-        rest = usable & ~own
+        rest = usable & ~own if (usable & ~own).any() else ~own
         probability[own] = fit_calibrator(kind, odds[rest], payer[rest], config.min_payers).probability(odds[own])
     return probability
 

@@ -85,16 +85,22 @@ def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer)
     return BaseSettings(penalties, rounds)
 
 
-def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:
-    """Fit all base learners on one set of rows.
+def fit_base(
+    matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer, rounds: int
+) -> BaseLearners:
+    """Fit all base learners on one set of rows; ``rounds``: trees of the boosting.
 
     The boosting learns log1p(revenue) with a Poisson likelihood and log link, starting from the logarithm of the linear
     two-part score: it adds what a product of lines cannot express, and adds nothing where there is nothing.
     """
     linear = fit_linear(matrix, log_revenue, models.linear, settings.penalties)
+    if not log_revenue.any():  # a fold without payers teaches the boosting nothing
+        rounds, params = 1, _boosting_params(models) | {"objective": "regression"}
+    else:
+        params = _boosting_params(models)
     forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
     start = _log(linear.scores(matrix.values)[0])
-    boosting = trainer.train(matrix, log_revenue, _boosting_params(models), settings.boosting_rounds, start=start)
+    boosting = trainer.train(matrix, log_revenue, params, rounds, start=start)
     return BaseLearners(linear, forest, boosting, float(log_revenue.max(initial=0.0)))
 
 
@@ -103,7 +109,7 @@ def base_out_of_fold(design: Design, models: ModelsConfig, settings: BaseSetting
 
     def fit(split: Split) -> Floats:
         own = design.aux.log_d7[split.train_rows]
-        return fit_base(split.train, own, models, settings, trainer).scores(split.held)
+        return fit_base(split.train, own, models, settings, trainer, settings.boosting_rounds).scores(split.held)
 
     return design.out_of_fold(fit)
 

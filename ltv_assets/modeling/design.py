@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from ltv_assets.config import ModelsConfig
 from ltv_assets.features.encoders import WindowEncoder, revenue_targets
-from ltv_assets.modeling.folds import TimeFolds, make_folds
+from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.window import Floats, Ints, WindowData
 from ltv_assets.sampling.draws import hash_uniform
 
 FloatMatrix = NDArray[np.float32]
 
+ROUNDS_POWER = float(__import__("os").environ.get("RP", "1.0"))
+"""0: final fits get exactly the chosen number of trees; 1: in proportion to their rows."""
+ENCODER_BLOCKS = 5
+"""Rows of a single period are cross-fitted in this many blocks."""
 AUXILIARY_DRAW = 0x0A0C
 """Separates the draw of auxiliary rows from the sampling plans' draws under the same seed."""
 
@@ -133,10 +137,17 @@ class Design:
             self._splits[k] = self._split(*self.folds.split(k))
         return self._splits[k]
 
-    @cached_property
+    @property
     def stopping(self) -> Split:
-        """The split on which tree counts and penalties are chosen; entirely before the last fold."""
-        return self._split(*self.folds.stop_split())
+        """The split on which tree counts and penalties are chosen: the time-last fold."""
+        return self.fold(self.folds.n_folds - 1)
+
+    def final_rounds(self, rounds: int) -> int:
+        """Trees for a fit on every row, given those that later time chose for the last fold's training rows.
+
+        More rows carry more trees before they overfit; the count grows with the number of rows to the power ROUNDS_POWER.
+        """
+        return max(1, round(rounds * (len(self.data) / len(self.stopping.train_rows)) ** ROUNDS_POWER))
 
     def out_of_fold(self, fit: Callable[[Split], Floats]) -> Floats:
         """Held-out predictions of ``fit(split)`` put in row order; (len(aux),) or (len(aux), c)."""
@@ -154,7 +165,8 @@ class Design:
 
     def _encode(self, data: WindowData) -> tuple[WindowEncoder, Matrix]:
         encoder = WindowEncoder()
-        period = make_folds(data.period, 5).fold if len(np.unique(data.period)) == 1 else data.period
+        one_period = data.period.min() == data.period.max()
+        period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
         values = encoder.fit_transform(data.X, revenue_targets(data.d7), period)
         return encoder, _matrix(encoder, values.to_numpy(dtype=np.float32), self.models.max_bin)
 

@@ -22,7 +22,7 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 
 from ltv_assets.config import LinearConfig
 from ltv_assets.modeling.design import FloatMatrix, Matrix
-from ltv_assets.modeling.trees import log_loss, log_odds, sigmoid
+from ltv_assets.modeling.trees import log_odds, row_dot, sigmoid
 from ltv_assets.modeling.window import Floats
 
 SKEWED = 1.0
@@ -31,7 +31,7 @@ SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
 CLIP = 4.0
 """Shaped values are kept within so many standard deviations."""
-SHAPE_ROWS = 20_000
+SHAPE_ROWS = 10_000
 """Skewness, centre, spread and gap patterns are taken from about this many evenly spaced training rows."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
@@ -175,8 +175,7 @@ class LinearModels:
     def parts(self, values: FloatMatrix) -> tuple[Floats, Floats, Floats]:
         """(log-odds of paying, log1p revenue if paying, direct log1p score), each (n,)."""
         shaped = self.shaper.transform(values)
-        scores = [shaped @ w[:-1].astype(np.float32) + w[-1] for w in (self.odds, self.payers, self.direct)]
-        odds, payers, direct = (s.astype(np.float64) for s in scores)
+        odds, payers, direct = (row_dot(shaped, w[:-1].astype(np.float32)) + w[-1] for w in (self.odds, self.payers, self.direct))
         return odds, np.clip(payers, *self.log_range), np.clip(direct, 0.0, None)
 
     def scores(self, values: FloatMatrix) -> tuple[Floats, Floats]:
@@ -230,30 +229,30 @@ def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalt
 
 
 def choose_penalties(matrix: Matrix, log_revenue: Floats, later: Matrix, later_log: Floats, config: LinearConfig) -> Penalties:
-    """Penalties with the lowest loss on later rows: log-loss for the odds, squared error in log1p USD for the others."""
+    """Penalties with the lowest squared error in log1p USD on later rows.
+
+    In turn: that of payers' amounts, of the two-part score with those amounts, and of the direct score.
+    """
     shaper = Shaper.fit(matrix, config)
     shaped, shaped_later = shaper.transform(matrix.values), shaper.transform(later.values)
     payer, later_payer = log_revenue > 0, later_log > 0
 
-    chosen = _screen(shaped, payer)
-    odds_losses: dict[float, float] = {}
-    w = None
-    for c in sorted(config.penalties):  # from strong to weak: each search begins at the one before
-        w = _logistic(shaped, payer, c, chosen, w)
-        odds_losses[c] = log_loss(later_payer.astype(np.float64), _apply(w, shaped_later))
-
-    def payers_loss(alpha: float) -> float:
+    def amounts(alpha: float) -> Floats:
         w = _elastic_net(shaped[payer], log_revenue[payer], alpha, config.l1_ratio)
-        return _squared(_apply(w, shaped_later[later_payer]), later_log[later_payer])
+        return np.clip(_apply(w, shaped_later), *_payer_range(log_revenue))
 
     def direct_loss(alpha: float) -> float:
         return _squared(_apply(_elastic_net(shaped, log_revenue, alpha, config.l1_ratio), shaped_later), later_log)
 
-    return Penalties(
-        min(odds_losses, key=lambda c: odds_losses[c]),
-        min(ALPHAS_PAYERS, key=payers_loss) if later_payer.any() else ALPHAS_PAYERS[0],
-        min(ALPHAS_DIRECT, key=direct_loss),
-    )
+    by_alpha = {alpha: amounts(alpha) for alpha in ALPHAS_PAYERS}
+    alpha_payers = min(by_alpha, key=lambda alpha: _squared(by_alpha[alpha][later_payer], later_log[later_payer]))
+    chosen = _screen(shaped, payer)
+    losses: dict[float, float] = {}
+    w = None
+    for c in sorted(config.penalties):  # from strong to weak: each search begins at the one before
+        w = _logistic(shaped, payer, c, chosen, w)
+        losses[c] = _squared(sigmoid(_apply(w, shaped_later)) * by_alpha[alpha_payers], later_log)
+    return Penalties(min(losses, key=lambda c: losses[c]), alpha_payers, min(ALPHAS_DIRECT, key=direct_loss))
 
 
 def _apply(w: Floats, shaped: FloatMatrix) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ltv_assets.config import ModelsConfig, SamplingConfig
 from ltv_assets.errors import ModelFileError
@@ -22,7 +22,7 @@ from ltv_assets.modeling.scoring import CHUNK_ROWS, WindowModels
 from ltv_assets.modeling.serialization import from_json, read_folder, to_json, write_folder
 from ltv_assets.modeling.stages import WindowContext, fit_window
 from ltv_assets.modeling.stages import refit as refit_window
-from ltv_assets.modeling.window import Floats, prepare_window
+from ltv_assets.modeling.window import Floats, WindowData, prepare_window
 
 
 class LTVModel(RegressorMixin, BaseEstimator):
@@ -69,10 +69,13 @@ class LTVModel(RegressorMixin, BaseEstimator):
         and optionally d14, d28. period : orders rows in time (days as text, dates or numbers). row_id : identifiers for
         hash draws. Raises DataError for NaN, infinite or negative revenue and for a window without payers.
         """
-        context = self._window(X, revenue, period, row_id)
-        self.models_ = fit_window(context)
-        self._context: WindowContext | None = context
-        self._remember(context.data.X.columns, named=isinstance(X, pd.DataFrame))
+        if revenue is None:
+            raise ValueError("requires y to be passed, but the target y is None: revenue is missing")
+        models, sampling = self._settings()
+        data = prepare_window(X, revenue, period, row_id)
+        self.models_ = fit_window(WindowContext(data, models, sampling, self.random_state, self.num_threads))
+        self._data: WindowData | None = data
+        self._remember(data.X.columns, named=isinstance(X, pd.DataFrame))
         return self
 
     def refit(self, X: Any, revenue: Any, period: ArrayLike, row_id: ArrayLike | None = None) -> LTVModel:
@@ -81,14 +84,16 @@ class LTVModel(RegressorMixin, BaseEstimator):
         ``period`` of the new rows must be comparable with the training rows' (later days sort after earlier ones).
         """
         check_is_fitted(self, "models_")
-        context: WindowContext | None = getattr(self, "_context", None)
-        if context is None:
+        data: WindowData | None = getattr(self, "_data", None)
+        if data is None:
             raise ModelFileError("a loaded model does not hold its training rows: fit a new model on all rows instead")
         holdout = prepare_window(X, revenue, period, row_id)
+        models, sampling = self._settings()
+        context = WindowContext(data, models, sampling, self.random_state, self.num_threads)
         served = LTVModel(**self.get_params(deep=False))
         served.models_ = refit_window(self.models_, context, holdout)
-        served._context = None
-        served._remember(context.data.X.columns, named=hasattr(self, "feature_names_in_"))
+        served._data = None
+        served._remember(data.X.columns, named=hasattr(self, "feature_names_in_"))
         return served
 
     def predict(self, X: Any) -> Floats:
@@ -98,6 +103,8 @@ class LTVModel(RegressorMixin, BaseEstimator):
     def predict_frame(self, X: Any, chunk_rows: int = CHUNK_ROWS) -> pd.DataFrame:
         """All scored columns, with X's index; ``chunk_rows`` bounds memory and changes nothing else."""
         check_is_fitted(self, "models_")
+        if not isinstance(X, pd.DataFrame):
+            X = validate_data(self, X, reset=False, dtype=None, ensure_all_finite=False, ensure_min_samples=0)
         return self.models_.score(X, chunk_rows)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -129,12 +136,17 @@ class LTVModel(RegressorMixin, BaseEstimator):
         model._remember(meta["columns"], named=bool(meta["named"]))
         return model
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        tags.target_tags.positive_only = True
+        tags.regressor_tags.poor_score = True  # the target is log1p of a zero-inflated amount, not its mean
+        return tags
+
     def _settings(self) -> tuple[ModelsConfig, SamplingConfig]:
         return self.models or ModelsConfig(), self.sampling or SamplingConfig()
-
-    def _window(self, X: Any, revenue: Any, period: ArrayLike | None, row_id: ArrayLike | None) -> WindowContext:
-        models, sampling = self._settings()
-        return WindowContext(prepare_window(X, revenue, period, row_id), models, sampling, self.random_state, self.num_threads)
 
     def _remember(self, columns: Iterable[Any], *, named: bool) -> None:
         self._columns = list(columns)

@@ -27,7 +27,7 @@ from ltv_assets.modeling.design import Design, Matrix, Split
 from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.reference import fit_reference, reference_out_of_fold, reference_rounds
 from ltv_assets.modeling.serialization import Files, from_json, to_json
-from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_metrics
+from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
 from ltv_assets.modeling.window import HORIZONS, Floats
 from ltv_assets.sampling.hhistus import HhistusPlan
 
@@ -57,7 +57,7 @@ class ExpectedRevenue:
     def predict(self, probability: Floats, log_revenue: Floats, whale_probability: Floats) -> Floats:
         """Expected capped revenue in USD, (n,), at most ``cap_usd``."""
         z = (_expected_inputs(probability, log_revenue, whale_probability) - self.center) / self.scale
-        return np.minimum(np.exp(np.minimum(self.intercept + z @ self.coefficients, 50.0)), self.cap_usd)
+        return np.minimum(np.exp(np.minimum(self.intercept + row_dot(z, self.coefficients), 50.0)), self.cap_usd)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -191,7 +191,7 @@ def fit_revenue_regressor(
     else:
         rounds, monotone_kept = dict(evaluated.rounds), evaluated.monotone_kept
         params = _head_params(design.train, models, monotone_kept)
-    head = _train_payers(design.train, design.data.log_d7, weight, params, rounds["head_d7"], trainer)
+    head = _train_payers(design.train, design.data.log_d7, weight, params, design.final_rounds(rounds["head_d7"]), trainer)
     mu = np.clip(design.out_of_fold(lambda s: _held_out_head(s, design, aux_weight, params, rounds["head_d7"], trainer)), *log_range)
     reference = fit_reference(design, trainer, rounds["reference"])
     oof: Arrays = {
@@ -277,7 +277,9 @@ def _fit_increments(
         if name not in rounds:
             rounds[name], curves[name] = _increment_rounds(design, j, params, config, trainer)
         label = label[known]
-        models[horizon] = trainer.train(design.train, label, params, rounds[name], start=float(label.mean()), rows=known)
+        models[horizon] = trainer.train(
+            design.train, label, params, design.final_rounds(rounds[name]), start=float(label.mean()), rows=known
+        )
     return models
 
 

@@ -28,7 +28,7 @@ from ltv_assets.modeling.gating import SCHEMA_VERSION, BuyerGating, ScoreGate, f
 from ltv_assets.modeling.linear import Penalties
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
-from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params
+from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params, row_dot
 from ltv_assets.modeling.window import Floats
 
 Kind = Literal["meta", "blend", "component"]
@@ -65,7 +65,7 @@ class Blend:
 
     def predict(self, components: Floats) -> Floats:
         """Blended score (n,)."""
-        return self.capped(components) @ self.weights + self.constant
+        return row_dot(self.capped(components), self.weights) + self.constant
 
 
 def fit_blend(components: Floats, log_revenue: Floats, gating: GatingConfig) -> Blend:
@@ -268,7 +268,7 @@ def fit_stacker(
         return _sealed(empty, digests)
     settings = evaluated.settings if evaluated and evaluated.settings else choose_base_settings(design, models, trainer)
     base_scores = base_out_of_fold(design, models, settings, trainer)
-    base = fit_base(design.aux_train, log_revenue, models, settings, trainer)
+    base = fit_base(design.aux_train, log_revenue, models, settings, trainer, design.final_rounds(settings.boosting_rounds))
     context = _context_columns(regressor, design, models.stacker.context_features)
     table = _Table(
         np.column_stack([signals.two_part, signals.reference, base_scores]),
@@ -319,8 +319,8 @@ def _meta_matrix(features: NDArray[np.float32]) -> Matrix:
 
 
 def _meta_rounds(design: Design, table: _Table, models: ModelsConfig, trainer: Trainer) -> int:
-    """Trees of the meta learner: fitted before the stopping rows, stopped on them, the last fold untouched."""
-    rows, later = design.folds.stop_split()
+    """Trees of the meta learner: fitted on the earlier, stopped on the later part of what precedes the last fold."""
+    rows, later = design.folds.earlier_split()
     y = table.log_revenue
     blend = fit_blend(table.components[rows], y[rows], models.gating)
     features, start = table.features(blend), blend.predict(table.components)

@@ -204,6 +204,14 @@ _INVERSE_LINK: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+def row_dot(rows: NDArray[Any], weights: NDArray[Any]) -> Floats:
+    """Each row times ``weights``, (n,): like ``rows @ weights``, but a row's sum does not depend on how many rows there are.
+
+    BLAS picks other kernels, with another order of summation, for one row than for many.
+    """
+    return np.einsum("ij,j->i", np.ascontiguousarray(rows), weights).astype(np.float64)
+
+
 def log_odds(probability: float) -> float:
     """log(p / (1 - p)), finite for 0 and 1."""
     p = min(max(probability, 1e-6), 1 - 1e-6)

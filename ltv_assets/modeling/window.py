@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_array, column_or_1d
 
 from ltv_assets.errors import DataError
 from ltv_assets.sampling.draws import row_hashes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class InputError(DataError, ValueError):
+    """Rows or labels that no model can be fitted on; a ValueError as well, as scikit-learn's conventions ask."""
+
 
 HORIZONS: tuple[str, str, str] = ("d7", "d14", "d28")
 
@@ -57,12 +63,10 @@ class WindowData:
 
 
 def as_frame(X: Any) -> pd.DataFrame:
-    """X as a frame: arrays get the column names x0, x1, ...; frames are returned as they are."""
+    """X as a frame: arrays, and frames without text as column names, get the names x0, x1, ..."""
     if isinstance(X, pd.DataFrame):
-        return X
-    values = np.asarray(X)
-    if values.ndim != 2:
-        raise ValueError(f"Expected 2D array of features, found {values.ndim}D with shape {values.shape}. Reshape your data.")
+        return X if all(isinstance(c, str) for c in X.columns) else X.set_axis([f"x{c}" for c in X.columns], axis=1)
+    values = check_array(X, dtype=None, ensure_all_finite=False, ensure_min_samples=0, input_name="X")
     return pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
 
 
@@ -73,18 +77,21 @@ def prepare_window(X: Any, revenue: Any, period: ArrayLike | None = None, row_id
     mapping with ``d7`` and optionally ``d14``, ``d28`` (also as ``iap_revenue_d7`` ...), in USD. period : orders rows in
     time, one value a row; None means one period in row order. row_id : identifiers for hash draws; None means positions.
 
-    Raises DataError when labels are NaN, infinite or negative (with counts), when lengths differ, when there is no row,
+    Raises InputError (a DataError) when labels are NaN, infinite or negative (with counts), when lengths differ, when there is no row,
     or when nobody in the window paid: a model of revenue would be meaningless.
     """
     frame = as_frame(X)
     n = len(frame)
-    if n == 0:
-        raise DataError("the training window has no rows: check the window's days and filters")
+    if n == 0 or not frame.shape[1]:
+        raise InputError(
+            f"the training window has {n} row(s) and {frame.shape[1]} feature(s) (shape={frame.shape}) while a minimum of 1 is required: "
+            "check the window's days and filters"
+        )
     labels = revenue_matrix(revenue, n)
     codes, names = _period_codes(period, n)
     identifiers = np.arange(n) if row_id is None else _one_per_row(row_id, n, "row_id")
     if not (labels[:, 0] > 0).any():
-        raise DataError(
+        raise InputError(
             f"no payer among {n} training rows (revenue d7 is 0 everywhere): a revenue model would be meaningless; "
             "widen the window or check that labels have matured"
         )
@@ -110,13 +117,13 @@ def _revenue_columns(revenue: Any) -> dict[str, Any]:
         known = {name: h for h in HORIZONS for name in (h, f"iap_revenue_{h}")}
         found = {known[c]: revenue[c] for c in revenue if c in known}
         if "d7" not in found:
-            raise DataError(f"revenue has no seven-day column: expected 'd7' or 'iap_revenue_d7', found {list(revenue)}")
+            raise InputError(f"revenue has no seven-day column: expected 'd7' or 'iap_revenue_d7', found {list(revenue)}")
         return found
     array = np.asarray(revenue)
     if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
+        array = column_or_1d(array, warn=True)
     if array.ndim != 1:
-        raise DataError(f"revenue must be a series of D7 revenue or a frame with d7, d14, d28; found shape {array.shape}")
+        raise InputError(f"revenue must be a series of D7 revenue or a frame with d7, d14, d28; found shape {array.shape}")
     return {"d7": array}
 
 
@@ -124,7 +131,7 @@ def _check_revenue(values: Floats, horizon: str, *, may_be_missing: bool) -> Non
     missing = 0 if may_be_missing else int(np.isnan(values).sum())
     infinite, negative = int(np.isinf(values).sum()), int((values < 0).sum())
     if missing or infinite or negative:
-        raise DataError(
+        raise InputError(
             f"revenue {horizon}: {missing} NaN, {infinite} infinite and {negative} negative of {len(values)} labels; "
             "expected finite USD >= 0: quarantine those rows before training"
         )
@@ -133,7 +140,7 @@ def _check_revenue(values: Floats, horizon: str, *, may_be_missing: bool) -> Non
 def _one_per_row(values: Any, n: int, name: str) -> NDArray[Any]:
     array = np.asarray(values)
     if array.shape != (n,):
-        raise DataError(f"{name} must have one value per row: expected shape ({n},), found {array.shape}")
+        raise InputError(f"{name} must have one value per row: expected shape ({n},), found {array.shape}")
     return array
 
 
@@ -143,7 +150,7 @@ def _period_codes(period: Any, n: int) -> tuple[Ints, tuple[str, ...]]:
     values = _one_per_row(period, n, "period")
     codes, unique = pd.factorize(values, sort=True)
     if (codes < 0).any():
-        raise DataError(f"period is missing for {int((codes < 0).sum())} of {n} rows: every row needs its place in time")
+        raise InputError(f"period is missing for {int((codes < 0).sum())} of {n} rows: every row needs its place in time")
     return codes.astype(np.int64), tuple(str(u) for u in unique)
 
 
@@ -165,7 +172,7 @@ def _concat_frames(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Concatenate by name; category columns with different values are united instead of falling back to object."""
     missing = [c for c in first.columns if c not in second.columns]
     if missing:
-        raise DataError(f"the added rows lack the columns {missing[:5]}: both parts of a window need the same features")
+        raise InputError(f"the added rows lack the columns {missing[:5]}: both parts of a window need the same features")
     columns = {}
     for name in first.columns:
         a, b = first[name], second[name]

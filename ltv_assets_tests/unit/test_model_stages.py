@@ -1,0 +1,388 @@
+"""What each stage of a window promises, on a small window with a known law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.isotonic import IsotonicRegression
+
+from ltv_assets.config import CalibrationConfig, GatingConfig, SamplingConfig
+from ltv_assets.errors import DataError
+from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
+from ltv_assets.modeling.design import Design, encode
+from ltv_assets.modeling.folds import make_folds
+from ltv_assets.modeling.gating import ScoreGate, fit_score_gate, probability_cap
+from ltv_assets.modeling.linear import LinearModels, Shaper
+from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
+from ltv_assets.modeling.scoring import WindowModels
+from ltv_assets.modeling.stacker import fit_blend
+from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
+from ltv_assets.modeling.trees import sigmoid
+from ltv_assets.modeling.window import concat_windows, prepare_window
+from ltv_assets_tests.model_world import SMALL, World, fitted, world
+
+
+def _context(data: World, **changes: object) -> WindowContext:
+    window = prepare_window(data.X, data.revenue, data.period, data.row_id)
+    return WindowContext(window, SMALL.model_copy(update=changes), SamplingConfig())
+
+
+class TestFolds:
+    def test_every_row_is_held_out_once_and_never_by_its_own_period(self) -> None:
+        period = np.repeat(np.arange(5), 10)
+        folds = make_folds(period, 3)
+        held = np.concatenate([folds.split(k)[1] for k in range(folds.n_folds)])
+        assert sorted(held) == list(range(50))
+        for k in range(folds.n_folds):
+            train, out = folds.split(k)
+            assert not set(period[train]) & set(period[out])
+
+    def test_last_fold_is_scored_by_the_past_alone(self) -> None:
+        period = np.repeat(np.arange(6), 4)
+        folds = make_folds(period, 3)
+        train, held = folds.split(2)
+        assert period[train].max() < period[held].min()
+        earlier, later = folds.earlier_split()
+        assert period[earlier].max() < period[later].min()
+        assert period[later].max() < period[folds.last_fold].min()
+
+    def test_two_periods_make_two_folds(self) -> None:
+        folds = make_folds(np.repeat([0, 1], 9), 3)
+        assert folds.n_folds == 2
+        assert folds.earlier_split()[1].tolist() == [6, 7, 8]
+
+    def test_one_period_becomes_blocks_with_a_warning(self) -> None:
+        with pytest.warns(UserWarning, match="one period"):
+            folds = make_folds(np.zeros(30, dtype=np.int64), 3)
+        assert folds.n_folds == 3
+        assert (np.diff(folds.fold) >= 0).all()
+
+    def test_too_few_rows_are_refused_with_the_number_needed(self) -> None:
+        with pytest.raises(DataError, match="at least 4 rows"):
+            make_folds(np.zeros(3, dtype=np.int64), 3)
+
+
+class TestWindow:
+    def test_bad_labels_are_refused_with_counts(self) -> None:
+        with pytest.raises(DataError, match="1 NaN, 1 infinite and 2 negative of 6"):
+            prepare_window(np.zeros((6, 1)), np.array([np.nan, np.inf, -1.0, -2.0, 0.0, 1.0]))
+
+    def test_window_without_payers_is_refused_with_the_remedy(self) -> None:
+        with pytest.raises(DataError, match=r"no payer among 4 training rows.*widen the window"):
+            prepare_window(np.zeros((4, 1)), np.zeros(4))
+
+    def test_labels_are_found_under_both_names_and_longer_ones_may_be_missing(self) -> None:
+        frame = pd.DataFrame({"iap_revenue_d7": [0.0, 1.0], "iap_revenue_d14": [np.nan, 2.0]})
+        window = prepare_window(np.zeros((2, 1)), frame)
+        assert window.d7.tolist() == [0.0, 1.0]
+        assert np.isnan(window.revenue[:, 2]).all()
+
+    @pytest.mark.parametrize("name", ["period", "row_id"])
+    def test_lengths_must_agree(self, name: str) -> None:
+        with pytest.raises(DataError, match=name):
+            prepare_window(np.zeros((3, 1)), np.ones(3), **{name: [1, 2]})
+
+    def test_joined_windows_keep_time_order_and_categories(self) -> None:
+        first = prepare_window(pd.DataFrame({"c": pd.Categorical(["a", "b"])}), np.ones(2), ["d1", "d2"])
+        second = prepare_window(pd.DataFrame({"c": pd.Categorical(["z", "a"])}), np.ones(2), ["d3", "d3"])
+        both = concat_windows(first, second)
+        assert both.period.tolist() == [0, 1, 2, 2]
+        assert both.X["c"].tolist() == ["a", "b", "z", "a"]
+        assert isinstance(both.X["c"].dtype, pd.CategoricalDtype)
+
+
+class TestLeakage:
+    def test_out_of_fold_encodings_do_not_know_the_held_out_labels(self) -> None:
+        """Changing the labels of a fold must change neither the encodings of its rows nor those that train its models."""
+        data = world(1200, 3)
+        changed = data.revenue.copy()
+        held = data.period == 2
+        changed.loc[held, "d7"] = np.roll(data.revenue.loc[held, "d7"].to_numpy(), 17) + 1.0
+        before = Design(prepare_window(data.X, data.revenue["d7"], data.period), SMALL, 0).fold(2)
+        after = Design(prepare_window(data.X, changed["d7"], data.period), SMALL, 0).fold(2)
+        assert (before.held_rows == np.flatnonzero(held)).all()
+        np.testing.assert_array_equal(before.train.values, after.train.values)
+        np.testing.assert_array_equal(before.held.values, after.held.values)
+
+    def test_out_of_fold_scores_of_a_fold_do_not_know_its_labels(self) -> None:
+        """With tree counts given, as in a refit, a fold's own labels are nowhere in its rows' scores."""
+        data = world(1200, 3)
+        evaluated = fit_window(_context(data))
+        changed = data.revenue.copy()
+        held = data.period == 1
+        changed.loc[held, :] = np.roll(data.revenue[held].to_numpy(), 17, axis=0)
+        scores = []
+        for revenue in (data.revenue, changed):
+            context = WindowContext(prepare_window(data.X, revenue, data.period, data.row_id), SMALL, SamplingConfig())
+            models = fit_window(context, evaluated)
+            components = [models.stacker.oof[f"component_{name}"] for name in ("reference", "linear", "forest", "boosting")]
+            scores.append(np.column_stack([models.classifier.oof["buyer_log_odds"], *components]))
+        np.testing.assert_array_equal(scores[0][held], scores[1][held])
+        assert (scores[0][~held] != scores[1][~held]).any()
+
+
+class TestCalibration:
+    def test_prior_shift_undoes_oversampling_exactly(self) -> None:
+        payer = np.array([1.0] * 10 + [0.0] * 90)
+        multiplicity = np.where(payer > 0, 4.0, 1.0)
+        sampled_odds = np.log((10 * 4) / 90)
+        assert sigmoid(np.array([sampled_odds + prior_shift(payer, multiplicity)]))[0] == pytest.approx(0.1)
+
+    def test_prior_shift_of_one_class_is_zero(self) -> None:
+        assert prior_shift(np.zeros(5), np.ones(5)) == 0.0
+
+    def test_sigmoid_recovers_a_known_distortion(self) -> None:
+        rng = np.random.default_rng(0)
+        odds = rng.normal(-2, 1.5, 60_000)
+        payer = (rng.random(60_000) < sigmoid(odds)).astype(float)
+        calibrator = fit_calibrator("sigmoid", 2.0 * odds + 1.0, payer, 30)
+        assert calibrator.slope == pytest.approx(0.5, abs=0.02)
+        assert calibrator.intercept == pytest.approx(-0.5, abs=0.05)
+
+    def test_isotonic_interpolates_as_scikit_learn_does(self) -> None:
+        rng = np.random.default_rng(1)
+        odds = rng.normal(size=2000)
+        payer = (rng.random(2000) < sigmoid(odds - 1)).astype(float)
+        ours = fit_calibrator("isotonic", odds, payer, 30).probability(np.linspace(-5, 5, 101))
+        theirs = IsotonicRegression(out_of_bounds="clip").fit(odds, payer).predict(np.linspace(-5, 5, 101))
+        np.testing.assert_allclose(ours, np.clip(theirs, 1e-6, 1 - 1e-6), atol=1e-12)
+
+    @pytest.mark.parametrize("payer", [np.zeros(100), np.ones(100), np.r_[np.ones(5), np.zeros(95)]])
+    def test_one_class_or_few_payers_fall_back_to_the_prior_correction(self, payer: np.ndarray) -> None:
+        odds = np.linspace(-3, 3, 100)
+        calibrator = fit_calibrator("sigmoid", odds, payer, 30)
+        assert calibrator.kind == "none"
+        np.testing.assert_allclose(calibrator.probability(odds), sigmoid(odds))
+
+    def test_reversed_ranking_keeps_the_rate_and_no_ranking(self) -> None:
+        rng = np.random.default_rng(2)
+        odds = rng.normal(size=5000)
+        payer = (rng.random(5000) < sigmoid(-odds)).astype(float)
+        p = fit_calibrator("sigmoid", odds, payer, 30).probability(odds)
+        assert p.std() < 1e-12
+        assert p.mean() == pytest.approx(payer.mean())
+
+    def test_automatic_choice_takes_the_lower_loss_on_later_rows(self) -> None:
+        rng = np.random.default_rng(3)
+        odds = rng.uniform(-4, 4, 40_000)
+        step = np.where(odds > 0, 0.6, 0.02)  # a step no sigmoid can follow
+        payer = (rng.random(40_000) < step).astype(float)
+        kind, losses = choose_kind(odds[:30_000], payer[:30_000], odds[30_000:], payer[30_000:], CalibrationConfig())
+        assert kind == "isotonic"
+        assert losses["log_loss_later_isotonic"] < losses["log_loss_later_sigmoid"]
+
+    @pytest.mark.parametrize("calibrator", [Calibrator("none"), Calibrator("sigmoid", 0.7, -0.3)])
+    def test_state_survives(self, calibrator: Calibrator) -> None:
+        odds = np.linspace(-9, 9, 50)
+        assert (Calibrator.from_dict(calibrator.to_dict()).probability(odds) == calibrator.probability(odds)).all()
+
+
+class TestGate:
+    def test_upper_bound_is_clopper_pearson(self) -> None:
+        assert upper_bound(0, 10, 0.975) == pytest.approx(0.3085, abs=1e-4)  # 1 - 0.025 ** (1/10)
+        assert upper_bound(10, 10, 0.975) == 1.0
+
+    def test_cap_repairs_overconfidence(self) -> None:
+        rng = np.random.default_rng(0)
+        truth = rng.uniform(0, 0.3, 20_000)
+        payer = (rng.random(20_000) < truth).astype(float)
+        cap = probability_cap(3.0 * truth, payer, GatingConfig())
+        assert 0.25 < cap < 0.5
+
+    def test_top_rows_has_its_least_size(self) -> None:
+        assert len(top_rows(np.arange(1000.0), 0.002, 50)) == 50
+        assert top_rows(np.arange(10.0), 0.1, 50).tolist() == list(range(9, -1, -1))
+
+    def test_matching_gate_meets_the_target_and_costs_what_it_says(self) -> None:
+        model, train, _ = fitted()
+        gating, gate = model.models_.gating, model.models_.stacker.gate
+        assert gate.summary["predicted_zero_rate"] == pytest.approx(gating.target_zero_rate, abs=1e-9)
+        last = train.period == train.period.max()
+        assert gating.target_zero_rate == pytest.approx(float((train.revenue["d7"][last] == 0).mean()))
+
+    def test_cost_of_the_gate_is_the_mean_square_of_gated_scores_when_scores_are_right(self) -> None:
+        rng = np.random.default_rng(0)
+        n = 200_000
+        score = rng.uniform(0.0, 0.4, n)
+        log_revenue = np.where(rng.random(n) < 0.2, score / 0.2, 0.0)
+        gate = ScoreGate(0.2, 0.0, 1.0, 0.5, {})
+        zero = gate.is_zero(score, np.zeros(n), np.zeros(n, dtype=bool))
+        paid = np.mean((np.where(zero, 0, score) - log_revenue) ** 2) - np.mean((score - log_revenue) ** 2)
+        assert paid == pytest.approx(np.mean(score**2 * zero), rel=0.05)
+
+    def test_ties_are_broken_by_the_raw_score_and_whales_stay_open(self) -> None:
+        model, _, _ = fitted()
+        score, tie = np.zeros(10), np.arange(10.0)
+        whale = np.zeros(10, dtype=bool)
+        whale[0] = True
+        gating = model.models_.gating
+        target, gating.target_zero_rate = gating.target_zero_rate, 0.6
+        try:
+            gate = fit_score_gate(score, tie, whale, np.zeros(10), np.ones(10, dtype=bool), gating)
+        finally:
+            gating.target_zero_rate = target
+        assert gate.is_zero(score, tie, whale).tolist() == [False] + [True] * 6 + [False] * 3
+
+    def test_gate_off_gates_nothing(self) -> None:
+        data = world(1500, 3)
+        models = fit_window(_context(data, gating=GatingConfig(zero_rate="off")))
+        frame = models.score(data.X)
+        assert not frame["predicted_zero"].any()
+        assert (frame["iap_revenue_d7"] == frame["ltv_d7"]).all()
+
+
+class TestHeads:
+    def test_expected_revenue_adds_up_where_it_was_fitted(self) -> None:
+        rng = np.random.default_rng(0)
+        p = rng.uniform(0.001, 0.3, 20_000)
+        mu = rng.normal(1.5, 0.3, 20_000)
+        revenue = np.where(rng.random(20_000) < p, np.expm1(mu + rng.normal(size=20_000)).clip(0), 0.0)
+        cap, tail = revenue_cap(revenue, 0.999)
+        head = fit_expected_revenue(revenue, cap, tail, p, mu, np.full(20_000, 0.01))
+        predicted = head.predict(p, mu, np.full(20_000, 0.01))
+        assert predicted.sum() == pytest.approx(np.minimum(revenue, cap).sum(), rel=1e-3)
+        assert predicted.max() <= cap
+        again = ExpectedRevenue.from_dict(head.to_dict()).predict(p, mu, np.full(20_000, 0.01))
+        assert (again == predicted).all()
+
+    def test_cap_is_the_quantile_over_all_rows_or_the_maximum(self) -> None:
+        revenue = np.r_[np.zeros(900), np.arange(1.0, 101.0)]
+        cap, tail = revenue_cap(revenue, 0.95)
+        assert cap == np.quantile(revenue, 0.95)
+        assert tail == pytest.approx(revenue.sum() / np.minimum(revenue, cap).sum())
+        assert revenue_cap(np.r_[np.zeros(9999), 5.0], 0.999)[0] == 5.0
+
+    def test_horizons_never_cross(self) -> None:
+        model, train, last = fitted()
+        for rows in (train, last):
+            frame = model.predict_frame(rows.X)
+            assert (frame["ltv_d7"] <= frame["ltv_d14"]).all()
+            assert (frame["ltv_d14"] <= frame["ltv_d28"]).all()
+        assert (frame["ltv_d7"] < frame["ltv_d28"]).any()
+
+    def test_absent_horizons_are_skipped_and_say_so(self) -> None:
+        data = world(1500, 3)
+        revenue = data.revenue.assign(d28=np.nan)
+        context = WindowContext(prepare_window(data.X, revenue, data.period), SMALL, SamplingConfig())
+        models = fit_window(context)
+        frame = models.score(data.X)
+        assert set(models.regressor.increments) == {"d14"}
+        assert models.regressor.diagnostics["has_d28"] == 0.0
+        assert (frame["ltv_d28"] == frame["ltv_d14"]).all()
+
+    def test_wrong_monotone_constraint_is_dropped(self) -> None:
+        data = world(3000, 4)
+        kept = fit_window(_context(data, monotone={"spend": 1})).regressor
+        dropped = fit_window(_context(data, monotone={"spend": -1})).regressor
+        assert not dropped.monotone_kept
+        if kept.monotone_kept:
+            assert "monotone_constraints" in kept.head.text
+
+    def test_training_curves_hold_rmsle_and_mae(self) -> None:
+        model, _, _ = fitted()
+        curves = model.models_.regressor.curves
+        assert set(curves["head_d7"]) == {"rmsle", "mae_usd"}
+        assert len(curves["reference"]["rmsle"]) == len(curves["reference"]["mae_usd"]) > 0
+
+
+class TestLinear:
+    def test_shaped_rows_are_finite_standardised_and_row_wise(self) -> None:
+        design = Design(prepare_window(world().X, world().revenue, world().period), SMALL, 0)
+        shaper = Shaper.fit(design.train, SMALL.linear)
+        shaped = shaper.transform(design.train.values)
+        assert np.isfinite(shaped).all()
+        assert np.abs(shaped[:, : len(shaper.numeric)].mean(axis=0)).max() < 0.05
+        np.testing.assert_array_equal(shaper.transform(design.train.values[5:9]), shaped[5:9])
+        np.testing.assert_array_equal(Shaper.from_dict(shaper.to_dict()).transform(design.train.values), shaped)
+
+    def test_state_survives(self) -> None:
+        model, train, _ = fitted()
+        linear = model.models_.stacker.base.linear
+        matrix = Design(prepare_window(train.X, train.revenue, train.period), SMALL, 0).train
+        again = LinearModels.from_dict(linear.to_dict())
+        for a, b in zip(linear.scores(matrix.values), again.scores(matrix.values), strict=True):
+            assert (a == b).all()
+
+
+class TestStacker:
+    def test_blend_is_never_worse_than_its_components_where_it_was_fitted(self) -> None:
+        rng = np.random.default_rng(0)
+        signal = rng.exponential(0.2, 5000)
+        y = signal + rng.normal(0, 0.5, 5000)
+        components = np.column_stack([np.abs(signal + rng.normal(0, 0.1, 5000)) for _ in range(3)] + [rng.random(5000)])
+        blend = fit_blend(components, y, GatingConfig())
+        assert (blend.weights >= 0).all()
+        capped = blend.capped(components)
+        assert (capped <= blend.caps).all()
+        loss = np.mean((blend.predict(components) - y) ** 2)
+        assert all(loss <= np.mean((c - y) ** 2) + 1e-9 for c in capped.T)
+
+    def test_noise_gets_no_weight(self) -> None:
+        rng = np.random.default_rng(1)
+        y = np.where(rng.random(20_000) < 0.03, 2.0, 0.0)
+        blend = fit_blend(y.mean() + np.abs(rng.normal(0, 0.05, (20_000, 4))), y, GatingConfig())
+        assert np.std(blend.predict(y.mean() + np.abs(rng.normal(0, 0.05, (20_000, 4))))) < 0.01
+
+    def test_stacker_off_serves_probability_times_log_revenue(self) -> None:
+        data = world(1500, 3)
+        models = fit_window(_context(data, stacker=SMALL.stacker.model_copy(update={"enabled": False})))
+        frame = models.score(data.X)
+        product = frame["buyer_probability"] * frame["log_revenue_if_buyer"]
+        whale = models.gating.likely_whale(models.signals(encode(models.classifier.encoder, data.X)).whale)
+        np.testing.assert_allclose(np.log1p(frame["ltv_d7"])[~whale], product[~whale], rtol=1e-12)
+
+    def test_decision_follows_the_last_fold(self) -> None:
+        model, _, _ = fitted()
+        stacker = model.models_.stacker
+        losses = {k: stacker.diagnostics[f"last_fold_mse_{k}"] for k in ("meta", "blend", "component")}
+        assert stacker.kind == min(losses, key=lambda k: losses[k])
+
+
+class TestComposition:
+    def test_stages_in_separate_processes_give_the_same_bytes(self) -> None:
+        """Every stage is fitted from the window's rows, the files of the stages before and their out-of-fold arrays."""
+        from ltv_assets.modeling.classifier import BuyerClassifier
+        from ltv_assets.modeling.gating import BuyerGating
+        from ltv_assets.modeling.regressor import RevenueRegressor
+        from ltv_assets.modeling.stages import buyer_classifier, buyer_gating, final_stacker, revenue_regressor
+
+        data = world(2000, 4)
+        whole = fit_window(_context(data))
+        first = buyer_classifier(_context(data), histos_plan(_context(data)))
+        first = BuyerClassifier.from_files(first.to_files(), first.oof)
+        second = buyer_gating(_context(data), first)
+        second = BuyerGating.from_files(second.to_files(), second.oof)
+        third = revenue_regressor(_context(data), hhistus_plan(_context(data)), second)
+        third = RevenueRegressor.from_files(third.to_files(), third.oof)
+        fourth = final_stacker(_context(data), first, second, third)
+        assert WindowModels(first, second, third, fourth).to_files() == whole.to_files()
+
+    def test_refit_sees_the_holdout_and_keeps_the_tree_counts(self) -> None:
+        data = world(2500, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        context = _context(train)
+        evaluated = fit_window(context)
+        served = refit(evaluated, context, prepare_window(last.X, last.revenue, last.period, last.row_id))
+        assert served.classifier.rounds == evaluated.classifier.rounds
+        assert served.regressor.rounds == evaluated.regressor.rounds
+        assert len(served.classifier.oof["buyer_log_odds"]) == len(data.X)
+        assert served.gating.window["last"] == "4"
+        assert served.gating.target_zero_rate == pytest.approx(float((last.revenue["d7"] == 0).mean()))
+        assert served.to_files() != evaluated.to_files()
+
+    def test_auxiliary_sample_bounds_out_of_fold_rows_only(self) -> None:
+        data = world(3000, 4)
+        context = _context(data, max_auxiliary_rows=1500)
+        models = fit_window(context)
+        assert len(models.classifier.oof["buyer_log_odds"]) == 1500
+        assert len(context.design.train) == 3000
+        assert np.isfinite(models.score(data.X).select_dtypes("number")).all().all()
+
+    def test_swapped_plan_is_refused(self) -> None:
+        from ltv_assets.modeling.stages import buyer_classifier
+
+        data = world(1200, 3)
+        plan = histos_plan(_context(world(1500, 3)))
+        with pytest.raises(DataError, match="plan has 1500 rows, the window 1200"):
+            buyer_classifier(_context(data), plan)
