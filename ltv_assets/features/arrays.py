@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from ltv_assets.features.sql import FLOAT32_MAX, OLDEST_TIMESTAMP
 from ltv_assets.features.statistics import kind_of
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int32] | NDArray[np.int64]
+Ints = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ class Entries:
         """Reduce the values of each row with a ufunc such as ``np.add``; rows without entries are NULL."""
         rows, starts, _ = self.segments
         values = self.value if values is None else values
+        assert values is not None, "a list has no values to reduce"
         return Sparse(rows, function.reduceat(values, starts) if len(starts) else np.empty(0))
 
 
@@ -156,7 +158,13 @@ def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | No
     _, values = _flat(items)
     inner_row = np.repeat(row, inner_lengths)
     inner = Entries(
-        len(array), present, np.bincount(inner_row, minlength=len(array)), inner_row, np.repeat(code, inner_lengths), dictionary, _numbers(values)
+        len(array),
+        present,
+        np.bincount(inner_row, minlength=len(array)),
+        inner_row,
+        np.repeat(code, inner_lengths),
+        dictionary,
+        _numbers(values),
     )
     return inner, outer
 
@@ -197,13 +205,19 @@ def column_statistics(
             statistics = _number_statistics(name, entries, own, counts)
         if outer is None:
             statistics["n_keys"] = entries.n_entries()
+            if own is not None and kind == "histogram":
+                statistics["has_own"] = entries.has_own(own)
         else:
-            statistics |= {"n_bundles": outer.n_entries(), "n_actions": entries.n_entries(), "total": statistics.pop("sum", None)}
-        if own is not None and kind == "histogram":
-            statistics["has_own"] = entries.has_own(own)
-        if own is not None and outer is not None:
-            statistics |= {"has_own": outer.has_own(own), "own_n_actions": _own_actions(entries, outer, own), "own_total": statistics.pop("own", None)}
-    return {key: value for key, value in statistics.items() if value is not None}, entries
+            statistics["n_bundles"] = outer.n_entries()
+        if outer is not None and kind == "nested_counts":
+            statistics |= {"n_actions": entries.n_entries(), "total": statistics.pop("sum")}
+            if own is not None:
+                statistics |= {
+                    "has_own": outer.has_own(own),
+                    "own_n_actions": _own_actions(entries, outer, own),
+                    "own_total": statistics.pop("own"),
+                }
+    return statistics, entries
 
 
 def shared_elements(of: Entries, within: Entries) -> Sparse:
@@ -343,7 +357,9 @@ def _numbers(values: pa.Array) -> Floats:
     kind = unwrap(values.type)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         seconds = values.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False).cast(pa.int64())
-        return np.asarray(_as_float(seconds)) / 1e6 if not seconds.null_count else np.where(_valid(seconds), _as_float(seconds) / 1e6, _NULL)
+        return (
+            np.asarray(_as_float(seconds)) / 1e6 if not seconds.null_count else np.where(_valid(seconds), _as_float(seconds) / 1e6, _NULL)
+        )
     return _as_float(values)
 
 

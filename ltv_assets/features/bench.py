@@ -51,7 +51,9 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[s
             scan_seconds += time.perf_counter() - began
             with peak_memory() as memory:
                 began = time.perf_counter()
-                result = flatten_files(files, registry=registry, labelled=split == "train", out=Path(folder) / f"{split}-{day}.parquet", threads=threads)
+                result = flatten_files(
+                    files, registry=registry, labelled=split == "train", out=Path(folder) / f"{split}-{day}.parquet", threads=threads
+                )
                 flatten_seconds += time.perf_counter() - began
             peak = max(peak, memory[0])
             rows += result.rows_in
@@ -70,7 +72,9 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[s
 def find_days(data: Path) -> dict[tuple[str, str], list[RawFile]]:
     """Return the hourly files under a data root or one split's folder by (split, day), in order of hour and name."""
     data = Path(data)
-    splits = {name: data / name for name in ("train", "test") if (data / name).is_dir()} or {data.name if data.name == "test" else "train": data}
+    splits = {name: data / name for name in ("train", "test") if (data / name).is_dir()} or {
+        data.name if data.name == "test" else "train": data
+    }
     days: dict[tuple[str, str], list[RawFile]] = {}
     for split, folder in splits.items():
         files = [RawFile(path, path.parent.name.removeprefix("datetime=")) for path in sorted(folder.glob("datetime=*/*.parquet"))]

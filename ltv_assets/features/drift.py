@@ -32,8 +32,8 @@ def population_stability(
 
     PSI = sum over bins of (c - r) ln(c / r), with r and c the shares of the reference and the current rows in a bin
     (Siddiqi 2006; below 0.1 is commonly read as stable, above 0.25 as shifted). Numbers are cut at the reference's
-    quantiles (a value that equals a cut has a bin of its own), categories into the reference's 20 most frequent values and the rest; missing is a bin of its own. Half a
-    row is added to every bin, so that an empty one stays finite.
+    quantiles (a value that equals a cut has a bin of its own), categories into the reference's 20 most frequent values
+    and the rest; missing is a bin of its own. Half a row is added to every bin, so that an empty one stays finite.
 
     Args:
         reference, current: flattened files. bins: number of quantile bins.
@@ -60,7 +60,9 @@ def population_stability(
             if texts:
                 parts.append(connection.sql(_psi_sql(texts, _TEXT_BINS)).df())
         except duckdb.Error as error:
-            raise DataError(f"{', '.join(map(str, [*reference[:1], *current[:1]]))}: stability of features cannot be computed: {error}") from error
+            raise DataError(
+                f"{', '.join(map(str, [*reference[:1], *current[:1]]))}: stability of features cannot be computed: {error}"
+            ) from error
     frame = pd.concat(parts, ignore_index=True)
     return frame.sort_values(["psi", "feature"], ascending=[False, True], ignore_index=True)
 
@@ -80,12 +82,11 @@ def _load(connection: duckdb.DuckDBPyConnection, side: str, files: Sequence[Path
 
 # How a long table of (feature, value) gets its bins. A value that equals a cut has a bin of its own, so that a constant or
 # a count that moves is seen as well as a continuous quantity.
-_NUMBER_BINS = """
-  cuts AS (SELECT feature, list_sort(list_distinct(quantile_disc(value, {quantiles}))) AS edges FROM long_reference GROUP BY feature),
-  binned_reference AS (SELECT feature, len(list_filter(edges, lambda e: e < value)) + len(list_filter(edges, lambda e: e <= value)) AS bin
-    FROM long_reference JOIN cuts USING (feature)),
-  binned_current AS (SELECT feature, coalesce(len(list_filter(edges, lambda e: e < value)) + len(list_filter(edges, lambda e: e <= value)), 0) AS bin
-    FROM long_current LEFT JOIN cuts USING (feature))"""
+_BIN = "len(list_filter(edges, lambda e: e < value)) + len(list_filter(edges, lambda e: e <= value))"
+_NUMBER_BINS = f"""
+  cuts AS (SELECT feature, list_sort(list_distinct(quantile_disc(value, {{quantiles}}))) AS edges FROM long_reference GROUP BY feature),
+  binned_reference AS (SELECT feature, {_BIN} AS bin FROM long_reference JOIN cuts USING (feature)),
+  binned_current AS (SELECT feature, coalesce({_BIN}, 0) AS bin FROM long_current LEFT JOIN cuts USING (feature))"""
 
 _TEXT_BINS = f"""
   counts AS (SELECT feature, value, count(*) AS n FROM long_reference GROUP BY ALL),

@@ -33,13 +33,16 @@ from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistic
 from ltv_assets.features.normalise import form_of, is_readable
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
-from ltv_assets.features.sql import STORED_LABELS, flatten_sql, indicator_columns, interaction_inputs, interaction_sql, own_keys
+from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, nested_sql, own_keys, row_sql
 from ltv_assets.features.statistics import own_key_of
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
 
 ROW_GROUP = 65_536
 DECODED_AT_ONCE = 32 << 20
 """Bytes of nested columns, as the files' footers state them, that one task decodes."""
+
+ODD_AT_ONCE = 4
+"""Nested columns in an unusual layout that one query handles."""
 
 COUNTED = ("_future_", "_ancient_", "_nonfinite_", "_malformed_", "_disagree")
 SAMPLE_DRAW = 1_000_003
@@ -114,7 +117,11 @@ def flatten_files(
     _note_schema_findings(sources, registry, labelled, result)
     result.rows_in = sum(source.rows for source in sources)
     try:
-        with closing(_connect(threads, memory_limit)) as connection, ThreadPoolExecutor(threads) as pool, _RowGroupWriter(out, registry) as writer:
+        with (
+            closing(_connect(threads, memory_limit)) as connection,
+            ThreadPoolExecutor(threads) as pool,
+            _RowGroupWriter(out, registry) as writer,
+        ):
             repeated = _repeated_rows(connection, sources)
             sink = _Sink(registry, sources, repeated, result, writer, Sample(sampling_fraction, seed))
             engine = _Engine(connection, pool, registry, labelled)
@@ -157,7 +164,9 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
     for name in required:
         if name not in types or not is_readable(BY_NAME[name], types[name]):
             found = f"found {types[name]}" if name in types else "found none"
-            raise DataError(f"{file.path}: column {name}: expected {BY_NAME[name].type}, {found}; without it no row of the file can be used")
+            raise DataError(
+                f"{file.path}: column {name}: expected {BY_NAME[name].type}, {found}; without it no row of the file can be used"
+            )
     try:
         hour = datetime.strptime(file.datetime_key, "%Y-%m-%d-%H-00").replace(tzinfo=UTC)
     except ValueError as error:
@@ -199,7 +208,6 @@ def _note_schema_findings(sources: Sequence[_Source], registry: Registry, labell
 
 
 def _connect(threads: int, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    # A single core parquet reader per thread keeps memory in proportion to the threads, not to the day.
     return duckdb.connect(":memory:", config={"threads": threads, "memory_limit": memory_limit, "preserve_insertion_order": True})
 
 
@@ -233,13 +241,16 @@ def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Sou
     parts = []
     for run in (list(block.sources) for block in _blocks(sources)):
         offsets = ", ".join(str(first[source.file.path]) for source in run)
-        parts.append(f"SELECT row_id::VARCHAR AS row_id, ([{offsets}]::BIGINT[])[file_index::BIGINT + 1] + file_row_number AS position FROM {_read(run)}")
+        position = f"([{offsets}]::BIGINT[])[file_index::BIGINT + 1] + file_row_number"
+        parts.append(f"SELECT row_id::VARCHAR AS row_id, {position} AS position FROM {_read(run)}")
     if not parts:
         return np.empty(0, np.int64)
     ids = f"ids AS ({' UNION ALL '.join(parts)})"
     try:
         # Hashes first: they are a fraction of the ids' memory, and a day without repetitions needs nothing more.
-        repeated = connection.sql(f"WITH {ids} SELECT hash(row_id) AS h FROM ids WHERE row_id <> '' GROUP BY h HAVING count(*) > 1").fetchnumpy()["h"]
+        repeated = connection.sql(
+            f"WITH {ids} SELECT hash(row_id) AS h FROM ids WHERE row_id <> '' GROUP BY h HAVING count(*) > 1"
+        ).fetchnumpy()["h"]
         if len(repeated) == 0:
             return np.empty(0, np.int64)
         connection.register("repeated", pa.table({"h": pa.array(np.asarray(repeated))}))
@@ -303,12 +314,13 @@ class _Engine:
         """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
         try:
             native = self._native_columns(block)
-            texts = self._native_texts(block) if native else frozenset()
-            flat = self._by_sql(block, native, texts)
-            if native:
-                own = self._read_texts(block, texts, flat)
-                self._by_arrays(block, native, own, flat)
-                self._finish(flat)
+            texts = self._native_texts(block)
+            flat = self._rows(block, texts)
+            own = self._read_texts(block, texts, flat)
+            for columns in self._odd_columns(native):
+                self._run(nested_sql(self._registry, block.types, source=self._source(block), columns=columns), flat)
+            self._by_arrays(block, native, own, flat)
+            self._finish(flat)
             for feature in self._registry.features:
                 if feature.categorical and not pa.types.is_dictionary(flat.columns[feature.name].type):
                     flat.columns[feature.name] = flat.columns[feature.name].dictionary_encode()
@@ -318,7 +330,9 @@ class _Engine:
 
     def _native_columns(self, block: _Block) -> frozenset[str]:
         native = {
-            name for name in self._registry.source_columns if BY_NAME[name].is_nested and name in block.types and is_native(BY_NAME[name], block.types[name])
+            name
+            for name in self._registry.source_columns
+            if BY_NAME[name].is_nested and name in block.types and is_native(BY_NAME[name], block.types[name])
         }
         # Lists that are compared with one another need the same engine.
         for overlap in self._overlaps:
@@ -330,19 +344,37 @@ class _Engine:
         columns = {*own_keys(), *(feature.name for feature in self._registry.features if feature.categorical)} - {"hour"}
         return frozenset(name for name in columns if form_of(block.types.get(name)) == "text")
 
-    def _by_sql(self, block: _Block, native: frozenset[str], texts: frozenset[str]) -> _Flat:
+    def _odd_columns(self, native: frozenset[str]) -> Iterator[list[str]]:
+        """Yield the nested columns that are left to SQL, a few at a time: parsed JSON takes much memory."""
+        together = [[overlap.of, overlap.within] for overlap in self._overlaps if overlap.of not in native]
+        yield from together
+        odd = [name for name in self._registry.source_columns if BY_NAME[name].is_nested and name not in native]
+        odd = [name for name in odd if not any(name in pair for pair in together)]
+        for start in range(0, len(odd), ODD_AT_ONCE):
+            yield odd[start : start + ODD_AT_ONCE]
+
+    def _source(self, block: _Block) -> str:
         hours = ", ".join(str(source.hour_start) for source in block.sources)
-        source = f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(block.sources)}"
-        query = flatten_sql(self._registry, block.types, source=source, labelled=self._labelled, elsewhere=native, texts=texts)
+        return f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(block.sources)}"
+
+    def _rows(self, block: _Block, texts: frozenset[str]) -> _Flat:
+        flat = _Flat(block.rows)
+        self._run(row_sql(self._registry, block.types, source=self._source(block), labelled=self._labelled, texts=texts), flat)
+        return flat
+
+    def _run(self, query: str, flat: _Flat) -> None:
+        """Run a query and sort its columns into counts, absences, inputs of interactions and finished columns."""
         table = self._connection.sql(query).to_arrow_table()
-        flat = _Flat(table.num_rows)
         for name in table.column_names:
             column = table.column(name)
             if name.startswith(COUNTED):
                 flat.counts[name] = pc.sum(column).as_py() or 0
+            elif name.startswith("_absent_"):
+                flat.absent[name.removeprefix("_absent_")] = column.to_numpy()
+            elif name.startswith("_input_"):
+                flat.inputs[name.removeprefix("_input_")] = column
             else:
                 flat.columns[name] = column
-        return flat
 
     def _read_texts(self, block: _Block, texts: frozenset[str], flat: _Flat) -> dict[str, OwnKey]:
         """Add the text columns as dictionary codes, which no row's text is copied for, and return the impressions' own keys."""
@@ -415,18 +447,13 @@ class _Engine:
 
     def _finish(self, flat: _Flat) -> None:
         """Add what combines several columns: missing indicators and interactions."""
-        for name in indicator_columns(self._registry):
-            if name not in flat.absent:
-                flat.absent[name] = flat.columns.pop(f"_absent_{name}").to_numpy()
         for group in self._registry.groups.values():
             if group.enabled:
                 for indicator, columns in group.indicators.items():
                     missing = np.logical_and.reduce([flat.absent[name] for name in columns])
                     flat.columns[f"missing__{indicator}"] = pa.array(missing.astype(np.float32))
         if self._inputs:
-            columns = {name: flat.columns.pop(f"_input_{name}", None) for name in sorted(self._inputs)}
-            table = {name: pa.array(flat.inputs[name], from_pandas=True) if column is None else column for name, column in columns.items()}
-            self._connection.register("interaction_inputs", pa.table(table))
+            self._connection.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
             result = self._connection.sql(interaction_sql(self._registry, "interaction_inputs")).to_arrow_table()
             self._connection.unregister("interaction_inputs")
             flat.columns |= {name: result.column(name) for name in result.column_names}
@@ -439,16 +466,14 @@ class _Flat:
         self.rows = rows
         self.columns: dict[str, pa.ChunkedArray | pa.Array] = {}
         self.counts: dict[str, int] = {}
-        self.inputs: dict[str, np.ndarray] = {}
+        self.inputs: dict[str, pa.ChunkedArray | pa.Array] = {}
         self.absent: dict[str, np.ndarray] = {}
 
     def put(self, name: str, sparse: Sparse, wanted: frozenset[str], inputs: frozenset[str]) -> None:
         if name in wanted:
             self.columns[name] = sparse.to_arrow(self.rows)
         if name in inputs:
-            dense = sparse.dense(self.rows)
-            dense[~np.isfinite(dense)] = np.nan
-            self.inputs[name] = dense
+            self.inputs[name] = pa.array(sparse.dense(self.rows), from_pandas=True)
 
 
 def _read_columns(source: _Source, names: list[str]) -> pa.Table:
@@ -509,7 +534,9 @@ class _Sink:
     def finish(self) -> None:
         result, registry = self._result, self._registry
         if self.position != result.rows_in:
-            raise DataError(f"{self._sources[0].file.path.parent.parent}: {self.position} rows were read, the files' footers say {result.rows_in}")
+            raise DataError(
+                f"{self._sources[0].file.path.parent.parent}: {self.position} rows were read, the files' footers say {result.rows_in}"
+            )
         result.rows_out = self._writer.rows
         for name, counts in (
             ("_future_", result.future_timestamps),
@@ -543,7 +570,13 @@ class _Sink:
         files = files[rows]
         begins = np.concatenate([[0], self._ends[:-1]])
         paths = pa.array([str(source.file.path) for source in self._sources], pa.string())
-        columns = [row_id.take(rows), paths.take(files), pa.array(first + rows - begins[files], pa.int64()), reason.take(rows), value.take(rows)]
+        columns = [
+            row_id.take(rows),
+            paths.take(files),
+            pa.array(first + rows - begins[files], pa.int64()),
+            reason.take(rows),
+            value.take(rows),
+        ]
         self._aside.append(pa.table(columns, names=QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA))
 
 
@@ -562,9 +595,7 @@ class _RowGroupWriter:
         dictionaries = ["datetime", *categorical_names(registry)]
         # LZ4 costs a tenth of the whole run less than zstd and a third more disk. Days are read whole, so minima and maxima
         # of every column would be computed for nobody.
-        self._writer = pq.ParquetWriter(
-            out, self._schema, compression="lz4", use_dictionary=dictionaries, write_statistics=["datetime"]
-        )
+        self._writer = pq.ParquetWriter(out, self._schema, compression="lz4", use_dictionary=dictionaries, write_statistics=["datetime"])
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-group")
         self._writing: Future[None] | None = None
 
@@ -615,4 +646,6 @@ def _encode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         return column.cast(kind)
     encoded = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
     order = encoded.indices.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(order.indices.cast(kind.index_type), encoded.dictionary.cast(kind.value_type).take(order.dictionary))
+    return pa.DictionaryArray.from_arrays(
+        order.indices.cast(kind.index_type), encoded.dictionary.cast(kind.value_type).take(order.dictionary)
+    )

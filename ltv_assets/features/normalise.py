@@ -58,7 +58,11 @@ def is_readable(column: Column, kind: pa.DataType | None) -> bool:
         if form not in ("map", "entries"):
             return False
         inner = form_of(_entry_types(kind)[1])
-        return inner in ("map", "entries", "text", "absent") if column.type.startswith("map<string,map") else inner in ("number", "timestamp", "text", "absent")
+        return (
+            inner in ("map", "entries", "text", "absent")
+            if column.type.startswith("map<string,map")
+            else inner in ("number", "timestamp", "text", "absent")
+        )
     if column.type == "list<string>":
         return form in ("text", "bytes") or (form == "list" and form_of(unwrap(kind).value_type) in ("text", "bytes", "number", "absent"))
     if column.type == "string":
@@ -193,7 +197,10 @@ def _entries(
         elements = f"json_extract({text}, '$[*]')"
         pair_key = f"coalesce({variable} ->> '$.key', {variable} ->> '$[0]')"
         pair_value = f"coalesce({variable} -> '$.value', {variable} -> '$[1]')"
-        keys = f"CASE json_type({text}) WHEN 'OBJECT' THEN json_keys({text}) WHEN 'ARRAY' THEN list_transform({elements}, {each} {pair_key}) END"
+        keys = (
+            f"CASE json_type({text}) WHEN 'OBJECT' THEN json_keys({text})"
+            f" WHEN 'ARRAY' THEN list_transform({elements}, {each} {pair_key}) END"
+        )
         values = (
             f"CASE json_type({text})"
             f" WHEN 'OBJECT' THEN list_transform(json_extract({text}, '$.*'), {each} {json_value.format(e=variable)})"

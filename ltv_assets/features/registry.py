@@ -22,9 +22,9 @@ from ltv_assets.contract import BY_NAME, NOT_FEATURES
 from ltv_assets.errors import ConfigError
 from ltv_assets.features.statistics import available
 
-SQL_WORDS = frozenset(
-    "and or not case when then else end is null abs coalesce nullif exp ln sqrt log10 pow floor ceil round sin cos between".split()
-)
+_KEYWORDS = ("and", "or", "not", "case", "when", "then", "else", "end", "is", "null", "between")
+_FUNCTIONS = ("abs", "coalesce", "nullif", "exp", "ln", "sqrt", "log10", "pow", "floor", "ceil", "round", "sin", "cos")
+SQL_WORDS = frozenset((*_KEYWORDS, *_FUNCTIONS))
 """Functions and keywords an interaction may use besides feature names (not greatest and least: DuckDB's ignore NULL)."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -136,7 +136,11 @@ class Registry(_Frozen):
                     problems.append(f"{key}: expected a lower-case name")
                 if ";" in interaction.sql or "--" in interaction.sql:
                     problems.append(f"{key}: expected one SQL expression")
-                problems += [f"{key}: {word!r} is neither a possible feature nor an allowed function" for word in interaction.inputs if not _is_statistic(word)]
+                problems += [
+                    f"{key}: {word!r} is neither a possible feature nor an allowed function"
+                    for word in interaction.inputs
+                    if not _is_statistic(word)
+                ]
         names = Counter(feature.name for feature in self._all_features(enabled_only=False))
         problems += [f"feature {name!r} is declared {count} times" for name, count in names.items() if count > 1]
         return problems
@@ -147,7 +151,7 @@ class Registry(_Frozen):
             if enabled_only and not group.enabled:
                 continue
             for column_name, statistics in group.columns.items():
-                column = BY_NAME[column_name] if column_name in BY_NAME else None
+                column = BY_NAME.get(column_name)
                 if column is None or column.is_label:
                     continue
                 for statistic in statistics:
@@ -168,7 +172,12 @@ class Registry(_Frozen):
                 features.append(Feature(name=f"{overlap.name}_share", group=group_name, unit="share", description=f"share of {words}"))
             for indicator, columns in group.indicators.items():
                 features.append(
-                    Feature(name=f"missing__{indicator}", group=group_name, unit="0 or 1", description=f"1 if all of these are missing: {', '.join(columns)}")
+                    Feature(
+                        name=f"missing__{indicator}",
+                        group=group_name,
+                        unit="0 or 1",
+                        description=f"1 if all of these are missing: {', '.join(columns)}",
+                    )
                 )
             for name, interaction in group.expressions.items():
                 features.append(Feature(name=name, group=group_name, unit=interaction.unit, description=interaction.description))
@@ -227,7 +236,9 @@ def _column_problems(key: str, name: str, statistics: tuple[str, ...]) -> list[s
     known = available(BY_NAME[name])
     if not statistics:
         return [f"{key}: expected at least one of {', '.join(known)}"]
-    return [f"{key}: unknown statistic {s!r} for {BY_NAME[name].type}; expected one of {', '.join(known)}" for s in statistics if s not in known]
+    return [
+        f"{key}: unknown statistic {s!r} for {BY_NAME[name].type}; expected one of {', '.join(known)}" for s in statistics if s not in known
+    ]
 
 
 def load_registry(path: Path) -> Registry:

@@ -46,39 +46,73 @@ Steps = dict[str, str]
 
 
 def flatten_sql(
-    registry: Registry,
-    physical_types: Mapping[str, pa.DataType],
-    *,
-    source: str = DEFAULT_SOURCE,
-    labelled: bool = True,
-    elsewhere: frozenset[str] = frozenset(),
-    texts: frozenset[str] = frozenset(),
+    registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str = DEFAULT_SOURCE, labelled: bool = True
 ) -> str:
-    """Return the query that flattens one source whose columns have the given physical types.
+    """Return the one query that defines every flattened column of a source with the given physical types.
 
     The source must yield ``hour_start`` (unix seconds, BIGINT) beside the raw columns; columns it does not have must be
     absent from ``physical_types``. The result has ``row_id``, the stored labels, every feature in the registry's order,
-    and bookkeeping columns, whose names start with an underscore (see ``bookkeeping``).
+    and bookkeeping columns, whose names start with an underscore (see ``counts`` and ``verdict``).
 
-    ``elsewhere`` names nested columns whose statistics another engine computes: the result then leaves out their
-    features and whatever combines several columns, and has instead what is needed to finish outside: the impression's
-    own keys (``_own_<c>``), where columns are missing (``_absent_<c>``) and the inputs of interactions (``_input_<f>``).
-    ``texts`` names text columns whose value is at hand outside, too, and is left out here.
+    The flattener computes the same columns in parts: ``row_sql`` and ``nested_sql``, with array reductions in the place
+    of the latter for the usual layouts, then ``interaction_sql``.
     """
-    outputs = {"row_id": "raw_row_id"}
-    outputs |= {name: _label_sql(name, labelled) for name in STORED_LABELS}
-    outputs |= bookkeeping(registry, physical_types, labelled=labelled, elsewhere=elsewhere)
-    if not elsewhere:
-        outputs |= {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
-    else:
-        combined = _combined(registry, elsewhere) | texts
-        for feature in registry.features:
-            if feature.name not in combined and feature.name.split("__", 1)[0] not in elsewhere:
-                outputs[feature.name] = _output_sql(feature.name, feature.categorical)
-        outputs |= {f"_own_{name}": own for name, own in own_keys().items() if name not in texts}
-        outputs |= {f"_absent_{name}": f"{_presence(BY_NAME[name])} IS NULL" for name in indicator_columns(registry) if name not in elsewhere | texts}
-        outputs |= {f"_input_{name}": f"{name}::DOUBLE" for name in interaction_inputs(registry) if name.split("__", 1)[0] not in elsewhere}
+    outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(registry.source_columns, physical_types)
+    outputs |= {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
     return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+
+
+def row_sql(
+    registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str, labelled: bool, texts: frozenset[str] = frozenset()
+) -> str:
+    """Return the query for everything about a row but its nested columns.
+
+    Besides keys, labels, the features of scalars and bookkeeping, it yields what is needed to go on: the impression's
+    own keys (``_own_<c>``), where columns are missing (``_absent_<c>``) and the inputs of interactions (``_input_<f>``).
+    ``texts`` names text columns whose values are at hand elsewhere and are left out.
+    """
+    scalars = [name for name in registry.source_columns if not BY_NAME[name].is_nested]
+    outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(scalars, physical_types)
+    outputs |= {f"_own_{name}": own for name, own in own_keys().items() if name not in texts}
+    outputs |= _column_outputs(registry, scalars, texts)
+    return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+
+
+def nested_sql(registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str, columns: Sequence[str]) -> str:
+    """Return the query for the features, bookkeeping and ``_absent_`` and ``_input_`` columns of some nested columns."""
+    outputs = counts(columns, physical_types) | _column_outputs(registry, columns)
+    for group in registry.groups.values():
+        for overlap in group.overlaps if group.enabled else ():
+            if overlap.of in columns and overlap.within in columns:
+                outputs |= {name: _output_sql(name) for name in (overlap.name, f"{overlap.name}_share")}
+    return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+
+
+def _keys_and_labels(labelled: bool) -> Steps:
+    return {"row_id": "raw_row_id"} | {name: _label_sql(name, labelled) for name in STORED_LABELS}
+
+
+def _column_outputs(registry: Registry, columns: Sequence[str], texts: frozenset[str] = frozenset()) -> Steps:
+    """Return the outputs made of single columns; what combines several of them is left to the caller."""
+    combined = {name for group in registry.groups.values() for name in group.expressions}
+    combined |= {f"missing__{indicator}" for group in registry.groups.values() for indicator in group.indicators}
+    combined |= {name for group in registry.groups.values() for o in group.overlaps for name in (o.name, f"{o.name}_share")}
+    outputs = {
+        feature.name: _output_sql(feature.name, feature.categorical)
+        for feature in registry.features
+        if feature.name not in combined | texts and _column_of(feature.name) in columns
+    }
+    outputs |= {
+        f"_absent_{name}": f"{_presence(BY_NAME[name])} IS NULL"
+        for name in indicator_columns(registry)
+        if name in columns and name not in texts
+    }
+    outputs |= {f"_input_{name}": f"{name}::DOUBLE" for name in interaction_inputs(registry) if _column_of(name) in columns}
+    return outputs
+
+
+def _column_of(feature: str) -> str:
+    return feature.split("__", 1)[0]
 
 
 def own_keys() -> dict[str, str]:
@@ -103,18 +137,6 @@ def interaction_sql(registry: Registry, source: str) -> str:
     derived = {name: i.sql for group in registry.groups.values() if group.enabled for name, i in group.expressions.items()}
     logical = {name: _quote(name) for name in interaction_inputs(registry)}
     return _assemble(logical, derived, {name: _output_sql(name) for name in derived}, f"SELECT * FROM {source}")
-
-
-def _combined(registry: Registry, elsewhere: frozenset[str]) -> set[str]:
-    """Return the features that cannot be finished without columns that are computed elsewhere."""
-    names: set[str] = set()
-    for group in registry.groups.values():
-        names.update(group.expressions)
-        names.update(f"missing__{indicator}" for indicator in group.indicators)
-        for overlap in group.overlaps:
-            if overlap.of in elsewhere:
-                names.update((overlap.name, f"{overlap.name}_share"))
-    return names
 
 
 def explain_sql(registry: Registry, column: str) -> str:
@@ -150,43 +172,34 @@ def contract_types() -> Mapping[str, pa.DataType]:
     return {column.name: {**numbers, **nested}[column.type] for column in RAW_COLUMNS}
 
 
-def timestamp_columns(registry: Registry, elsewhere: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Return the raw timestamp columns whose values are checked against the impression's hour."""
-    kinds = ("timestamp", "timestamp_map", "nested_timestamps")
-    return tuple(name for name in registry.source_columns if name not in elsewhere and kind_of(BY_NAME[name]) in kinds)
+def counts(columns: Sequence[str], physical_types: Mapping[str, pa.DataType]) -> Steps:
+    """Return the columns that count what is unusable in a row: name -> SQL.
 
-
-def number_columns(registry: Registry, elsewhere: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Return the raw columns whose non-finite values are treated as missing and counted."""
-    kinds = ("number", "number_map", "histogram", "nested_counts")
-    return tuple(name for name in registry.source_columns if name not in elsewhere and kind_of(BY_NAME[name]) in kinds)
-
-
-def bookkeeping(
-    registry: Registry, physical_types: Mapping[str, pa.DataType], *, labelled: bool, elsewhere: frozenset[str] = frozenset()
-) -> dict[str, str]:
-    """Return the columns the flattener counts and then drops: name -> SQL.
-
-    ``_future_<c>`` and ``_ancient_<c>`` count unusable timestamps of a row, ``_nonfinite_<c>`` NaN and infinite values,
-    ``_malformed_<c>`` is true where text that should be JSON is not, ``_reason`` says why a row must be set aside,
-    ``_value`` shows the offending value, ``_disagree`` is true where the payer flag contradicts the revenue.
+    ``_future_<c>`` and ``_ancient_<c>`` count timestamps after the hour began and before 2000, ``_nonfinite_<c>`` NaN and
+    infinite values, ``_malformed_<c>`` text that should be JSON and is not.
     """
-    counts: dict[str, str] = {}
-    for name in timestamp_columns(registry, elsewhere):
-        counts[f"_future_{name}"] = f"future_{name}"
-        counts[f"_ancient_{name}"] = f"ancient_{name}"
-    for name in number_columns(registry, elsewhere):
-        counts[f"_nonfinite_{name}"] = f"nonfinite_{name}"
-    for name in registry.source_columns:
+    outputs: Steps = {}
+    for name in columns:
+        kind = kind_of(BY_NAME[name])
+        if kind in ("timestamp", "timestamp_map", "nested_timestamps"):
+            outputs |= {f"_future_{name}": f"future_{name}", f"_ancient_{name}": f"ancient_{name}"}
+        if kind in ("number", "number_map", "histogram", "nested_counts"):
+            outputs[f"_nonfinite_{name}"] = f"nonfinite_{name}"
         if BY_NAME[name].is_nested and form_of(physical_types.get(name)) in ("text", "bytes"):
-            counts[f"_malformed_{name}"] = f"malformed_{name}"
-    reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id")]
-    if labelled:
-        reasons += _label_reasons()
-        counts["_disagree"] = "raw_buyer_d7 = 0 AND raw_iap_revenue_d7 > 0"
+            outputs[f"_malformed_{name}"] = f"malformed_{name}"
+    return outputs
+
+
+def verdict(labelled: bool) -> Steps:
+    """Return the columns that judge a row: ``_reason`` says why it must be set aside, ``_value`` shows the offending value.
+
+    On labelled days ``_disagree`` is true where the payer flag contradicts the revenue, which is only counted.
+    """
+    reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons() if labelled else [])]
     whens = " ".join(f"WHEN {test} THEN '{reason}'" for test, reason, _ in reasons)
     values = " ".join(f"WHEN {test} THEN {value}::VARCHAR" for test, _, value in reasons)
-    return {**counts, "_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}
+    outputs = {"_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}
+    return outputs | ({"_disagree": "raw_buyer_d7 = 0 AND raw_iap_revenue_d7 > 0"} if labelled else {})
 
 
 def _label_reasons() -> list[tuple[str, str, str]]:
@@ -247,7 +260,9 @@ def _derived_steps(registry: Registry) -> Steps:
             steps |= _column_steps(column, registry)
     for group in registry.groups.values():
         for overlap in group.overlaps:
-            steps[overlap.name] = f"len(list_intersect(raw_{overlap.of}, raw_{overlap.within}))"
+            # list_intersect takes NULL for an empty list, hence the test.
+            shared = f"len(list_intersect(raw_{overlap.of}, raw_{overlap.within}))"
+            steps[overlap.name] = f"CASE WHEN raw_{overlap.of} IS NOT NULL AND raw_{overlap.within} IS NOT NULL THEN {shared} END"
             steps[f"{overlap.name}_share"] = f"{overlap.name} / nullif({overlap.of}__n_unique, 0)"
         for indicator, columns in group.indicators.items():
             tests = " AND ".join(f"{_presence(BY_NAME[name])} IS NULL" for name in columns)
@@ -308,8 +323,9 @@ def _timestamp_steps(c: str, values: str, own: str | None) -> Steps:
     usable = f"x BETWEEN {OLDEST_TIMESTAMP} AND hour_start"
     # NaN and infinity order above every number, so an unusable value shows in the minimum or in the maximum.
     future, ancient = f"list_max({values}) > hour_start", f"list_min({values}) < {OLDEST_TIMESTAMP}"
+    cleaned = f"list_transform({values}, lambda x: CASE WHEN {usable} THEN x END)"
     steps = {
-        f"finite_{c}": f"CASE WHEN {future} OR {ancient} THEN list_transform({values}, lambda x: CASE WHEN {usable} THEN x END) ELSE {values} END",
+        f"finite_{c}": f"CASE WHEN {future} OR {ancient} THEN {cleaned} ELSE {values} END",
         f"future_{c}": f"CASE WHEN {future} THEN len(list_filter({values}, lambda x: x > hour_start)) END",
         f"ancient_{c}": f"CASE WHEN {ancient} THEN len(list_filter({values}, lambda x: x < {OLDEST_TIMESTAMP})) END",
         **{f"{total}_{c}": f"list_{total}(finite_{c})" for total in ("min", "max")},

@@ -59,7 +59,9 @@ _TOP1 = Statistic("max_{c} / nullif(mass_{c}, 0)", "share of the largest entry i
 _OWN_SHARE = Statistic("if(own_{c} < 0, 0, own_{c}) / nullif(mass_{c}, 0)", "share of the impression's own key in", "share", needs_own=True)
 _AGO_MIN = Statistic("(hour_start - max_{c}) / 86400.0", "days since the most recent entry of", "days")
 _AGO_MAX = Statistic("(hour_start - min_{c}) / 86400.0", "days since the oldest entry of", "days")
-_OWN_AGO = Statistic("(hour_start - own_{c}) / 86400.0", "days since the most recent entry of the impression's own key in", "days", needs_own=True)
+_OWN_AGO = Statistic(
+    "(hour_start - own_{c}) / 86400.0", "days since the most recent entry of the impression's own key in", "days", needs_own=True
+)
 
 STATISTICS: dict[Kind, dict[str, Statistic]] = {
     "number_map": {
@@ -84,14 +86,18 @@ STATISTICS: dict[Kind, dict[str, Statistic]] = {
         "n_keys": _ENTRIES,
         "entropy": _ENTROPY,
         "top1_share": _TOP1,
-        "has_own": Statistic("list_contains(raw_{c}_keys, {own})::INTEGER", "whether the impression's own key is in", "0 or 1", needs_own=True),
+        "has_own": Statistic(
+            "list_contains(raw_{c}_keys, {own})::INTEGER", "whether the impression's own key is in", "0 or 1", needs_own=True
+        ),
         "own_share": _OWN_SHARE,
     },
     "nested_counts": {
         "n_bundles": Statistic("len(raw_{c}_keys)", "number of apps in", "apps"),
         "n_actions": Statistic("len(flat_{c})", "number of app and action pairs in", "entries"),
         "total": Statistic("sum_{c}", "total count over apps and actions of"),
-        "has_own": Statistic("list_contains(raw_{c}_keys, {own})::INTEGER", "whether the impression's own app is in", "0 or 1", needs_own=True),
+        "has_own": Statistic(
+            "list_contains(raw_{c}_keys, {own})::INTEGER", "whether the impression's own app is in", "0 or 1", needs_own=True
+        ),
         "own_n_actions": Statistic("len(own_flat_{c})", "number of actions of the impression's own app in", "entries", needs_own=True),
         "own_total": Statistic("own_{c}", "total count of the impression's own app in", needs_own=True),
     },
