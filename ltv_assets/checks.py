@@ -146,6 +146,33 @@ def drift(project: Project, key: str) -> Outcome:
     return Outcome(True, f"largest PSI {shifted[0]['psi']:.3f} ({shifted[0]['feature']})", figures)
 
 
+def adversarial_drift(project: Project, key: str) -> Outcome:
+    """AUC of a small model that tells the day's rows from those of the days before it: 0.5 means that it cannot."""
+    from ltv_assets.drifting import adversarial_separation
+    from ltv_assets.features.schema import feature_names
+
+    earlier = [k for k in project.warehouse.keys("flattened_features") if k < key][-project.config.windows.max_train_days :]
+    if not earlier:
+        return Outcome(True, "no earlier day to compare with")
+    try:
+        found = adversarial_separation(
+            [f for k in earlier for f in project.warehouse.files("flattened_features", k, verify=False)],
+            project.warehouse.files("flattened_features", key, verify=False),
+            feature_names(project.registry),
+            seed=project.config.seed,
+            threads=project.config.compute.threads,
+        )
+    except DataError as error:
+        return Outcome(True, f"day {key}: not measured: {error}")
+    limit = project.config.checks.adversarial_auc_warn
+    figures = {"auc": found.auc, "rows_a_side": found.rows_new}
+    rows = [{"feature": name, "share of gain": share} for name, share in found.features]
+    text = f"a model tells day {key} from {earlier[0]} .. {earlier[-1]} with AUC {found.auc:.3f}"
+    if found.auc > limit:
+        return Outcome(False, f"{text}, above adversarial_auc_warn = {limit:g}; most by {found.features[0][0]}", figures, rows)
+    return Outcome(True, text, figures, rows)
+
+
 # ------------------------------------------------------------------------------------------------------------- windows
 
 
@@ -282,6 +309,62 @@ def _predicted_files(project: Project) -> list[Path]:
     return [f for day in project.horizon.test_days for f in project.warehouse.files("predictions", str(day), verify=False)]
 
 
+# -------------------------------------------------------------------------------------------- the warehouse as a whole
+
+
+def standing_failures(project: Project) -> Outcome:
+    """No partition that the configuration asks for stays failed, stale or missing."""
+    from ltv_assets.reporting import partition_states
+
+    open_states = [r for r in partition_states(project) if r["state"] != "fresh" and r["asset"] != "submission"]
+    worst_first = sorted(open_states, key=lambda r: r["state"] != "failed")
+    rows = [{name: r[name] for name in ("asset", "partition", "state", "why")} for r in worst_first[: MAX_FAILING_ROWS * 2]]
+    figures = {"failed": sum(r["state"] == "failed" for r in open_states), "not_fresh": len(open_states)}
+    if not rows:
+        return Outcome(True, "every partition asked for is fresh", figures)
+    first = rows[0]
+    text = f"{figures['failed']} partitions failed, {len(open_states) - figures['failed']} more are not fresh"
+    return Outcome(False, f"{text}; first: {first['asset']} {first['partition']} is {first['state']} ({first['why']})", figures, rows)
+
+
+def days_fresh(project: Project) -> Outcome:
+    """The newest day that has landed is flattened, fresh and checked."""
+    from ltv_assets.landing import landings
+
+    landed = [d for d in landings(project.config, project.horizon) if 24 - d.hours <= project.config.automation.allow_missing_hours]
+    if not landed:
+        return Outcome(True, "no complete day has landed")
+    lineage = project.lineage()
+    late = []
+    for landing in reversed(landed):
+        status = lineage.status("flattened_features", str(landing.day))
+        if status.state == "fresh":
+            break
+        late.append({"day": str(landing.day), "state": status.state, "why": status.why})
+    newest = landed[-1].day
+    if late:
+        return Outcome(False, f"day {newest} has landed, but {len(late)} newest days are not fresh: {late[0]['why']}", {"days_late": len(late)}, late)
+    return Outcome(True, f"the newest complete day {newest} is fresh", {"days_late": 0})
+
+
+def champion_fresh(project: Project) -> Outcome:
+    """The champion's window lies at most ``champion_max_age_days`` behind the newest day with final labels."""
+    from ltv_assets.horizon import mature_horizons, parse_day
+
+    champion = project.lineage().champion()
+    if champion is None:
+        return Outcome(False, "there is no champion; run `ltv run`")
+    mature = [d for d in project.horizon.train_days if 7 in mature_horizons(project.config, d)]
+    age = (max(mature) - parse_day(champion.window)).days if mature else 0
+    limit = project.config.checks.champion_max_age_days
+    text = f"champion {champion.window}{' (pinned)' if champion.pinned else ''} is {age} days behind the newest day with final labels"
+    return Outcome(age <= limit, text if age <= limit else f"{text}, more than champion_max_age_days = {limit}", {"age_days": age})
+
+
+STANDING_CHECKS: tuple[Callable[[Project], Outcome], ...] = (standing_failures, days_fresh, champion_fresh)
+"""Checks without a partition: they stand at ``submission`` and are run with it and by the job ``health``."""
+
+
 # -------------------------------------------------------------------------------------------------------------- wiring
 
 
@@ -306,6 +389,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("flattened_features", "rows_reconciled", flattened_rows_reconciled),
     CheckSpec("flattened_features", "no_label_among_features", no_label_among_features),
     CheckSpec("flattened_features", "drift", drift),
+    CheckSpec("flattened_features", "adversarial_drift", adversarial_drift),
     CheckSpec("buyer_classifier", "no_label_in_model", no_label_in_model),
     CheckSpec("holdout_metrics", "zero_rate", zero_rate),
     CheckSpec("holdout_metrics", "rmsle", rmsle),
@@ -375,6 +459,15 @@ def _bind(spec: CheckSpec, partitions: dg.PartitionsDefinition | None) -> dg.Ass
     return check
 
 
+def _bind_standing(function: Callable[[Project], Outcome]) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset="submission", name=function.__name__, description=(function.__doc__ or "").strip())
+    def check(context: dg.AssetCheckExecutionContext, project_resource: ProjectResource) -> dg.AssetCheckResult:
+        with readable_failures():
+            return _result(function(project_resource.open()), blocking=False)
+
+    return check
+
+
 def _bind_tracking(partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="holdout_metrics",
@@ -396,4 +489,5 @@ def _bind_tracking(partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinit
 def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
     """Every check, bound to its asset's clock."""
     clocks = {"raw_partitions": days, "flattened_features": days, "predictions": days, "submission": None}
-    return [*(_bind(spec, clocks.get(spec.asset, windows)) for spec in CHECKS), _bind_tracking(windows)]
+    partitioned = [_bind(spec, clocks.get(spec.asset, windows)) for spec in CHECKS]
+    return [*partitioned, _bind_tracking(windows), *(_bind_standing(function) for function in STANDING_CHECKS)]

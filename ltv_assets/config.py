@@ -30,6 +30,7 @@ PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+CRON = r"^\s*[0-9*/,-]+(\s+[0-9A-Za-z*/,?#-]+){4}\s*$"
 
 
 class Section(BaseModel):
@@ -261,6 +262,10 @@ class ChecksConfig(Section):
     expected_revenue_ratio_max: PositiveFloat = Field(2.0, description="the same ratio's upper bound (a warning above)")
     psi_warn: PositiveFloat = Field(0.25, description="population stability index from which a feature counts as drifted (a warning)")
     min_rows_per_day: PositiveInt = Field(1, description="a day with fewer flattened rows fails")
+    adversarial_auc_warn: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
+        0.70, description="AUC from which a model that tells a day from the days before it counts as drift (a warning)"
+    )
+    champion_max_age_days: NonNegativeInt = Field(7, description="days the champion's window may lie behind the newest day with mature labels (a warning)")
 
 
 class EvaluationConfig(Section):
@@ -289,6 +294,30 @@ class WarehouseConfig(Section):
     lock_timeout_seconds: PositiveFloat = Field(60.0, description="longest wait for the catalogue's lock")
 
 
+class AutomationConfig(Section):
+    """When the graph moves by itself; every sensor and schedule is off until somebody switches it on."""
+
+    allow_missing_hours: Annotated[int, Field(ge=0, le=23)] = Field(0, description="a day counts as landed with at most this many of its 24 hours missing")
+    settle_seconds: NonNegativeFloat = Field(60.0, description="a day counts as landed when its files were left alone this long, in seconds")
+    windows_back: NonNegativeInt = Field(3, description="next to the newest window, windows at most this many days older are brought up to date; 0 = none")
+    sensor_seconds: PositiveInt = Field(30, description="shortest time between two looks of a sensor, in seconds")
+    daily_prediction: str = Field("0 6 * * *", pattern=CRON, description="cron expression: score the days without labels that are not fresh")
+    weekly_retraining: str = Field("0 3 * * 1", pattern=CRON, description="cron expression: train the newest window, whatever the figures say")
+    daily_health: str = Field("0 7 * * *", pattern=CRON, description="cron expression: run the checks that look at the warehouse as a whole")
+    timezone: str = Field("UTC", min_length=1, description="time zone of the cron expressions")
+    retrain_rmsle_max: PositiveFloat = Field(0.60, description="the champion's RMSLE on the newest evaluated day above which retraining is asked for")
+    retrain_zero_rate_gap: Share = Field(0.02, description="|zero rate of new predictions - zero rate the champion was gated to| that asks for retraining")
+    retrain_score_psi: PositiveFloat = Field(0.25, description="population stability index of ltv_d7, holdout against new predictions, that asks for retraining")
+
+
+class RetentionConfig(Section):
+    """What `ltv gc` keeps; the champion, the champion before it and what both were made from are always kept."""
+
+    windows: PositiveInt = Field(14, description="newest windows whose models, metrics and tracking records are kept")
+    days: PositiveInt = Field(60, description="flattened days, inventories and predictions are kept this many days back from the newest day")
+    submissions: PositiveInt = Field(3, description="newest submissions that are kept, next to the configured one")
+
+
 class TrackingConfig(Section):
     """MLflow; `MLFLOW_TRACKING_URI` replaces the default store inside the warehouse."""
 
@@ -312,6 +341,8 @@ class Config(Section):
     compute: ComputeConfig = Field(ComputeConfig())
     warehouse: WarehouseConfig = Field(WarehouseConfig())
     tracking: TrackingConfig = Field(TrackingConfig())
+    automation: AutomationConfig = Field(AutomationConfig())
+    retention: RetentionConfig = Field(RetentionConfig())
 
     def fingerprint(self, *sections: str) -> str:
         """Short hash of the named top-level sections: what a partition's staleness is judged by."""

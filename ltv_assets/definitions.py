@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets import checks, jobs, partitions
+from ltv_assets import automation, checks, jobs, partitions, schedules, sensors
 from ltv_assets.assets import evaluation, ingestion, models, sampling, scoring
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource, TrackingResource
@@ -23,15 +23,19 @@ def build_defs(*, resource_overrides: Mapping[str, Any] | None = None) -> dg.Def
     days = partitions.day_partitions(project.config, project.horizon)
     windows = partitions.window_partitions(project.config, project.horizon)
     return dg.Definitions(
-        assets=[
-            *ingestion.build(project, days),
-            *sampling.build(project, windows),
-            *models.build(project, windows),
-            *evaluation.build(project, windows),
-            *scoring.build(project, days),
-        ],
+        assets=automation.automated(
+            [
+                *ingestion.build(project, days),
+                *sampling.build(project, windows),
+                *models.build(project, windows),
+                *evaluation.build(project, windows),
+                *scoring.build(project, days),
+            ]
+        ),
         asset_checks=checks.build(days, windows),
         jobs=jobs.build(days, windows),
+        sensors=sensors.build(project.config, days),
+        schedules=schedules.build(project.config),
         resources={
             "project_resource": ProjectResource(),
             "catalogue": CatalogueResource(),

@@ -19,6 +19,8 @@ WINDOW_ASSETS = (
 
 def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
     """Jobs over the asset graph; a backfill of ``train_window`` is a walk-forward backtest."""
+    from ltv_assets.checks import STANDING_CHECKS
+
     select = dg.AssetSelection.assets
     return [
         dg.define_asset_job("ingest_days", select(*DAY_ASSETS), partitions_def=days, description="Inventory and flatten days."),
@@ -32,5 +34,10 @@ def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> li
             select(*WINDOW_ASSETS) - select("served_model"),
             partitions_def=windows,
             description="Train and evaluate windows without refitting or promoting them; backfill it over a range of holdout days.",
+        ),
+        dg.define_asset_job(
+            "health",
+            dg.AssetSelection.checks(*(dg.AssetCheckKey(dg.AssetKey("submission"), check.__name__) for check in STANDING_CHECKS)),
+            description="Look at the warehouse as a whole: partitions that stay failed, freshness of days and of the champion.",
         ),
     ]

@@ -85,6 +85,7 @@ CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
     "calibration": ("checks.ece_max",),
     "expected_revenue": ("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"),
     "drift": ("checks.psi_warn",),
+    "adversarial_drift": ("checks.adversarial_auc_warn",),
 }
 """Configured bounds of each check; a verdict given under other bounds does not count."""
 
