@@ -645,7 +645,7 @@ def _encode(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     if not pa.types.is_dictionary(kind):
         return column.cast(kind)
     encoded = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
-    order = encoded.indices.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(
-        order.indices.cast(kind.index_type), encoded.dictionary.cast(kind.value_type).take(order.dictionary)
-    )
+    # Equal words must share a code: parquet pages of a dictionary with repetitions end in uninitialised bytes.
+    words = encoded.dictionary.cast(kind.value_type).dictionary_encode()
+    order = words.indices.take(encoded.indices).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(order.indices.cast(kind.index_type), words.dictionary.take(order.dictionary))

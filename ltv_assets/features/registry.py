@@ -261,8 +261,11 @@ def load_registry(path: Path) -> Registry:
     try:
         return Registry.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "registry"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {key}: {message}{more}") from error
+        # An unknown key comes first: it is usually the misspelt one that is then reported as missing.
+        found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'registry'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in found[:3]
+        ]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise ConfigError(f"{path}: {'; '.join(lines)}{more}") from error
