@@ -90,7 +90,7 @@ def fit_buyer_classifier(
     curves: Curves = {}
     if rounds is None:
         rounds, curves = _choose_rounds(design, aux_weight, models, params, trainer)
-    model, shift = _fit_on(design.train, design.data.payer, weight, params, design.final_rounds(rounds), trainer)
+    model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer)
     odds = design.out_of_fold(lambda split: _held_out_odds(split, design.aux.payer, aux_weight, params, rounds, trainer))
     calibrator, probability, details = _calibrate(design, odds, models.calibration)
     diagnostics = {**details, **_diagnostics(design.aux.payer, odds, probability), "rounds": float(rounds), "prior_shift": shift}

@@ -85,10 +85,8 @@ def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer)
     return BaseSettings(penalties, rounds)
 
 
-def fit_base(
-    matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer, rounds: int
-) -> BaseLearners:
-    """Fit all base learners on one set of rows; ``rounds``: trees of the boosting.
+def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:
+    """Fit all base learners on one set of rows.
 
     The boosting learns log1p(revenue) with a Poisson likelihood and log link, starting from the logarithm of the linear
     two-part score: it adds what a product of lines cannot express, and adds nothing where there is nothing.
@@ -97,7 +95,7 @@ def fit_base(
     if not log_revenue.any():  # a fold without payers teaches the boosting nothing
         rounds, params = 1, _boosting_params(models) | {"objective": "regression"}
     else:
-        params = _boosting_params(models)
+        rounds, params = settings.boosting_rounds, _boosting_params(models)
     forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
     start = _log(linear.scores(matrix.values)[0])
     boosting = trainer.train(matrix, log_revenue, params, rounds, start=start)
@@ -109,7 +107,7 @@ def base_out_of_fold(design: Design, models: ModelsConfig, settings: BaseSetting
 
     def fit(split: Split) -> Floats:
         own = design.aux.log_d7[split.train_rows]
-        return fit_base(split.train, own, models, settings, trainer, settings.boosting_rounds).scores(split.held)
+        return fit_base(split.train, own, models, settings, trainer).scores(split.held)
 
     return design.out_of_fold(fit)
 

@@ -25,8 +25,6 @@ from ltv_assets.sampling.draws import hash_uniform
 
 FloatMatrix = NDArray[np.float32]
 
-ROUNDS_POWER = float(__import__("os").environ.get("RP", "1.0"))
-"""0: final fits get exactly the chosen number of trees; 1: in proportion to their rows."""
 ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
 AUXILIARY_DRAW = 0x0A0C
@@ -141,13 +139,6 @@ class Design:
     def stopping(self) -> Split:
         """The split on which tree counts and penalties are chosen: the time-last fold."""
         return self.fold(self.folds.n_folds - 1)
-
-    def final_rounds(self, rounds: int) -> int:
-        """Trees for a fit on every row, given those that later time chose for the last fold's training rows.
-
-        More rows carry more trees before they overfit; the count grows with the number of rows to the power ROUNDS_POWER.
-        """
-        return max(1, round(rounds * (len(self.data) / len(self.stopping.train_rows)) ** ROUNDS_POWER))
 
     def out_of_fold(self, fit: Callable[[Split], Floats]) -> Floats:
         """Held-out predictions of ``fit(split)`` put in row order; (len(aux),) or (len(aux), c)."""

@@ -191,7 +191,7 @@ def fit_revenue_regressor(
     else:
         rounds, monotone_kept = dict(evaluated.rounds), evaluated.monotone_kept
         params = _head_params(design.train, models, monotone_kept)
-    head = _train_payers(design.train, design.data.log_d7, weight, params, design.final_rounds(rounds["head_d7"]), trainer)
+    head = _train_payers(design.train, design.data.log_d7, weight, params, rounds["head_d7"], trainer)
     mu = np.clip(design.out_of_fold(lambda s: _held_out_head(s, design, aux_weight, params, rounds["head_d7"], trainer)), *log_range)
     reference = fit_reference(design, trainer, rounds["reference"])
     oof: Arrays = {
@@ -277,9 +277,7 @@ def _fit_increments(
         if name not in rounds:
             rounds[name], curves[name] = _increment_rounds(design, j, params, config, trainer)
         label = label[known]
-        models[horizon] = trainer.train(
-            design.train, label, params, design.final_rounds(rounds[name]), start=float(label.mean()), rows=known
-        )
+        models[horizon] = trainer.train(design.train, label, params, rounds[name], start=float(label.mean()), rows=known)
     return models
 
 

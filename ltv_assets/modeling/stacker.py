@@ -268,7 +268,7 @@ def fit_stacker(
         return _sealed(empty, digests)
     settings = evaluated.settings if evaluated and evaluated.settings else choose_base_settings(design, models, trainer)
     base_scores = base_out_of_fold(design, models, settings, trainer)
-    base = fit_base(design.aux_train, log_revenue, models, settings, trainer, design.final_rounds(settings.boosting_rounds))
+    base = fit_base(design.aux_train, log_revenue, models, settings, trainer)
     context = _context_columns(regressor, design, models.stacker.context_features)
     table = _Table(
         np.column_stack([signals.two_part, signals.reference, base_scores]),
