@@ -1,0 +1,102 @@
+"""A submission is complete, ordered and numeric, or the line at fault is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltv_assets.errors import DataError
+from ltv_assets.submission import validate_submission, write_submissions
+
+
+def predictions(path: Path, ids: list[str], values: list[float]) -> Path:
+    pq.write_table(pa.table({"row_id": ids, "iap_revenue_d7": [0.0 if v < 1 else v for v in values], "ltv_d7": values}), path)
+    return path
+
+
+def write(tmp_path: Path, files: list[Path], sample: Path | None = None) -> Path:
+    (tmp_path / "out").mkdir(exist_ok=True)
+    write_submissions(files, sample, tmp_path / "out", threads=2, memory_gb=0.5)
+    return tmp_path / "out"
+
+
+def test_rows_keep_the_order_of_days_and_rows(tmp_path: Path) -> None:
+    files = [predictions(tmp_path / "a.parquet", ["b", "a"], [2.5, 0.25]), predictions(tmp_path / "b.parquet", ["c"], [7.0])]
+    out = write(tmp_path, files)
+    assert (out / "submission.csv").read_text() == "row_id,iap_revenue_d7\nb,2.5\na,0.0\nc,7.0\n"
+    assert (out / "submission_ungated.csv").read_text() == "row_id,iap_revenue_d7\nb,2.5\na,0.25\nc,7.0\n"
+    assert validate_submission(out / "submission.csv", expected=files) == []
+
+
+def test_sample_file_gives_the_order(tmp_path: Path) -> None:
+    sample = tmp_path / "sample.csv"
+    sample.write_text("row_id,iap_revenue_d7\nc,0\na,0\nb,0\n")
+    out = write(tmp_path, [predictions(tmp_path / "a.parquet", ["a", "b", "c"], [1.0, 2.0, 3.0])], sample)
+    assert (out / "submission.csv").read_text().splitlines()[1:] == ["c,3.0", "a,1.0", "b,2.0"]
+    assert validate_submission(out / "submission.csv", sample) == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1e12, allow_subnormal=True), min_size=1, max_size=50))
+def test_numbers_survive_the_text_exactly(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+    folder = tmp_path_factory.mktemp("numbers")
+    out = write(folder, [predictions(folder / "a.parquet", [f"id{i}" for i in range(len(values))], values)])
+    read = [float(line.split(",")[1]) for line in (out / "submission_ungated.csv").read_text().splitlines()[1:]]
+    assert read == values
+
+
+@pytest.mark.parametrize(("ids", "words"), [(["a", "a"], "stands on several"), (["=1+1", "b"], "read as a formula")])
+def test_unusable_ids_are_refused(tmp_path: Path, ids: list[str], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        write(tmp_path, [predictions(tmp_path / "a.parquet", ids, [1.0, 2.0])])
+
+
+def test_sample_and_scores_must_have_the_same_ids(tmp_path: Path) -> None:
+    sample = tmp_path / "sample.csv"
+    file = predictions(tmp_path / "a.parquet", ["a", "b"], [1.0, 2.0])
+    sample.write_text("row_id,iap_revenue_d7\na,0\nb,0\nc,0\n")
+    with pytest.raises(DataError, match="'c' is in the sample file but was not scored"):
+        write(tmp_path, [file], sample)
+    sample.write_text("row_id,iap_revenue_d7\na,0\n")
+    with pytest.raises(DataError, match="'b' is not in the sample file"):
+        write(tmp_path, [file], sample)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("row_id,revenue\na,1\n", "line 1: expected the header"),
+        ("row_id,iap_revenue_d7\na,1\nb,x\n", "line 3: value is not a number"),
+        ("row_id,iap_revenue_d7\na,nan\nb,1\n", "line 2: value is not finite"),
+        ("row_id,iap_revenue_d7\na,inf\nb,1\n", "line 2: value is not finite"),
+        ("row_id,iap_revenue_d7\na,-0.1\nb,1\n", "line 2: value is negative"),
+        ("row_id,iap_revenue_d7\na,1\nb,1\na,2\n", "line 4: row_id 'a' stands already on line 2"),
+        ("row_id,iap_revenue_d7\na,1\n", "row_id 'b' is missing (1 in all)"),
+        ("row_id,iap_revenue_d7\na,1\nb,1\nz,1\n", "line 4: row_id 'z' is not a test row"),
+        ("row_id,iap_revenue_d7\n,1\na,1\nb,1\n", "line 2: row_id is empty"),
+        ("row_id,iap_revenue_d7\na,1\nb,1", "cut while it was written"),
+        ("row_id,iap_revenue_d7\na,1,3\nb,1\n", "not a two-column CSV"),
+    ],
+)
+def test_damage_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    expected = predictions(tmp_path / "a.parquet", ["a", "b"], [1.0, 1.0])
+    (tmp_path / "s.csv").write_text(text)
+    problems = validate_submission(tmp_path / "s.csv", expected=[expected])
+    assert any(words in p for p in problems), problems
+
+
+def test_wrong_order_names_the_first_line_that_differs(tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_text("row_id,iap_revenue_d7\na,0\nb,0\nc,0\n")
+    (tmp_path / "s.csv").write_text("row_id,iap_revenue_d7\na,0\nc,0\nb,0\n")
+    assert validate_submission(tmp_path / "s.csv", tmp_path / "sample.csv") == [
+        "line 3: expected row_id 'b' as in the sample file, found 'c'"
+    ]
+
+
+def test_missing_file_is_a_problem_not_a_traceback(tmp_path: Path) -> None:
+    assert "file not found" in validate_submission(tmp_path / "none.csv")[0]
