@@ -6,7 +6,7 @@ stages before. What does not: blending (``stacker``). Next to read: ``stacker``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ltv_assets.modeling.window import Floats
 
 STAGE_COMPONENTS: tuple[str, ...] = ("two_part", "reference")
 """Scores that earlier stages supply: probability x log revenue, and the pinned reference."""
-BASE_COMPONENTS: tuple[str, ...] = ("linear", "elastic_net", "forest", "boosting")
+BASE_COMPONENTS: tuple[str, ...] = ("linear", "elastic_net", "forest", "boosting", "additive_boosting")
 """Scores of the base learners fitted here."""
 COMPONENTS: tuple[str, ...] = STAGE_COMPONENTS + BASE_COMPONENTS
 
@@ -34,23 +34,29 @@ class BaseSettings:
 
     penalties: Penalties
     boosting_rounds: int
+    additive_rounds: int
 
 
 @dataclass(eq=False)
 class BaseLearners:
-    """Linear models, random forest, gradient boosting; fitted on the same rows."""
+    """Linear models, random forest, gradient boosting in two forms; fitted on the same rows.
+
+    Both boosters start at the linear two-part score: ``boosting`` multiplies it (log link), ``additive`` adds to it.
+    """
 
     linear: LinearModels
     forest: TreeModel
     boosting: TreeModel
+    additive: TreeModel
     log_max: float
 
     def scores(self, matrix: Matrix) -> Floats:
-        """Log1p scores (n, 4) in the order of BASE_COMPONENTS, each within [0, largest log1p revenue]."""
+        """Log1p scores (n, 5) in the order of BASE_COMPONENTS, each within [0, largest log1p revenue]."""
         two_part, direct = self.linear.scores(matrix.values)
         forest = self.forest.predict(matrix.values)
-        boosting = np.exp(np.clip(self.boosting.predict(matrix.values, start=_log(two_part)), -50.0, 50.0))
-        return np.clip(np.column_stack([two_part, direct, forest, boosting]), 0.0, self.log_max)
+        boosting = _exp(self.boosting.predict(matrix.values, start=_log(two_part)))
+        additive = self.additive.predict(matrix.values, start=two_part)
+        return np.clip(np.column_stack([two_part, direct, forest, boosting, additive]), 0.0, self.log_max)
 
     def to_files(self) -> Files:
         """Linear coefficients as JSON, boosters as text."""
@@ -58,6 +64,7 @@ class BaseLearners:
             "linear.json": to_json(self.linear.to_dict() | {"log_max": self.log_max}),
             **self.forest.to_files("forest"),
             **self.boosting.to_files("boosting"),
+            **self.additive.to_files("additive_boosting"),
         }
 
     @classmethod
@@ -68,42 +75,51 @@ class BaseLearners:
             LinearModels.from_dict(state),
             TreeModel.from_files(files, "forest"),
             TreeModel.from_files(files, "boosting"),
+            TreeModel.from_files(files, "additive_boosting"),
             float(state["log_max"]),
         )
 
 
 def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer) -> BaseSettings:
-    """Penalties of the linear models and trees of the boosting, on the stopping rows."""
+    """Penalties of the linear models and trees of the boosters, on the last fold."""
     split, log_revenue = design.stopping, design.aux.log_d7
     own, later = log_revenue[split.train_rows], log_revenue[split.held_rows]
     penalties = choose_penalties(split.train, own, split.held, later, models.linear)
     linear = fit_linear(split.train, own, models.linear, penalties)
-    start, later_start = (_log(linear.scores(m.values)[0]) for m in (split.train, split.held))
-    metrics = {"rmsle": lambda raw: float(np.sqrt(np.mean((np.exp(np.clip(raw, -50.0, 50.0)) - later) ** 2)))}
-    params = _boosting_params(models)
-    rounds, _ = trainer.choose_rounds(split.train, own, params, models.boosting, split.held, metrics, start=start, later_start=later_start)
-    return BaseSettings(penalties, rounds)
+    start, later_start = (linear.scores(m.values)[0] for m in (split.train, split.held))
+
+    def rounds(objective: str, link: Callable[[Floats], Floats], inverse: Callable[[Floats], Floats]) -> int:
+        if not own.any():
+            return 1
+        metrics = {"mse": lambda raw: float(np.mean((inverse(raw) - later) ** 2))}
+        params = booster_params(models.boosting, objective)
+        chosen, _ = trainer.choose_rounds(
+            split.train, own, params, models.boosting, split.held, metrics, start=link(start), later_start=link(later_start)
+        )
+        return chosen
+
+    return BaseSettings(penalties, rounds("poisson", _log, _exp), rounds("regression", _same, _same))
 
 
 def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:
     """Fit all base learners on one set of rows.
 
-    The boosting learns log1p(revenue) with a Poisson likelihood and log link, starting from the logarithm of the linear
-    two-part score: it adds what a product of lines cannot express, and adds nothing where there is nothing.
+    Both boosters learn log1p(revenue) and start at the linear two-part score. One has a Poisson likelihood with log link and
+    multiplies the score, one has squared loss and adds to it: which suits depends on how effects combine, and neither adds
+    anything where a product of lines says it all.
     """
     linear = fit_linear(matrix, log_revenue, models.linear, settings.penalties)
-    if not log_revenue.any():  # a fold without payers teaches the boosting nothing
-        rounds, params = 1, _boosting_params(models) | {"objective": "regression"}
-    else:
-        rounds, params = settings.boosting_rounds, _boosting_params(models)
     forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
-    start = _log(linear.scores(matrix.values)[0])
-    boosting = trainer.train(matrix, log_revenue, params, rounds, start=start)
-    return BaseLearners(linear, forest, boosting, float(log_revenue.max(initial=0.0)))
+    start = linear.scores(matrix.values)[0]
+    # LightGBM refuses a Poisson fit without any positive label, as in a fold without payers.
+    objective, rounds = ("poisson", settings.boosting_rounds) if log_revenue.any() else ("regression", 1)
+    boosting = trainer.train(matrix, log_revenue, booster_params(models.boosting, objective), rounds, start=_log(start))
+    additive = trainer.train(matrix, log_revenue, booster_params(models.boosting, "regression"), settings.additive_rounds, start=start)
+    return BaseLearners(linear, forest, boosting, additive, float(log_revenue.max(initial=0.0)))
 
 
 def base_out_of_fold(design: Design, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> Floats:
-    """Held-out scores (auxiliary rows, 4) of the base learners."""
+    """Held-out scores (auxiliary rows, 5) of the base learners."""
 
     def fit(split: Split) -> Floats:
         own = design.aux.log_d7[split.train_rows]
@@ -116,8 +132,12 @@ def _log(score: Floats) -> Floats:
     return np.log(np.maximum(score, SMALLEST_SCORE))
 
 
-def _boosting_params(models: ModelsConfig) -> Params:
-    return booster_params(models.boosting, "poisson")
+def _exp(log_score: Floats) -> Floats:
+    return np.exp(np.clip(log_score, -50.0, 50.0))
+
+
+def _same(score: Floats) -> Floats:
+    return score
 
 
 def _forest_params(config: ForestConfig) -> Params:

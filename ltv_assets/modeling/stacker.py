@@ -4,8 +4,8 @@ What belongs here: the stage ``stacker``: caps of components, the blend, the met
 and the gate on final scores. What does not: the components themselves (``components``). Next to read: ``scoring``.
 
 The pinned reference is among the components, so the blend can only lose to it by noise. On the time-last fold, whose
-components have seen nothing but the past, three candidates are compared: meta learner, blend, and best single component. The
-best is served; the files say which and by how much.
+components have seen nothing but the past, three candidates are compared: meta learner, blend, and best single component
+(see ``winner``). The files say which is served and what each lost.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class Stacker:
             "alpha_payers": self.settings.penalties.alpha_payers,
             "alpha_direct": self.settings.penalties.alpha_direct,
             "boosting_rounds": self.settings.boosting_rounds,
+            "additive_rounds": self.settings.additive_rounds,
         }
         blend = self.blend and {"caps": self.blend.caps.tolist(), "weights": self.blend.weights.tolist(), "constant": self.blend.constant}
         meta = {
@@ -179,7 +180,8 @@ class Stacker:
             base=BaseLearners.from_files(files) if "linear.json" in files else None,
             meta=TreeModel.from_files(files, "meta") if "meta.json" in files else None,
             context=tuple(int(i) for i in state["context"]),
-            settings=s and BaseSettings(Penalties(s["c"], s["alpha_payers"], s["alpha_direct"]), int(s["boosting_rounds"])),
+            settings=s
+            and BaseSettings(Penalties(s["c"], s["alpha_payers"], s["alpha_direct"]), int(s["boosting_rounds"]), int(s["additive_rounds"])),
             meta_rounds=int(state["meta_rounds"]),
             log_max=float(state["log_max"]),
             gate=ScoreGate.from_dict(gate),
@@ -371,8 +373,22 @@ def _decide(design: Design, table: _Table, models: ModelsConfig, trainer: Traine
     }
     diagnostics = {f"last_fold_mse_{k}": v for k, v in losses.items()}
     diagnostics |= {f"last_fold_mse_{n}": float(np.mean((table.components[last, i] - y[last]) ** 2)) for i, n in enumerate(COMPONENTS)}
-    kind = min(losses, key=lambda k: losses[k])
+    single = table.components[last, COMPONENTS.index(component)]
+    kind = winner(y[last], meta=_predict(table, last, blend, meta), blend=blend.predict(table.components[last]), component=single)
     return kind, component, diagnostics | {"meta_rounds": float(rounds), "served_meta": float(kind == "meta")}
+
+
+def winner(log_revenue: Floats, *, meta: Floats, blend: Floats, component: Floats) -> Kind:
+    """What is served, by the last fold; arrays (n,) in log1p USD.
+
+    The meta learner has to beat the blend it starts from. The better of the two gives way to the best component only when
+    that wins by more than one standard error of the paired difference: the blend averages out what single components get
+    wrong, and on a single fold a component passes it by chance half as often as not.
+    """
+    losses = {"meta": (meta - log_revenue) ** 2, "blend": (blend - log_revenue) ** 2}
+    kind: Kind = "meta" if losses["meta"].mean() < losses["blend"].mean() else "blend"
+    difference = losses[kind] - (component - log_revenue) ** 2
+    return "component" if difference.mean() > difference.std() / np.sqrt(len(difference)) else kind
 
 
 def _cross_fitted_score(

@@ -16,7 +16,7 @@ from ltv_assets.modeling.gating import ScoreGate, fit_score_gate, probability_ca
 from ltv_assets.modeling.linear import LinearModels, Shaper
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
 from ltv_assets.modeling.scoring import WindowModels
-from ltv_assets.modeling.stacker import fit_blend
+from ltv_assets.modeling.stacker import fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
 from ltv_assets.modeling.trees import sigmoid
 from ltv_assets.modeling.window import concat_windows, prepare_window
@@ -332,11 +332,25 @@ class TestStacker:
         whale = models.gating.likely_whale(models.signals(encode(models.classifier.encoder, data.X)).whale)
         np.testing.assert_allclose(np.log1p(frame["ltv_d7"])[~whale], product[~whale], rtol=1e-12)
 
-    def test_decision_follows_the_last_fold(self) -> None:
+    def test_meta_learner_is_served_only_if_it_beats_the_blend_it_starts_from(self) -> None:
+        rng = np.random.default_rng(0)
+        y = rng.exponential(1.0, 4000)
+        good, bad = y + rng.normal(0, 0.1, 4000), y + rng.normal(0, 1.0, 4000)
+        assert winner(y, meta=good, blend=bad, component=bad) == "meta"
+        assert winner(y, meta=bad, blend=good, component=bad) == "blend"
+
+    def test_best_component_is_served_when_the_stacker_loses_beyond_noise(self) -> None:
+        rng = np.random.default_rng(1)
+        y = rng.exponential(1.0, 4000)
+        good = y + rng.normal(0, 0.1, 4000)
+        assert winner(y, meta=good + 0.5, blend=good + 0.5, component=good) == "component"
+        assert winner(y, meta=good, blend=good + 1e-4, component=good) != "component"
+
+    def test_what_is_served_is_said(self) -> None:
         model, _, _ = fitted()
         stacker = model.models_.stacker
-        losses = {k: stacker.diagnostics[f"last_fold_mse_{k}"] for k in ("meta", "blend", "component")}
-        assert stacker.kind == min(losses, key=lambda k: losses[k])
+        assert stacker.kind in ("meta", "blend", "component")
+        assert {f"last_fold_mse_{k}" for k in ("meta", "blend", "component")} <= set(stacker.diagnostics)
 
 
 class TestComposition:
