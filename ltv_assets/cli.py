@@ -101,12 +101,8 @@ def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, see
             first_day=f"{first_day:%Y-%m-%d}",
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    _print(summary)
-
-
-def _print(summary: object) -> None:
-    lines = str(summary)
-    out.print(escape(lines))
+    size = f"{summary.bytes / 1e6:.1f} MB in {summary.files} files"
+    out.print(f"{summary.train_rows} training and {summary.test_rows} test impressions (law {law}, seed {seed}), {size}: {summary.out}", markup=False)
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -452,6 +448,36 @@ def ablate(window: datetime | None, target: Path | None) -> None:
     out.print(table)
     if target is not None:
         frame.to_csv(target, index=False)
+
+
+@main.command()
+@click.option("--apply", is_flag=True, help="delete; without it the plan is only shown")
+@readable
+def gc(apply: bool) -> None:
+    """Show, or with --apply delete, what the retention rule lets go: old windows, days, submissions, tracking runs, orphans.
+
+    The champion, the champion before it and what both were made from always stay. Raw data is never touched.
+
+    \b
+    Example:
+      ltv gc
+      ltv gc --apply
+    """
+    from ltv_assets.retention import collect, plan
+
+    project = Project.open()
+    doomed = plan(project)
+    for item in doomed:
+        out.print(f"{item.kind} {item.key}: {item.bytes / 1e6:.1f} MB, {item.why}", markup=False)
+    total = sum(item.bytes for item in doomed) / 1e6
+    if not apply:
+        out.print(f"{len(doomed)} things, {total:.1f} MB would be deleted; `ltv gc --apply` deletes them", markup=False)
+        return
+    problems = collect(project, doomed)
+    out.print(f"{len(doomed)} things, {total:.1f} MB deleted", markup=False)
+    for problem in problems:
+        err.print(f"[yellow]warning:[/] {escape(problem)}")
+    sys.exit(1 if problems else 0)
 
 
 @main.command("mlflow-sync")
