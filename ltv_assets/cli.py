@@ -27,7 +27,7 @@ from ltv_assets.errors import LtvError, TransientError
 from ltv_assets.project import Project
 
 PIPED_WIDTH = 180
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
 
 DAY = click.DateTime(formats=["%Y-%m-%d"])
@@ -102,7 +102,7 @@ def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, see
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     size = f"{summary.bytes / 1e6:.1f} MB in {summary.files} files"
-    out.print(f"{summary.train_rows} training and {summary.test_rows} test impressions (law {law}, seed {seed}), {size}: {summary.out}", markup=False)
+    console.print(f"{summary.train_rows} training and {summary.test_rows} test impressions (law {law}, seed {seed}), {size}: {summary.out}", markup=False)
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -182,11 +182,11 @@ def _print_headline(project: Project, window: date | None) -> None:
             if row is not None and row["value"] is not None:
                 low, high = row["low"], row["high"]
                 table.add_row(label, f"{row['value']:.4f}", f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else "")
-        out.print(table)
+        console.print(table)
     if project.horizon.test_days:
         path = project.warehouse.folder("submission", project.submission_key) / "submission.csv"
         if path.is_file():
-            out.print(f"submission: {path}", markup=False)
+            console.print(f"submission: {path}", markup=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- status
@@ -215,7 +215,7 @@ def status(as_json: bool) -> None:
             click.echo(json.dumps(row))
         return
     if not rows:
-        out.print(f"no day found under {project.config.data.root}; run `ltv simulate` or set LTV_DATA_ROOT", markup=False)
+        console.print(f"no day found under {project.config.data.root}; run `ltv simulate` or set LTV_DATA_ROOT", markup=False)
         return
     table = Table()
     for name in ("asset", "partition", "state", "rows", "quarantined", "why"):
@@ -224,7 +224,7 @@ def status(as_json: bool) -> None:
         style = STATE_STYLE[row["state"]]
         cells = [row["asset"], row["partition"], f"[{style}]{row['state']}[/]", row["rows"], row["quarantined"] or "", escape(row["why"])]
         table.add_row(*("" if c is None else str(c) for c in cells))
-    out.print(table)
+    console.print(table)
     _print_champion(project)
 
 
@@ -252,7 +252,7 @@ def predict(source: Path, target: Path, window: datetime | None) -> None:
         rows, quarantined = predict_folder(
             project, source, target, window=str(window.date()) if window else None, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
-    out.print(f"{rows} rows scored, {quarantined} set aside without a usable key: {target}", markup=False)
+    console.print(f"{rows} rows scored, {quarantined} set aside without a usable key: {target}", markup=False)
 
 
 # ----------------------------------------------------------------------------------------------------------- validation
@@ -332,7 +332,7 @@ def promote(window: datetime | None, unpin: bool) -> None:
         raise click.UsageError("give a window or --unpin, not both")
     if window is None and not unpin:
         for reign in read_history(project.warehouse):
-            out.print(f"{reign.since}  window {reign.window}{' (pinned)' if reign.pinned else ''}: {reign.why}", markup=False)
+            console.print(f"{reign.since}  window {reign.window}{' (pinned)' if reign.pinned else ''}: {reign.why}", markup=False)
         _print_champion(project)
         return
     if window is not None:
@@ -363,9 +363,9 @@ def rollback() -> None:
 def _print_champion(project: Project) -> None:
     champion = project.lineage().champion()
     if champion is None:
-        out.print("champion: none yet", markup=False)
+        console.print("champion: none yet", markup=False)
     else:
-        out.print(f"champion: window {champion.window}{', pinned' if champion.pinned else ''} ({champion.why})", markup=False)
+        console.print(f"champion: window {champion.window}{', pinned' if champion.pinned else ''} ({champion.why})", markup=False)
 
 
 # ---------------------------------------------------------------------------------------------------- catalogue, engine
@@ -383,8 +383,8 @@ def catalog() -> None:
     project = Project.open()
     changed = project.sync_catalogue(rebuild=True)
     for asset, partitions in changed.items():
-        out.print(f"{asset}: {partitions} partitions", markup=False)
-    out.print(f"catalogue: {project.warehouse.database}", markup=False)
+        console.print(f"{asset}: {partitions} partitions", markup=False)
+    console.print(f"catalogue: {project.warehouse.database}", markup=False)
 
 
 @main.command("explain-sql")
@@ -445,7 +445,7 @@ def ablate(window: datetime | None, target: Path | None) -> None:
         table.add_column(str(name), justify="left" if frame[name].dtype == object or str(frame[name].dtype).startswith("str") else "right")
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
-    out.print(table)
+    console.print(table)
     if target is not None:
         frame.to_csv(target, index=False)
 
@@ -468,13 +468,13 @@ def gc(apply: bool) -> None:
     project = Project.open()
     doomed = plan(project)
     for item in doomed:
-        out.print(f"{item.kind} {item.key}: {item.bytes / 1e6:.1f} MB, {item.why}", markup=False)
+        console.print(f"{item.kind} {item.key}: {item.bytes / 1e6:.1f} MB, {item.why}", markup=False)
     total = sum(item.bytes for item in doomed) / 1e6
     if not apply:
-        out.print(f"{len(doomed)} things, {total:.1f} MB would be deleted; `ltv gc --apply` deletes them", markup=False)
+        console.print(f"{len(doomed)} things, {total:.1f} MB would be deleted; `ltv gc --apply` deletes them", markup=False)
         return
     problems = collect(project, doomed)
-    out.print(f"{len(doomed)} things, {total:.1f} MB deleted", markup=False)
+    console.print(f"{len(doomed)} things, {total:.1f} MB deleted", markup=False)
     for problem in problems:
         err.print(f"[yellow]warning:[/] {escape(problem)}")
     sys.exit(1 if problems else 0)
@@ -498,9 +498,9 @@ def mlflow_sync() -> None:
         result = tracker.push(window)
         waiting += len(result.waiting)
         line = f"window {window}: {len(result.delivered)} delivered, {len(result.waiting)} waiting"
-        out.print(line + (f" ({result.problem})" if result.problem else ""), markup=False)
+        console.print(line + (f" ({result.problem})" if result.problem else ""), markup=False)
     if not tracker.windows():
-        out.print("nothing was recorded yet; run `ltv run`", markup=False)
+        console.print("nothing was recorded yet; run `ltv run`", markup=False)
     sys.exit(1 if waiting else 0)
 
 
@@ -523,7 +523,7 @@ def dev(port: int) -> None:
     if program is None:
         err.print("[bold red]error:[/] the `dagster` command is not installed in this environment; run `make install`")
         sys.exit(2)
-    out.print(f"http://127.0.0.1:{port}  (warehouse {project.warehouse.root})", markup=False)
+    console.print(f"http://127.0.0.1:{port}  (warehouse {project.warehouse.root})", markup=False)
     with suppress(KeyboardInterrupt):
         os.execv(program, [program, "dev", "-m", "ltv_assets.definitions", "--host", "127.0.0.1", "--port", str(port)])
 

@@ -124,3 +124,10 @@ def test_explain_sql_prints_an_expression(place: Callable[..., Path]) -> None:
     code, text = run("explain-sql", "no_such_column")
     assert code == 2
     assert "no_such_column" in text
+
+
+def test_simulate_says_what_it_wrote(tmp_path: Path) -> None:
+    code, text = run("simulate", "--out", str(tmp_path / "s"), "--train-days", "1", "--test-days", "0", "--rows-per-hour", "5")
+    assert code == 0
+    assert "training and 0 test impressions (law additive, seed 0)" in text
+    assert len(list((tmp_path / "s" / "train").iterdir())) == 24
