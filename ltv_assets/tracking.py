@@ -164,6 +164,30 @@ class Tracker:
             return PushResult(tuple(delivered), left, f"MLflow refused {left[0]} of window {window}: {reason:.300}; run `ltv mlflow-sync`")
         return PushResult(tuple(delivered), (), None, self.run_id(window))
 
+    # ----------------------------------------------------------------------------------------------------------- forget
+
+    def forget(self, window: str) -> str | None:
+        """Delete a window's runs on the present server, artifacts of the default store included; returns a problem or None.
+
+        Runs on another server are left to that server. The outbox itself is not touched.
+        """
+        state = _read_json(self._window_folder(window) / _RUN_FILE)
+        runs = dict(state.get("runs", {})) if state.get("uri") == _without_secrets(self.uri) else {}
+        if not runs:
+            return None
+        problem = self.probe()
+        if problem is not None:
+            return f"MLflow runs of window {window} stay: {problem}"
+        try:
+            client = self._client()
+            for run_id in runs.values():
+                client.delete_run(run_id)
+                if self.artifact_root is not None:
+                    shutil.rmtree(self.warehouse.root / "mlartifacts" / run_id, ignore_errors=True)
+        except Exception as error:  # whatever a tracking server does must not stop the rest of the clean-up
+            return f"MLflow runs of window {window} stay: {type(error).__name__}: {str(error)[:200]}"
+        return None
+
     def run_id(self, window: str) -> str | None:
         """MLflow run of a window, if one was created on the present server."""
         state = _read_json(self._window_folder(window) / _RUN_FILE)

@@ -98,7 +98,9 @@ class Place:
 
     def ltv(self, *arguments: str, expect: int = 0) -> str:
         """Run one ``ltv`` command to its end and return what it printed."""
-        result = subprocess.run(self.ltv_command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=900)
+        result = subprocess.run(
+            self.ltv_command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=900
+        )
         assert result.returncode == expect, f"ltv {' '.join(arguments)} exited {result.returncode}:\n{result.stdout}\n{result.stderr}"
         return result.stdout
 
@@ -315,7 +317,11 @@ class Dagster:
 
     def log_texts(self) -> dict[str, str]:
         """Everything that was logged: the servers' output and the compute logs of every run."""
-        files = [self.log, *(self.place.warehouse / "dagster" / "storage").rglob("*.err"), *(self.place.warehouse / "dagster").rglob("*.out")]
+        files = [
+            self.log,
+            *(self.place.warehouse / "dagster" / "storage").rglob("*.err"),
+            *(self.place.warehouse / "dagster").rglob("*.out"),
+        ]
         return {str(p): p.read_text(errors="replace") for p in files if p.is_file()}
 
 
@@ -371,10 +377,9 @@ class Browser:
             page = next(t for t in json.load(response) if t["type"] == "page")
         self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
         self.number = 0
+        self.width, self.height = width, height
         self.command("Page.enable")
-        self.command(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        )
+        self.magnify(1.0)
 
     def command(self, method: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
         self.number += 1
@@ -401,12 +406,32 @@ class Browser:
     def wait_for_text(self, words: Sequence[str], seconds: float = 120) -> None:
         wait_for(f"the page to show {list(words)}", lambda: all(w in self.text for w in words), seconds=seconds)
 
-    def click(self, text: str) -> bool:
-        """Click the first element whose own text is ``text``; False if there is none."""
-        script = f"""(() => {{ const all = [...document.querySelectorAll('button, a, [role=button], [role=tab], span, div')];
-            const found = all.find(e => e.innerText && e.innerText.trim() === {json.dumps(text)} && e.children.length <= 2);
-            if (found) found.click(); return !!found; }})()"""
-        return bool(self.evaluate(script))
+    def click(self, selector_script: str) -> None:
+        """Click the middle of the element that a JavaScript expression yields."""
+        place = self.evaluate(
+            f"(() => {{ const r = ({selector_script}).getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
+        )
+        assert place, f"no such element: {selector_script}"
+        for kind in ("mousePressed", "mouseReleased"):
+            self.command("Input.dispatchMouseEvent", {"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1})
+
+    def magnify(self, factor: float) -> None:
+        """Lay the page out for a larger screen and draw it on the same picture."""
+        size = {"width": round(self.width * factor), "height": round(self.height * factor)}
+        self.command("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": 1 / factor, "mobile": False})
+
+    def fit_graph(self) -> None:
+        """Give the lineage page's graph all the room there is."""
+        beside_search = """[...document.querySelectorAll('button')].find(b => {
+            const i = document.querySelector('input[placeholder^="Jump"]').getBoundingClientRect(), r = b.getBoundingClientRect();
+            return r.x >= i.right && r.x < i.right + 60 && Math.abs(r.y + r.height / 2 - i.y - i.height / 2) < 20; })"""
+        self.click(beside_search)
+        time.sleep(2)
+        middle = {"x": self.width // 2, "y": int(self.height * 0.9), "button": "left"}
+        for count in (1, 2):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.command("Input.dispatchMouseEvent", {"type": kind, "clickCount": count, **middle})
+        time.sleep(3)
 
     def screenshot(self, path: Path) -> None:
         picture = self.command("Page.captureScreenshot", {"format": "png"})["data"]

@@ -1,0 +1,278 @@
+"""The graph under the real daemon: backfills, a corrupted day, new days, killed runs, and what the pages show.
+
+Two instances of ``dagster dev`` live through a story each; the tests of a story run in order and build on each other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ltv_assets.config import PROJECT_ROOT
+from ltv_assets.contract import ASSET_NAMES
+from ltv_assets.jobs import DAY_ASSETS, WINDOW_ASSETS
+from ltv_assets.simulator import simulate
+from ltv_assets_tests.live.harness import Browser, Dagster, Place, running, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+DAYS = [f"2025-10-0{i}" for i in range(1, 7)]
+TEST_DAY = "2025-10-08"
+SUBMISSION = f"{TEST_DAY}_{TEST_DAY}"
+FIRST, SECOND = "2025-10-03", "2025-10-04"
+SENSORS = ("days_landed", "windows_and_scores")
+LOCK_ERROR = re.compile(r"database is locked|could not set lock|conflicting lock|held by another process", re.IGNORECASE)
+PICTURES = PROJECT_ROOT / "docs" / "pictures"
+MAX_PICTURE_BYTES = 300_000
+
+
+@pytest.fixture(scope="module")
+def impressions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training days and one test day."""
+    root = tmp_path_factory.mktemp("impressions")
+    simulate(root, train_days=6, test_days=1, rows_per_hour=60, seed=5)
+    return root
+
+
+def part_of(impressions: Path, target: Path, days: list[str]) -> Path:
+    """A data root with some of the training days, and the test day."""
+    for day in days:
+        land(impressions, target, day)
+    shutil.copytree(impressions / "test", target / "test")
+    return target
+
+
+def land(impressions: Path, target: Path, day: str) -> None:
+    """Write one training day's folders, as an upload would."""
+    for folder in sorted((impressions / "train").glob(f"datetime={day}-*")):
+        shutil.copytree(folder, target / "train" / folder.name)
+
+
+def deliver(staged: Path, data: Path) -> None:
+    """Move staged hours to where the project looks for them."""
+    for folder in sorted((staged / "train").iterdir()):
+        folder.rename(data / "train" / folder.name)
+
+
+def one_file(data: Path, day: str) -> Path:
+    return next(iter(sorted((data / "train" / f"datetime={day}-07-00").glob("*.parquet"))))
+
+
+def corrupt(path: Path) -> None:
+    """Cut a file in the middle."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def assert_status_and_page_agree(dagster: Dagster) -> None:
+    """What ``ltv status`` calls fresh is materialized on the page; what it calls missing is not."""
+    states = dagster.place.states()
+    for asset in (*DAY_ASSETS, *WINDOW_ASSETS, "predictions"):
+        materialized, failed = dagster.materialized(asset)
+        mine = {key: state for (name, key), state in states.items() if name == asset}
+        fresh = {key for key, state in mine.items() if state == "fresh"}
+        missing = {key for key, state in mine.items() if state == "missing"}
+        assert fresh <= materialized, f"{asset}: fresh but not materialized: {fresh - materialized}"
+        assert not missing & materialized, f"{asset}: materialized but missing: {missing & materialized}"
+        assert not fresh & failed, f"{asset}: fresh but failed: {fresh & failed}"
+
+
+def assert_no_lock_error(dagster: Dagster) -> None:
+    found = [f"{path}: {line}" for path, text in dagster.log_texts().items() for line in text.splitlines() if LOCK_ERROR.search(line)]
+    assert not found, "\n".join(found[:10])
+    for run in dagster.runs():
+        for event in dagster.messages(run["runId"]):
+            assert not LOCK_ERROR.search(event.get("message") or ""), event
+
+
+# ----------------------------------------------------------------------------------------- first story: a person's clicks
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory, impressions: Path) -> Iterator[Dagster]:
+    """A daemon over four training days and an empty warehouse; no sensor is on."""
+    root = tmp_path_factory.mktemp("by_hand")
+    data = part_of(impressions, root / "data", DAYS[:4])
+    with running(Place.make(root, data), root / "dagster.log") as dagster:
+        yield dagster
+
+
+def test_one_backfill_over_days_and_windows_makes_everything(by_hand: Dagster, tmp_path: Path) -> None:
+    """Days and windows in one selection, on an empty warehouse, against `ltv run` on the same data in another one."""
+    other = Place.make(tmp_path / "other", by_hand.place.data)
+    in_process = [subprocess.Popen(other.ltv_command("run", "--window", FIRST), env=other.environment, stdout=subprocess.DEVNULL)]
+    try:
+        backfill = by_hand.backfill((DAYS[0], DAYS[3]), (FIRST, SECOND))
+        assert in_process[0].wait(900) == 0
+        other.ltv("run", "--window", SECOND)
+        assert by_hand.backfill_end(backfill) == "COMPLETED_SUCCESS"
+    finally:
+        in_process[0].kill()
+    wanted = {**dict.fromkeys(DAY_ASSETS, set(DAYS[:4])), **dict.fromkeys(WINDOW_ASSETS, {FIRST, SECOND})}
+    for asset, keys in wanted.items():
+        assert by_hand.materialized(asset) == (keys, set()), asset
+        for check in by_hand.checks(asset):
+            executions = by_hand.check_executions(asset, check)
+            assert set(executions) == keys, f"check {check} of {asset} was recorded for {sorted(map(str, executions))}"
+    assert_no_lock_error(by_hand)
+    mine, theirs = by_hand.place.manifests(), other.manifests()
+    made = {path for path in theirs if "predictions" not in path and "submissions" not in path and TEST_DAY not in path}
+    assert set(mine) == made
+    assert [path for path in sorted(made) if mine[path] != theirs[path]] == []
+    assert by_hand.place.champion()["window"] == other.champion()["window"] == SECOND
+    assert_status_and_page_agree(by_hand)
+
+
+def test_killed_run_blocks_nobody(by_hand: Dagster) -> None:
+    """SIGKILL in the middle of a window: the next run completes without waiting for the dead one."""
+    before = by_hand.place.manifests()
+    usual = by_hand.run_end(by_hand.launch("train_window", SECOND))
+    assert usual["status"] == "SUCCESS"
+    seconds = usual["endTime"] - usual["startTime"]
+
+    killed = by_hand.launch("train_window", SECOND)
+    process = wait_for("the run's process", lambda: by_hand.process_of(killed))
+    wait_for("the first step", lambda: any(e["__typename"] == "ExecutionStepSuccessEvent" for e in by_hand.messages(killed)), every=0.1)
+    os.kill(process, signal.SIGKILL)
+    started = time.time()
+    following = by_hand.run_end(by_hand.launch("ingest_days", DAYS[0]))
+    assert following["status"] == "SUCCESS"
+    assert following["endTime"] - started < 30 + seconds, "another partition waited for the dead run"
+
+    again = by_hand.run_end(by_hand.launch("train_window", SECOND))
+    assert again["status"] == "SUCCESS"
+    assert by_hand.run_end(killed)["status"] == "FAILURE"
+    retried = wait_for("the killed run's retry", lambda: [r for r in by_hand.runs() if r["tags"].get("dagster/parent_run_id") == killed])
+    assert by_hand.run_end(retried[0]["runId"])["status"] == "SUCCESS"
+    waited = again["endTime"] - started - seconds
+    assert waited < 30 + 2 * seconds, f"the next run took {waited:.0f} s longer than the usual {seconds:.0f} s"
+    assert by_hand.place.manifests() == before
+    assert_no_lock_error(by_hand)
+    assert_status_and_page_agree(by_hand)
+
+
+def test_pages_show_the_graph_and_an_asset(by_hand: Dagster, tmp_path: Path) -> None:
+    """The lineage page and an asset page in a real browser; the pictures go into the documentation."""
+    for job, key in (("ingest_days", TEST_DAY), ("score_days", TEST_DAY), ("make_submission", None)):
+        assert by_hand.run_end(by_hand.launch(job, key))["status"] == "SUCCESS"
+    assert by_hand.place.states()["submission", SUBMISSION] == "fresh"
+    target = PICTURES if os.access(PICTURES.parent, os.W_OK) else tmp_path
+    browser = Browser(tmp_path / "profile")
+    try:
+        groups = ("ingestion", "sampling", "models", "evaluation", "scoring")
+        browser.open(f"{by_hand.url}/asset-groups?expanded={','.join(f'global@global:{g}' for g in groups)}")
+        browser.wait_for_text([*ASSET_NAMES, "Materialize all"])
+        browser.fit_graph()
+        browser.screenshot(target / "asset_graph.png")
+        browser.open(f"{by_hand.url}/assets/holdout_metrics?view=checks&checkDetail=rmsle")
+        browser.wait_for_text(["rmsle", "zero_rate", "Succeeded", "difference_low"])
+        browser.screenshot(target / "asset_checks.png")
+        browser.open(f"{by_hand.url}/assets/holdout_metrics?view=partitions&partition={SECOND}")
+        browser.wait_for_text([SECOND, "Materialized (2)", "dagster/row_count", "rmsle"])
+        browser.screenshot(target / "asset_partitions.png")
+        browser.open(f"{by_hand.url}/automation")
+        browser.wait_for_text([*SENSORS, "retraining_needed", "daily_prediction", "weekly_retraining"])
+    finally:
+        browser.close()
+    for picture in ("asset_graph.png", "asset_checks.png", "asset_partitions.png"):
+        size = (target / picture).stat().st_size
+        assert 10_000 < size < MAX_PICTURE_BYTES, f"{picture}: {size} bytes"
+
+
+# --------------------------------------------------------------------------------------------- second story: by itself
+
+
+@pytest.fixture(scope="module")
+def by_itself(tmp_path_factory: pytest.TempPathFactory, impressions: Path) -> Iterator[Dagster]:
+    """A daemon over four training days, one of which has a damaged file; the sensors are switched on later."""
+    root = tmp_path_factory.mktemp("by_itself")
+    data = part_of(impressions, root / "data", DAYS[:4])
+    with running(Place.make(root, data), root / "dagster.log") as dagster:
+        yield dagster
+
+
+def fresh(dagster: Dagster, asset: str, key: str) -> bool:
+    return dagster.idle() and dagster.place.states().get((asset, key)) == "fresh"
+
+
+def test_backfill_over_a_corrupted_day_trains_no_window_that_needs_it(by_itself: Dagster) -> None:
+    corrupt(one_file(by_itself.place.data, DAYS[1]))
+    assert by_itself.backfill_end(by_itself.backfill((DAYS[0], DAYS[3]), (FIRST, SECOND))) == "COMPLETED_FAILED"
+    states = by_itself.place.states()
+    assert states["raw_partitions", DAYS[1]] == "failed"
+    assert {states["flattened_features", day] for day in (DAYS[0], *DAYS[2:4])} == {"fresh"}
+    for asset in WINDOW_ASSETS:
+        assert by_itself.materialized(asset)[0] == set(), f"{asset} was trained on a corrupted day"
+    executions = by_itself.check_executions("raw_partitions", "files_readable")
+    assert executions == {DAYS[0]: "SUCCEEDED", DAYS[1]: "FAILED", DAYS[2]: "SUCCEEDED", DAYS[3]: "SUCCEEDED"}
+    assert by_itself.place.champion() == {}
+    assert_status_and_page_agree(by_itself)
+
+
+def test_repaired_file_heals_everything_without_a_click(by_itself: Dagster, impressions: Path) -> None:
+    for sensor in SENSORS:
+        by_itself.switch_on(sensor)
+    one_file(by_itself.place.data, DAYS[1]).write_bytes(one_file(impressions, DAYS[1]).read_bytes())
+    wait_for("the submission", lambda: fresh(by_itself, "submission", SUBMISSION), seconds=900, every=3)
+    states = by_itself.place.states()
+    assert set(states.values()) == {"fresh"}, {k: v for k, v in states.items() if v != "fresh"}
+    assert {key for asset, key in states if asset == "served_model"} == {FIRST, SECOND}
+    assert by_itself.place.champion()["window"] == SECOND
+    assert_no_lock_error(by_itself)
+    assert_status_and_page_agree(by_itself)
+
+
+def test_corrupted_new_day_keeps_champion_and_submission(by_itself: Dagster, impressions: Path) -> None:
+    """It arrives damaged while the daemon runs: it is ingested, fails, and no window that needs it is trained."""
+    place, day = by_itself.place, DAYS[4]
+    champion, manifests = place.champion(), place.manifests()
+    staged = place.data.parent / "staged"
+    land(impressions, staged, day)
+    corrupt(one_file(staged, day))
+    deliver(staged, place.data)
+    wait_for("the corrupted day's verdict", lambda: place.states().get(("raw_partitions", day)) == "failed", seconds=300, every=3)
+    wait_for("quiet", by_itself.idle)
+    refused = by_itself.run_end(by_itself.launch("train_window", day))
+    assert refused["status"] == "FAILURE"
+    said = " ".join(event.get("message") or "" for event in by_itself.messages(refused["runId"]))
+    assert f"its input flattened_features {day} is missing" in said, "a click cannot overrule the check"
+    assert place.champion() == champion
+    after = place.manifests()
+    assert {path: after.get(path) for path in manifests} == manifests
+    assert not [path for path in after if f"window={day}" in path and "served_model" in path]
+    assert_status_and_page_agree(by_itself)
+
+
+@pytest.mark.parametrize("day", DAYS[4:])
+def test_new_day_leads_to_a_window_and_a_decision_without_a_click(by_itself: Dagster, impressions: Path, day: str) -> None:
+    """The fifth day's damaged file is repaired; the sixth day arrives whole."""
+    place, before = by_itself.place, by_itself.place.champion()
+    if day == DAYS[4]:
+        one_file(place.data, day).write_bytes(one_file(impressions, day).read_bytes())
+    else:
+        land(impressions, place.data.parent / "next", day)
+        deliver(place.data.parent / "next", place.data)
+    wait_for(f"window {day}", lambda: fresh(by_itself, "served_model", day), seconds=600, every=3)
+    wait_for("the submission", lambda: fresh(by_itself, "submission", SUBMISSION), seconds=300, every=3)
+    assert (place.warehouse / "comparisons" / f"{day}_against_{before['window']}.json").is_file()
+    champion = place.champion()
+    if champion["window"] == day:
+        assert "not worse than its predecessor: RMSLE" in champion["why"]
+        assert champion["history"][-2]["window"] == before["window"]
+    else:
+        assert champion["window"] == before["window"]
+        assert f"window {day} refused: RMSLE" in champion["why"]
+    reasons = [run["tags"].get("ltv/reason", "") for run in by_itself.runs() if run["tags"].get("dagster/partition") == day]
+    assert any("it has landed" in reason or "its files changed" in reason for reason in reasons)
+    assert not [tick for sensor in SENSORS for tick in by_itself.ticks(sensor) if tick["status"] == "FAILURE"]
+    assert set(place.states().values()) == {"fresh"}
+    assert_no_lock_error(by_itself)
+    assert_status_and_page_agree(by_itself)
