@@ -12,7 +12,7 @@ engine that is given both takes the types of the first. Rows keep the order of t
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -38,8 +38,11 @@ from ltv_assets.features.statistics import own_key_of
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
 
 ROW_GROUP = 65_536
+BLOCK_ROWS = 131_072
+"""Files are flattened together up to this many rows, which spares small hours a query each; a larger file stands alone."""
+
 DECODED_AT_ONCE = 32 << 20
-"""Bytes of nested columns, as the files' footers state them, that one task decodes."""
+"""Bytes of nested columns, as the files' footers state them, that a block decodes at once."""
 
 ODD_AT_ONCE = 4
 """Nested columns in an unusual layout that one query handles."""
@@ -124,9 +127,17 @@ def flatten_files(
         ):
             repeated = _repeated_rows(connection, sources)
             sink = _Sink(registry, sources, repeated, result, writer, Sample(sampling_fraction, seed))
-            engine = _Engine(connection, pool, registry, labelled)
-            for block in _blocks(sources):
-                sink.take(engine.flatten(block))
+            engine = _Engine(connection, registry, labelled)
+            # Whole blocks side by side keep every core busy; as many are in flight as there are threads, taken in order.
+            running: deque[Future[_Flat]] = deque()
+            for block in _blocks(sources, largest=min(BLOCK_ROWS, -(-result.rows_in // threads))):
+                running.append(pool.submit(engine.flatten, block))
+                if len(running) >= threads:
+                    sink.take(running.popleft().result())
+                    if progress is not None:
+                        progress(sink.position, result.rows_in)
+            while running:
+                sink.take(running.popleft().result())
                 if progress is not None:
                     progress(sink.position, result.rows_in)
             sink.finish()
@@ -222,12 +233,12 @@ def _read(sources: Sequence[_Source]) -> str:
     return f"read_parquet([{paths}], hive_partitioning = false)"
 
 
-def _blocks(sources: Sequence[_Source]) -> Iterator[_Block]:
-    """Yield stretches of files, in order, that share their physical types and together have about a row group of rows."""
+def _blocks(sources: Sequence[_Source], *, largest: int = BLOCK_ROWS) -> Iterator[_Block]:
+    """Yield stretches of files, in order, that share their physical types and together have at most ``largest`` rows."""
     for _, run in groupby((source for source in sources if source.rows), key=lambda source: source.layout):
         members: list[_Source] = []
         for source in run:
-            if members and sum(member.rows for member in members) + source.rows > ROW_GROUP:
+            if members and sum(member.rows for member in members) + source.rows > largest:
                 yield _Block(tuple(members))
                 members = []
             members.append(source)
@@ -301,9 +312,8 @@ class _Block:
 class _Engine:
     """Computes the flattened columns of a block: SQL for scalars and unusual layouts, array reductions for maps and lists."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, pool: ThreadPoolExecutor, registry: Registry, labelled: bool) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, registry: Registry, labelled: bool) -> None:
         self._connection = connection
-        self._pool = pool
         self._registry = registry
         self._labelled = labelled
         self._inputs = frozenset(interaction_inputs(registry))
@@ -364,7 +374,8 @@ class _Engine:
 
     def _run(self, query: str, flat: _Flat) -> None:
         """Run a query and sort its columns into counts, absences, inputs of interactions and finished columns."""
-        table = self._connection.sql(query).to_arrow_table()
+        with self._connection.cursor() as cursor:
+            table = cursor.sql(query).to_arrow_table()
         for name in table.column_names:
             column = table.column(name)
             if name.startswith(COUNTED):
@@ -394,26 +405,25 @@ class _Engine:
 
     def _by_arrays(self, block: _Block, native: frozenset[str], own: Mapping[str, OwnKey], flat: _Flat) -> None:
         hour_start = block.hour_start()
-        tasks = [self._pool.submit(self._columns, block, names, own, hour_start) for names in self._shares(block, native)]
-        for task in tasks:
-            part = task.result()
+        for names in self._shares(block, native):
+            part = self._columns(block, names, own, hour_start)
             flat.columns |= part.columns
             flat.counts |= part.counts
             flat.inputs |= part.inputs
             flat.absent |= part.absent
 
     def _shares(self, block: _Block, native: frozenset[str]) -> list[list[str]]:
-        """Divide the columns into tasks of similar size, small enough that what is decoded at once stays small."""
+        """Divide the columns into shares of similar size, small enough that what is decoded at once stays small."""
         weight = dict.fromkeys(sorted(native), 0)
         for source in block.sources:
             for name, size in source.sizes.items():
                 if name in weight:
                     weight[name] += size
-        # Lists that are compared with one another travel together.
+        # Lists that are compared with one another stay together.
         units = [[overlap.of, overlap.within] for overlap in self._overlaps if overlap.of in native]
         units += [[name] for name in weight if not any(name in unit for unit in units)]
         sizes = [sum(weight[name] for name in unit) for unit in units]
-        shares: list[list[str]] = [[] for _ in range(max(2, -(-sum(weight.values()) // DECODED_AT_ONCE)))]
+        shares: list[list[str]] = [[] for _ in range(max(1, -(-sum(weight.values()) // DECODED_AT_ONCE)))]
         filled = [0] * len(shares)
         for index in sorted(range(len(units)), key=lambda i: -sizes[i]):
             lightest = filled.index(min(filled))
@@ -453,9 +463,9 @@ class _Engine:
                     missing = np.logical_and.reduce([flat.absent[name] for name in columns])
                     flat.columns[f"missing__{indicator}"] = pa.array(missing.astype(np.float32))
         if self._inputs:
-            self._connection.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
-            result = self._connection.sql(interaction_sql(self._registry, "interaction_inputs")).to_arrow_table()
-            self._connection.unregister("interaction_inputs")
+            with self._connection.cursor() as cursor:
+                cursor.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
+                result = cursor.sql(interaction_sql(self._registry, "interaction_inputs")).to_arrow_table()
             flat.columns |= {name: result.column(name) for name in result.column_names}
 
 
