@@ -78,7 +78,9 @@ class SplitConfig(Section):
     sampling_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of rows kept, chosen by a hash of (seed, row_id), so the same rows whatever the order"
     )
-    max_partitions: PositiveInt | None = Field(None, description="at most this many hourly folders of the split, earliest first; null = all")
+    max_partitions: PositiveInt | None = Field(
+        None, description="at most this many hourly folders of the split, earliest first; null = all"
+    )
 
 
 def _inside(path: Path | None) -> Path | None:
@@ -97,7 +99,9 @@ class DataConfig(Section):
     train_folder: str = Field("train", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the labelled hours below root")
     test_folder: str = Field("test", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the unlabelled hours below root")
     dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
-    gap_days: tuple[date, ...] = Field((), description="training days known to be missing; any other missing day inside a window is refused")
+    gap_days: tuple[date, ...] = Field(
+        (), description="training days known to be missing; any other missing day inside a window is refused"
+    )
     require_all_hours: bool = Field(False, description="true: a day with fewer than 24 hours fails; false: it is a warning")
     max_bad_file_share: Share = Field(0.5, description="a day with a larger share of unreadable files is rejected")
     max_bad_row_share: Share = Field(0.05, description="a day with a larger share of quarantined rows fails its blocking check")
@@ -139,7 +143,8 @@ class SamplingConfig(Section):
     max_copies: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="HistOS: at most this many extra copies of a row")
     hhistus_beta: NonNegativeFloat = Field(0.25, description="HHISTUS: steepness of the keep probability exp(-beta * count / max_count)")
     whale_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
-        0.95, description="payers from this quantile of revenue on are whales: HHISTUS always keeps them, the whale classifier looks for them"
+        0.95,
+        description="payers from this quantile of revenue on are whales: HHISTUS always keeps them, the whale classifier looks for them",
     )
 
 
@@ -189,11 +194,19 @@ class CalibrationConfig(Section):
 class GatingConfig(Section):
     """Which predictions become zero, and how far a probability may go."""
 
-    zero_rate: Literal["match", "off"] = Field("match", description="match: gate the smallest scores until the observed zero rate is met; off: no gate")
-    cap_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.002, description="share of rows in the top bin whose outcome rate caps probabilities")
+    zero_rate: Literal["match", "off"] = Field(
+        "match", description="match: gate the smallest scores until the observed zero rate is met; off: no gate"
+    )
+    cap_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.002, description="share of rows in the top bin whose outcome rate caps probabilities"
+    )
     cap_min_rows: PositiveInt = Field(50, description="the top bin has at least this many rows")
-    cap_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(0.975, description="one-sided level of the upper bound that becomes the cap")
-    whale_precision: Share = Field(0.5, description="a row is a likely whale from the whale probability on at which this share of flagged rows pays")
+    cap_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        0.975, description="one-sided level of the upper bound that becomes the cap"
+    )
+    whale_precision: Share = Field(
+        0.5, description="a row is a likely whale from the whale probability on at which this share of flagged rows pays"
+    )
 
 
 class StackerConfig(Section):
@@ -201,7 +214,9 @@ class StackerConfig(Section):
 
     enabled: bool = Field(True, description="false: probability x log-revenue is served as it is")
     booster: BoosterConfig = Field(
-        BoosterConfig(num_leaves=6, learning_rate=0.02, min_data_in_leaf=300, lambda_l2=50.0, feature_fraction=0.7, max_rounds=150, patience=20),
+        BoosterConfig(
+            num_leaves=6, learning_rate=0.02, min_data_in_leaf=300, lambda_l2=50.0, feature_fraction=0.7, max_rounds=150, patience=20
+        ),
         description="the meta learner; its smallest leaves grow with the number of rows",
     )
     context_features: NonNegativeInt = Field(6, description="input columns, by the reference model's gain, that the meta learner also sees")
@@ -213,7 +228,8 @@ class ModelsConfig(Section):
     folds: Annotated[int, Field(ge=2, le=10)] = Field(3, description="groups of consecutive periods for out-of-fold predictions")
     max_bin: Annotated[int, Field(ge=15, le=255)] = Field(63, description="histogram bins of a feature in every booster")
     max_auxiliary_rows: Annotated[int, Field(ge=1000)] = Field(
-        2_000_000, description="out-of-fold and linear fits use at most this many rows, drawn by a hash of (seed, row_id); final boosters use all"
+        500_000,
+        description="out-of-fold and linear fits use at most this many rows, drawn by a hash of (seed, row_id); final boosters use all",
     )
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
@@ -221,13 +237,17 @@ class ModelsConfig(Section):
     cap_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.999, description="quantile of revenue over all labelled rows of the window at which expected_revenue_d7 is capped (cap_usd)"
     )
-    refit: bool = Field(True, description="after evaluation, fit the served model with the holdout day included; false: serve the evaluated one")
+    refit: bool = Field(
+        True, description="after evaluation, fit the served model with the holdout day included; false: serve the evaluated one"
+    )
     buyer_classifier: BoosterConfig = Field(
         BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=50, feature_fraction=0.3, lambda_l2=10.0),
         description="LightGBM classifier of revenue > 0",
     )
     whale_classifier: BoosterConfig = Field(
-        BoosterConfig(num_leaves=7, learning_rate=0.05, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0, max_rounds=150, patience=20),
+        BoosterConfig(
+            num_leaves=7, learning_rate=0.05, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0, max_rounds=150, patience=20
+        ),
         description="LightGBM classifier of revenue >= whale_quantile of payers",
     )
     revenue_head: BoosterConfig = Field(
@@ -235,7 +255,9 @@ class ModelsConfig(Section):
         description="LightGBM regression of log1p(revenue_d7) on payers",
     )
     increments: BoosterConfig = Field(
-        BoosterConfig(num_leaves=15, learning_rate=0.05, min_data_in_leaf=200, feature_fraction=0.3, lambda_l2=10.0, max_rounds=200, patience=20),
+        BoosterConfig(
+            num_leaves=15, learning_rate=0.05, min_data_in_leaf=200, feature_fraction=0.3, lambda_l2=10.0, max_rounds=200, patience=20
+        ),
         description="LightGBM regressions of the log increments from D7 to D14 and from D14 to D28, on all rows",
     )
     boosting: BoosterConfig = Field(
@@ -258,14 +280,18 @@ class ChecksConfig(Section):
     zero_rate_tolerance: Share = Field(0.006, description="largest |predicted - observed| zero rate on the holdout")
     rmsle_max: PositiveFloat = Field(0.60, description="largest accepted RMSLE of ltv_d7 on the holdout")
     ece_max: Share = Field(0.02, description="largest accepted expected calibration error of buyer_probability (a warning)")
-    expected_revenue_ratio_min: NonNegativeFloat = Field(0.5, description="sum of expected_revenue_d7 / sum of capped revenue (a warning below)")
+    expected_revenue_ratio_min: NonNegativeFloat = Field(
+        0.5, description="sum of expected_revenue_d7 / sum of capped revenue (a warning below)"
+    )
     expected_revenue_ratio_max: PositiveFloat = Field(2.0, description="the same ratio's upper bound (a warning above)")
     psi_warn: PositiveFloat = Field(0.25, description="population stability index from which a feature counts as drifted (a warning)")
     min_rows_per_day: PositiveInt = Field(1, description="a day with fewer flattened rows fails")
     adversarial_auc_warn: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
         0.70, description="AUC from which a model that tells a day from the days before it counts as drift (a warning)"
     )
-    champion_max_age_days: NonNegativeInt = Field(7, description="days the champion's window may lie behind the newest day with mature labels (a warning)")
+    champion_max_age_days: NonNegativeInt = Field(
+        7, description="days the champion's window may lie behind the newest day with mature labels (a warning)"
+    )
 
 
 class EvaluationConfig(Section):
@@ -290,31 +316,53 @@ class ComputeConfig(Section):
 class WarehouseConfig(Section):
     """Where results go."""
 
-    root: LocalPath = Field(Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root")
+    root: LocalPath = Field(
+        Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root"
+    )
     lock_timeout_seconds: PositiveFloat = Field(60.0, description="longest wait for the catalogue's lock")
 
 
 class AutomationConfig(Section):
     """When the graph moves by itself; every sensor and schedule is off until somebody switches it on."""
 
-    allow_missing_hours: Annotated[int, Field(ge=0, le=23)] = Field(0, description="a day counts as landed with at most this many of its 24 hours missing")
-    settle_seconds: NonNegativeFloat = Field(60.0, description="a day counts as landed when its files were left alone this long, in seconds")
-    windows_back: NonNegativeInt = Field(3, description="next to the newest window, windows at most this many days older are brought up to date; 0 = none")
+    allow_missing_hours: Annotated[int, Field(ge=0, le=23)] = Field(
+        0, description="a day counts as landed with at most this many of its 24 hours missing"
+    )
+    settle_seconds: NonNegativeFloat = Field(
+        60.0, description="a day counts as landed when its files were left alone this long, in seconds"
+    )
+    windows_back: NonNegativeInt = Field(
+        3, description="next to the newest window, windows at most this many days older are brought up to date; 0 = none"
+    )
     sensor_seconds: PositiveInt = Field(30, description="shortest time between two looks of a sensor, in seconds")
-    daily_prediction: str = Field("0 6 * * *", pattern=CRON, description="cron expression: score the days without labels that are not fresh")
-    weekly_retraining: str = Field("0 3 * * 1", pattern=CRON, description="cron expression: train the newest window, whatever the figures say")
-    daily_health: str = Field("0 7 * * *", pattern=CRON, description="cron expression: run the checks that look at the warehouse as a whole")
+    daily_prediction: str = Field(
+        "0 6 * * *", pattern=CRON, description="cron expression: score the days without labels that are not fresh"
+    )
+    weekly_retraining: str = Field(
+        "0 3 * * 1", pattern=CRON, description="cron expression: train the newest window, whatever the figures say"
+    )
+    daily_health: str = Field(
+        "0 7 * * *", pattern=CRON, description="cron expression: run the checks that look at the warehouse as a whole"
+    )
     timezone: str = Field("UTC", min_length=1, description="time zone of the cron expressions")
-    retrain_rmsle_max: PositiveFloat = Field(0.60, description="the champion's RMSLE on the newest evaluated day above which retraining is asked for")
-    retrain_zero_rate_gap: Share = Field(0.02, description="|zero rate of new predictions - zero rate the champion was gated to| that asks for retraining")
-    retrain_score_psi: PositiveFloat = Field(0.25, description="population stability index of ltv_d7, holdout against new predictions, that asks for retraining")
+    retrain_rmsle_max: PositiveFloat = Field(
+        0.60, description="the champion's RMSLE on the newest evaluated day above which retraining is asked for"
+    )
+    retrain_zero_rate_gap: Share = Field(
+        0.02, description="|zero rate of new predictions - zero rate the champion was gated to| that asks for retraining"
+    )
+    retrain_score_psi: PositiveFloat = Field(
+        0.25, description="population stability index of ltv_d7, holdout against new predictions, that asks for retraining"
+    )
 
 
 class RetentionConfig(Section):
     """What `ltv gc` keeps; the champion, the champion before it and what both were made from are always kept."""
 
     windows: PositiveInt = Field(14, description="newest windows whose models, metrics and tracking records are kept")
-    days: PositiveInt = Field(60, description="flattened days, inventories and predictions are kept this many days back from the newest day")
+    days: PositiveInt = Field(
+        60, description="flattened days, inventories and predictions are kept this many days back from the newest day"
+    )
     submissions: PositiveInt = Field(3, description="newest submissions that are kept, next to the configured one")
 
 
@@ -460,7 +508,9 @@ def load_config(path: Path | None = None) -> Config:
 def walk_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, description) of every leaf of the tree, for the documentation and for tests."""
     for name, field in section.model_fields.items():
-        kinds = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, Section)]
+        kinds = [
+            a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, Section)
+        ]
         if kinds:
             for kind in kinds:
                 yield from walk_keys(kind, f"{prefix}{name}.")

@@ -1,0 +1,40 @@
+"""The ablation table compares complete fits on one holdout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ltv_assets.config import SamplingConfig
+from ltv_assets.modeling.ablation import COLUMNS, VARIANTS, ablate
+from ltv_assets.modeling.metrics import rmsle
+from ltv_assets.modeling.stages import WindowContext, fit_window
+from ltv_assets.modeling.window import prepare_window
+from ltv_assets_tests.model_world import SMALL, world
+
+
+def test_each_variant_is_a_complete_fit_beside_the_reference() -> None:
+    data = world(2500, 4)
+    train, last = data.rows(data.period < 3), data.rows(data.period == 3)
+    context = WindowContext(prepare_window(train.X, train.revenue, train.period, train.row_id), SMALL, SamplingConfig())
+    holdout = prepare_window(last.X, last.revenue, last.period, last.row_id)
+    said: list[str] = []
+    chosen = {name: VARIANTS[name] for name in ("all parts", "no gate", "no stacker")}
+    table = ablate(context, holdout, replicates=50, variants=chosen, progress=said.append).set_index("variant")
+    assert ["variant", *table.columns] == list(COLUMNS)
+    assert list(table.index) == ["reference", *chosen]
+    assert said == list(chosen)
+    models = fit_window(context)
+    frame = models.score(last.X)
+    assert table.loc["all parts", "rmsle"] == pytest.approx(rmsle(last.revenue["d7"], frame["ltv_d7"]))
+    assert table.loc["reference", "rmsle"] == pytest.approx(rmsle(last.revenue["d7"], models.reference_ltv(last.X)))
+    assert table.loc["reference", "minus_reference"] == 0.0
+    assert table.loc["no gate", "rmsle_gated"] == table.loc["no gate", "rmsle"]
+    assert (table["rmsle_low"] <= table["rmsle"]).all()
+    assert np.isfinite(table.drop(index="reference").to_numpy()).all()
+
+
+def test_every_part_has_a_variant_that_changes_the_settings() -> None:
+    default = (SMALL, SamplingConfig())
+    for name, change in VARIANTS.items():
+        assert (change(*default) == default) == (name == "all parts")
