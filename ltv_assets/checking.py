@@ -53,7 +53,9 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
         ]
     days = (*horizon.train_days, *horizon.test_days)
     if not days:
-        findings.problems.append(f"{folder}: no hourly folder found; expected {config.data.train_folder}/datetime=YYYY-MM-DD-HH-00/*.parquet")
+        findings.problems.append(
+            f"{folder}: no hourly folder found; expected {config.data.train_folder}/datetime=YYYY-MM-DD-HH-00/*.parquet"
+        )
     for number, day in enumerate(days):
         progress(number, len(days))
         inventory = inspect_day(config, horizon, day)

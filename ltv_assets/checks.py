@@ -54,10 +54,17 @@ def files_readable(project: Project, key: str) -> Outcome:
     limit = project.config.data.max_bad_file_share
     if share > limit:
         first = f"{bad[0][0]}: {bad[0][1]}"
-        return Outcome(False, f"day {key}: {share:.0%} of the files are unreadable, more than max_bad_file_share = {limit:.0%}; first: {first}", figures, rows)
+        return Outcome(
+            False,
+            f"day {key}: {share:.0%} of the files are unreadable, more than max_bad_file_share = {limit:.0%}; first: {first}",
+            figures,
+            rows,
+        )
     missing = facts["missing_hours"]
     if missing and project.config.data.require_all_hours:
-        return Outcome(False, f"day {key}: {len(missing)} of 24 hours are missing (require_all_hours is true); first {missing[0]}", figures, rows)
+        return Outcome(
+            False, f"day {key}: {len(missing)} of 24 hours are missing (require_all_hours is true); first {missing[0]}", figures, rows
+        )
     return Outcome(True, f"{good} files readable, {len(bad)} quarantined, {len(missing)} hours missing", figures, rows)
 
 
@@ -83,7 +90,9 @@ def hours_complete(project: Project, key: str) -> Outcome:
     missing, empty = facts["missing_hours"], facts["empty_hours"]
     rows = [{"hour": h, "problem": "missing"} for h in missing] + [{"hour": h, "problem": "empty"} for h in empty]
     if rows:
-        return Outcome(False, f"day {key}: {len(missing)} hours missing, {len(empty)} empty; first {rows[0]['hour']}", {"hours": 24 - len(rows)}, rows)
+        return Outcome(
+            False, f"day {key}: {len(missing)} hours missing, {len(empty)} empty; first {rows[0]['hour']}", {"hours": 24 - len(rows)}, rows
+        )
     return Outcome(True, "24 hours", {"hours": 24})
 
 
@@ -97,7 +106,12 @@ def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
     facts = manifest.facts
     quarantined = sum(facts["rows_quarantined"].values())
     accounted = manifest.rows + quarantined + facts["rows_sampled_out"]
-    figures = {"rows_raw": raw, "rows_flattened": manifest.rows, "rows_quarantined": quarantined, "rows_sampled_out": facts["rows_sampled_out"]}
+    figures = {
+        "rows_raw": raw,
+        "rows_flattened": manifest.rows,
+        "rows_quarantined": quarantined,
+        "rows_sampled_out": facts["rows_sampled_out"],
+    }
     rows = [{"reason": r, "rows": n} for r, n in facts["rows_quarantined"].items()]
     if raw != accounted:
         return Outcome(False, f"day {key}: {raw} raw rows but {accounted} accounted for ({raw - accounted} lost)", figures, rows)
@@ -105,10 +119,15 @@ def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
     if quarantined > limit * raw:
         worst = max(facts["rows_quarantined"], key=facts["rows_quarantined"].get)
         return Outcome(
-            False, f"day {key}: {quarantined} of {raw} rows quarantined, more than max_bad_row_share = {limit:.1%}; most: {worst}", figures, rows
+            False,
+            f"day {key}: {quarantined} of {raw} rows quarantined, more than max_bad_row_share = {limit:.1%}; most: {worst}",
+            figures,
+            rows,
         )
     if manifest.rows < project.config.checks.min_rows_per_day:
-        return Outcome(False, f"day {key}: {manifest.rows} rows, fewer than min_rows_per_day = {project.config.checks.min_rows_per_day}", figures, rows)
+        return Outcome(
+            False, f"day {key}: {manifest.rows} rows, fewer than min_rows_per_day = {project.config.checks.min_rows_per_day}", figures, rows
+        )
     return Outcome(True, f"{raw} rows in, {manifest.rows} out, {quarantined} quarantined", figures, rows)
 
 
@@ -126,7 +145,9 @@ def no_label_among_features(project: Project, key: str) -> Outcome:
             if stem.startswith("retention") or stem == "registration":
                 found.append({"column": column.name, "role": role or "none"})
     if found:
-        return Outcome(False, f"day {key}: label column {found[0]['column']} stands among the features; rebuild with the shipped registry", {}, found)
+        return Outcome(
+            False, f"day {key}: label column {found[0]['column']} stands among the features; rebuild with the shipped registry", {}, found
+        )
     return Outcome(True, f"{features} features, no label among them", {"features": features})
 
 
@@ -142,7 +163,12 @@ def drift(project: Project, key: str) -> Outcome:
     figures = {"largest_psi": shifted[0]["psi"], "features_beyond": len(beyond)}
     if beyond:
         worst = beyond[0]
-        return Outcome(False, f"day {key}: {len(beyond)} features moved by PSI > {limit:g}, most {worst['feature']} ({worst['psi']:.2f})", figures, beyond[:20])
+        return Outcome(
+            False,
+            f"day {key}: {len(beyond)} features moved by PSI > {limit:g}, most {worst['feature']} ({worst['psi']:.2f})",
+            figures,
+            beyond[:20],
+        )
     return Outcome(True, f"largest PSI {shifted[0]['psi']:.3f} ({shifted[0]['feature']})", figures)
 
 
@@ -235,7 +261,12 @@ def rmsle(project: Project, key: str) -> Outcome:
     if value > bound:
         return Outcome(False, f"window {key}: RMSLE {value:.4f} is above rmsle_max = {bound:g}", figure, rows)
     if low is not None and low > 0:
-        return Outcome(False, f"window {key}: RMSLE {value:.4f} is worse than the reference's {reference:.4f} beyond noise (interval starts at {low:+.4f})", figure, rows)
+        return Outcome(
+            False,
+            f"window {key}: RMSLE {value:.4f} is worse than the reference's {reference:.4f} beyond noise (interval starts at {low:+.4f})",
+            figure,
+            rows,
+        )
     return Outcome(True, f"RMSLE {value:.4f}, reference {reference:.4f}", figure, rows)
 
 
@@ -245,7 +276,9 @@ def calibration(project: Project, key: str) -> Outcome:
     ece, ratio = _value(figures, "ece", key), _value(figures, "mean_p_over_rate", key)
     bound = project.config.checks.ece_max
     text = f"ECE {ece:.4f}, mean probability / payer rate {ratio:.3f}"
-    return Outcome(ece <= bound, text if ece <= bound else f"window {key}: {text}; ece_max = {bound:g}", {"ece": ece, "mean_p_over_rate": ratio})
+    return Outcome(
+        ece <= bound, text if ece <= bound else f"window {key}: {text}; ece_max = {bound:g}", {"ece": ece, "mean_p_over_rate": ratio}
+    )
 
 
 def expected_revenue(project: Project, key: str) -> Outcome:
@@ -253,7 +286,9 @@ def expected_revenue(project: Project, key: str) -> Outcome:
     ratio = _value(holdout_figures(project, key), "bias_ratio_capped", key)
     low, high = project.config.checks.expected_revenue_ratio_min, project.config.checks.expected_revenue_ratio_max
     text = f"expected / observed capped revenue {ratio:.3f}"
-    return Outcome(low <= ratio <= high, text if low <= ratio <= high else f"window {key}: {text} outside {low:g} .. {high:g}", {"ratio": ratio})
+    return Outcome(
+        low <= ratio <= high, text if low <= ratio <= high else f"window {key}: {text} outside {low:g} .. {high:g}", {"ratio": ratio}
+    )
 
 
 def _segments(project: Project, key: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -273,7 +308,9 @@ def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
     flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
     scored = project.warehouse.require("predictions", key, "materialize it first").rows
     text = f"{flattened} flattened rows, {scored} predictions"
-    return Outcome(flattened == scored, text if flattened == scored else f"day {key}: {text}", {"rows_flattened": flattened, "rows_scored": scored})
+    return Outcome(
+        flattened == scored, text if flattened == scored else f"day {key}: {text}", {"rows_flattened": flattened, "rows_scored": scored}
+    )
 
 
 def scores_valid(project: Project, key: str) -> Outcome:
@@ -287,7 +324,8 @@ def scores_valid(project: Project, key: str) -> Outcome:
     with duckdb.connect() as connection:
         query = f"SELECT * FROM read_parquet(?) WHERE {' OR '.join(f'({r})' for r in rules)} LIMIT {MAX_FAILING_ROWS}"
         bad = connection.execute(query, [files]).fetch_df().to_dict("records")
-        zero_share = connection.execute("SELECT coalesce(avg(predicted_zero::INT), 0) FROM read_parquet(?)", [files]).fetchone()[0]
+        row = connection.execute("SELECT avg(predicted_zero::INT) FROM read_parquet(?)", [files]).fetchone()
+        zero_share = float(row[0]) if row and row[0] is not None else 0.0
     if bad:
         return Outcome(False, f"day {key}: invalid scores, first at row_id {bad[0]['row_id']}", {"zero_rate": zero_share}, bad)
     return Outcome(True, f"all scores valid, predicted zero rate {zero_share:.4f}", {"zero_rate": zero_share})
@@ -343,7 +381,9 @@ def days_fresh(project: Project) -> Outcome:
         late.append({"day": str(landing.day), "state": status.state, "why": status.why})
     newest = landed[-1].day
     if late:
-        return Outcome(False, f"day {newest} has landed, but {len(late)} newest days are not fresh: {late[0]['why']}", {"days_late": len(late)}, late)
+        return Outcome(
+            False, f"day {newest} has landed, but {len(late)} newest days are not fresh: {late[0]['why']}", {"days_late": len(late)}, late
+        )
     return Outcome(True, f"the newest complete day {newest} is fresh", {"days_late": 0})
 
 
@@ -475,9 +515,7 @@ def _bind_tracking(partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinit
         description="Everything the window's assets recorded has reached the MLflow tracking server.",
         partitions_def=partitions,
     )
-    def check(
-        context: dg.AssetCheckExecutionContext, project_resource: ProjectResource, tracking: TrackingResource
-    ) -> dg.AssetCheckResult:
+    def check(context: dg.AssetCheckExecutionContext, project_resource: ProjectResource, tracking: TrackingResource) -> dg.AssetCheckResult:
         with readable_failures():
             pushed = tracking.open(project_resource.open()).push(context.partition_key)
             message = pushed.problem or "everything recorded has been delivered"

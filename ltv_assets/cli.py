@@ -51,7 +51,12 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=not err.is_terminal
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=not err.is_terminal,
     )
 
 
@@ -72,15 +77,19 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write train/, test/ and truth/ into")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write train/, test/ and truth/ into"
+)
 @click.option("--train-days", default=6, show_default=True, type=click.IntRange(1), help="days with labels")
 @click.option("--test-days", default=2, show_default=True, type=click.IntRange(0), help="days without labels")
 @click.option("--rows-per-hour", default=600, show_default=True, type=click.IntRange(1), help="impressions an hour")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="same seed, same bytes")
-@click.option("--law", default="additive", show_default=True, type=click.Choice(["additive", "interactions", "thresholds"]), help="law of the labels")
+@click.option(
+    "--law", default="additive", show_default=True, type=click.Choice(["additive", "interactions", "thresholds"]), help="of the labels"
+)
 @click.option("--first-day", default="2025-10-01", show_default=True, type=DAY, help="first training day")
 @readable
-def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, seed: int, law: str, first_day: datetime) -> None:
+def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, seed: int, law: Any, first_day: datetime) -> None:
     """Write simulated impressions in the real layout, with the truth beside them.
 
     \b
@@ -102,7 +111,10 @@ def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, see
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     size = f"{summary.bytes / 1e6:.1f} MB in {summary.files} files"
-    console.print(f"{summary.train_rows} training and {summary.test_rows} test impressions (law {law}, seed {seed}), {size}: {summary.out}", markup=False)
+    console.print(
+        f"{summary.train_rows} training and {summary.test_rows} test impressions (law {law}, seed {seed}), {size}: {summary.out}",
+        markup=False,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -232,7 +244,13 @@ def status(as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--in", "source", type=click.Path(path_type=Path, exists=True), required=True, help="folder of impressions, in any of the layouts, or one parquet file")
+@click.option(
+    "--in",
+    "source",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="folder of impressions, in any of the layouts, or one parquet file",
+)
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help=".csv or .parquet file to write")
 @click.option("--window", type=DAY, default=None, help="window whose served model scores; default: the champion")
 @readable
@@ -250,7 +268,11 @@ def predict(source: Path, target: Path, window: datetime | None) -> None:
     with _progress() as bar:
         task = bar.add_task("scoring", total=None)
         rows, quarantined = predict_folder(
-            project, source, target, window=str(window.date()) if window else None, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            project,
+            source,
+            target,
+            window=str(window.date()) if window else None,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(f"{rows} rows scored, {quarantined} set aside without a usable key: {target}", markup=False)
 
@@ -280,13 +302,19 @@ def check_data(folder: Path, rows: bool) -> None:
         findings = check_folder(config, folder, rows=rows, progress=lambda done, total: bar.update(task, completed=done, total=total))
     for line in (*findings.problems, *findings.warnings):
         click.echo(line)
-    click.echo(f"{findings.days} days, {findings.files} files, {findings.rows} rows: {len(findings.problems)} problems, {len(findings.warnings)} warnings", err=True)
+    click.echo(
+        f"{findings.days} days, {findings.files} files, {findings.rows} rows: "
+        f"{len(findings.problems)} problems, {len(findings.warnings)} warnings",
+        err=True,
+    )
     sys.exit(2 if findings.problems else 0)
 
 
 @main.command("validate-submission")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--sample", type=click.Path(path_type=Path, exists=True), default=None, help="sample submission that gives the ids and their order")
+@click.option(
+    "--sample", type=click.Path(path_type=Path, exists=True), default=None, help="sample submission that gives the ids and their order"
+)
 @readable
 def validate_submission(file: Path, sample: Path | None) -> None:
     """Check a submission file line by line; exit code 2 if it is not valid.
@@ -437,9 +465,8 @@ def ablate(window: datetime | None, target: Path | None) -> None:
     project = Project.open()
     with _progress() as bar:
         task = bar.add_task("ablating", total=None)
-        frame = ablation_table(
-            project, project.window_or_last(window.date() if window else None), progress=lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
-        )
+        day = project.window_or_last(window.date() if window else None)
+        frame = ablation_table(project, day, progress=lambda name: bar.update(task, advance=1, description=name))
     table = Table()
     for name in frame.columns:
         table.add_column(str(name), justify="left" if frame[name].dtype == object or str(frame[name].dtype).startswith("str") else "right")

@@ -262,7 +262,7 @@ class ModelsConfig(Section):
     )
     boosting: BoosterConfig = Field(
         BoosterConfig(num_leaves=15, learning_rate=0.03, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0),
-        description="base learners of the stacker: boosting of log1p(revenue) that starts at the linear score, with log link and with identity link",
+        description="base learners of the stacker: boosting of log1p(revenue) from the linear score, with log link and with identity link",
     )
     forest: ForestConfig = Field(ForestConfig(), description="base learner of the stacker: random forest on log1p(revenue)")
     linear: LinearConfig = Field(LinearConfig(), description="base learners of the stacker: elastic net and logistic x elastic net")

@@ -159,7 +159,9 @@ INSTALLS: tuple[Column, ...] = (
 HISTOGRAMS: tuple[Column, ...] = (
     _map("city_hist", "histograms", "int64", "city", "histogram", 0.4926, "requests of the user by city", "requests"),
     _map("country_hist", "histograms", "int64", "country", "histogram", 0.4787, "requests of the user by country", "requests"),
-    _map("dev_language_hist", "histograms", "int64", "language", "histogram", 0.4789, "requests of the user by device language", "requests"),
+    _map(
+        "dev_language_hist", "histograms", "int64", "language", "histogram", 0.4789, "requests of the user by device language", "requests"
+    ),
     _map("dev_osv_hist", "histograms", "int64", "os_version", "histogram", 0.4787, "requests of the user by OS version", "requests"),
     _map("region_hist", "histograms", "int64", "region", "histogram", 0.4838, "requests of the user by region", "requests"),
 )
@@ -174,13 +176,31 @@ ADS: tuple[Column, ...] = (
 PURCHASES: tuple[Column, ...] = (
     _map("iap_revenue_usd_bundle", "purchases", "double", "bundle", "amount", 0.954, "past spend by app", "USD"),
     _map("iap_revenue_usd_category", "purchases", "double", "category", "amount", 0.954, "past spend by category", "USD"),
-    _map("iap_revenue_usd_category_bottom_taxonomy", "purchases", "double", "taxonomy", "amount", 0.954, "past spend by taxonomy level", "USD"),
+    _map(
+        "iap_revenue_usd_category_bottom_taxonomy",
+        "purchases",
+        "double",
+        "taxonomy",
+        "amount",
+        0.954,
+        "past spend by taxonomy level",
+        "USD",
+    ),
     Column("last_buy", "purchases", "int64", "timestamp", "last purchase of the user", 0.9805, SECONDS),
     _map("last_buy_ts_bundle", "purchases", "int64", "bundle", "timestamp", 0.9805, "last purchase by app", SECONDS),
     _map("last_buy_ts_category", "purchases", "int64", "category", "timestamp", 0.9805, "last purchase by category", SECONDS),
     _map("num_buys_bundle", "purchases", "int64", "bundle", "count", 0.954, "past purchases by app", "purchases"),
     _map("num_buys_category", "purchases", "int64", "category", "count", 0.954, "past purchases by category", "purchases"),
-    _map("num_buys_category_bottom_taxonomy", "purchases", "int64", "taxonomy", "count", 0.954, "past purchases by taxonomy level", "purchases"),
+    _map(
+        "num_buys_category_bottom_taxonomy",
+        "purchases",
+        "int64",
+        "taxonomy",
+        "count",
+        0.954,
+        "past purchases by taxonomy level",
+        "purchases",
+    ),
     _map("rev_by_adv", "purchases", "double", "bundle", "amount", 0.9827, "past revenue of the user by advertiser", "USD"),
 )
 
@@ -221,8 +241,19 @@ ACTIONS: tuple[Column, ...] = (
 
 WHALES: tuple[Column, ...] = (
     _map("rwd_prank", "whales", "double", "bundle", "number", 0.5325, "percentile rank of rewarded-ad use by app", "rank 0..1"),
-    _map("whale_users_bundle_num_buys_prank", "whales", "double", "bundle", "number", 0.9632, "percentile rank of purchases by app", "rank 0..1"),
-    _map("whale_users_bundle_revenue_prank", "whales", "double", "bundle", "number", 0.9632, "percentile rank of spend by app", "rank 0..1"),
+    _map(
+        "whale_users_bundle_num_buys_prank",
+        "whales",
+        "double",
+        "bundle",
+        "number",
+        0.9632,
+        "percentile rank of purchases by app",
+        "rank 0..1",
+    ),
+    _map(
+        "whale_users_bundle_revenue_prank", "whales", "double", "bundle", "number", 0.9632, "percentile rank of spend by app", "rank 0..1"
+    ),
     _map("whale_users_bundle_total_num_buys", "whales", "double", "bundle", "count", 0.9632, "total purchases by app", "purchases"),
     _map("whale_users_bundle_total_revenue", "whales", "double", "bundle", "amount", 0.9632, "total spend by app", "USD"),
 )
@@ -295,7 +326,10 @@ RELATIONS: dict[str, tuple[OutputColumn, ...]] = {
         OutputColumn("reason", "VARCHAR", "why a file was quarantined; NULL for good files"),
     ),
     "histos_train": (*_PLAN_ROW, OutputColumn("multiplicity", "INTEGER", "how often HistOS shows the row to the classifier, at least 1")),
-    "hhistus_buyers": (*_PLAN_ROW, OutputColumn("weight", "FLOAT", "weight of the kept payer, 1 / keep probability; dropped payers are absent")),
+    "hhistus_buyers": (
+        *_PLAN_ROW,
+        OutputColumn("weight", "FLOAT", "weight of the kept payer, 1 / keep probability; dropped payers are absent"),
+    ),
     "buyer_classifier": _STAGE_METRICS,
     "buyer_gating": _STAGE_METRICS,
     "revenue_regressor": _STAGE_METRICS,

@@ -37,9 +37,9 @@ def build_defs(*, resource_overrides: Mapping[str, Any] | None = None) -> dg.Def
         sensors=sensors.build(project.config, days),
         schedules=schedules.build(project.config),
         resources={
-            "project_resource": ProjectResource(),
-            "catalogue": CatalogueResource(),
-            "tracking": TrackingResource(),
+            "project_resource": ProjectResource(config_file=None),
+            "catalogue": CatalogueResource(database=""),
+            "tracking": TrackingResource(uri=None),
             **(resource_overrides or {}),
         },
         executor=dg.in_process_executor,

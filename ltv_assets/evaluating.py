@@ -48,7 +48,10 @@ class Holdout:
     def relation(self, key: str) -> pa.Table:
         """The relation ``holdout_metrics`` of one window."""
         frame = self.figures.assign(window_key=key)[["window_key", "metric", "segment", "value", "low", "high"]]
-        schema = pa.schema([("window_key", pa.string()), ("metric", pa.string()), ("segment", pa.string())] + [(c, pa.float64()) for c in ("value", "low", "high")])
+        schema = pa.schema(
+            [("window_key", pa.string()), ("metric", pa.string()), ("segment", pa.string())]
+            + [(c, pa.float64()) for c in ("value", "low", "high")]
+        )
         return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
 
     def scores_table(self) -> pa.Table:
@@ -62,7 +65,7 @@ def evaluate_window(project: Project, key: str) -> Holdout:
     window = window_context(project, key)
     models = read_evaluated(project, key)
     rows = WindowRows(project, key).holdout_rows()
-    seen = window.data.X[COLD_START_COLUMN] if COLD_START_COLUMN in window.data.X else None
+    seen = window.data.X.get(COLD_START_COLUMN)
     return measure(project, models, rows, constant_log=float(window.data.log_d7.mean()), seen=seen)
 
 
@@ -157,7 +160,7 @@ def write_holdout(folder: Path, key: str, holdout: Holdout) -> dict[str, int | N
     return {"metrics.parquet": relation.num_rows, SCORES_FILE: None, "deciles.csv": None}
 
 
-def ablation_table(project: Project, window: date, *, progress: Callable[[str, int, int], None]) -> pd.DataFrame:
+def ablation_table(project: Project, window: date, *, progress: Callable[[str], None]) -> pd.DataFrame:
     """Refit a window without one part at a time and compare the variants on its holdout.
 
     Raises StaleError if one of its days is missing or outdated.

@@ -25,7 +25,10 @@ def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> li
     return [
         dg.define_asset_job("ingest_days", select(*DAY_ASSETS), partitions_def=days, description="Inventory and flatten days."),
         dg.define_asset_job(
-            "train_window", select(*WINDOW_ASSETS), partitions_def=windows, description="Train, evaluate and refit one window; promote it if it deserves it."
+            "train_window",
+            select(*WINDOW_ASSETS),
+            partitions_def=windows,
+            description="Train, evaluate and refit one window; promote it if it deserves it.",
         ),
         dg.define_asset_job("score_days", select("predictions"), partitions_def=days, description="Score days with the champion."),
         dg.define_asset_job("make_submission", select("submission"), description="Write the submission of the configured test days."),

@@ -74,7 +74,7 @@ def predict_folder(
                     writer.write_table(table)
                     rows += table.num_rows
         progress(len(days), len(days))
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return rows, quarantined

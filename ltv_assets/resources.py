@@ -50,7 +50,9 @@ class CatalogueResource(DuckDBResource):
     def sync(self, project: Project) -> dict[str, int]:
         """Bring every relation in line with the warehouse's manifests."""
         path = self.database or str(project.warehouse.database)
-        return project.sync_catalogue(connect=lambda: duckdb.connect(path, config={"custom_user_agent": "dagster", **self.connection_config}))
+        return project.sync_catalogue(
+            connect=lambda: duckdb.connect(path, config={"custom_user_agent": "dagster", **self.connection_config})
+        )
 
 
 class TrackingResource(dg.ConfigurableResource):

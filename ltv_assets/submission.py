@@ -34,11 +34,20 @@ def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: 
         source = "scored"
         if sample is not None:
             connection.execute(
-                "CREATE TABLE sample_order AS SELECT row_id, row_number() OVER () AS position FROM read_csv(?, header = true, all_varchar = true)",
+                "CREATE TABLE sample_order AS SELECT row_id, row_number() OVER () AS position "
+                "FROM read_csv(?, header = true, all_varchar = true)",
                 [str(sample)],
             )
-            _refuse(connection, "SELECT row_id FROM scored ANTI JOIN sample_order USING (row_id) LIMIT 1", f"is not in the sample file {sample.name}")
-            _refuse(connection, "SELECT row_id FROM sample_order ANTI JOIN scored USING (row_id) LIMIT 1", "is in the sample file but was not scored")
+            _refuse(
+                connection,
+                "SELECT row_id FROM scored ANTI JOIN sample_order USING (row_id) LIMIT 1",
+                f"is not in the sample file {sample.name}",
+            )
+            _refuse(
+                connection,
+                "SELECT row_id FROM sample_order ANTI JOIN scored USING (row_id) LIMIT 1",
+                "is in the sample file but was not scored",
+            )
             source = "(SELECT scored.* FROM scored JOIN sample_order USING (row_id) ORDER BY position)"
         for name, column in (("submission.csv", "iap_revenue_d7"), ("submission_ungated.csv", "ltv_d7")):
             target = str(folder / name).replace("'", "''")
@@ -120,7 +129,8 @@ def _against_expected(connection: duckdb.DuckDBPyConnection, sample: Path | None
     problems += [f"line {line}: row_id {row_id!r} is not a test row" for line, row_id in extra]
     if sample is not None and not problems:
         row = connection.execute(
-            "SELECT given.line, given.row_id, wanted.row_id FROM given JOIN wanted USING (line) WHERE given.row_id <> wanted.row_id ORDER BY 1 LIMIT 1"
+            "SELECT given.line, given.row_id, wanted.row_id FROM given JOIN wanted USING (line) "
+            "WHERE given.row_id <> wanted.row_id ORDER BY 1 LIMIT 1"
         ).fetchone()
         if row is not None:
             problems.append(f"line {row[0]}: expected row_id {row[2]!r} as in the sample file, found {row[1]!r}")

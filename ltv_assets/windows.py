@@ -153,14 +153,20 @@ def window_identity(project: Project, key: str) -> str:
     """Hash of the days and the configuration a window's models are made from."""
     lineage = project.lineage()
     days = {k: v for k, v in lineage.inputs("histos_train", key).items() if k != "champion"}
-    parts = {"days": days, "root": str(project.warehouse.root), "config": [lineage.config_hash(a, key) for a in ("histos_train", "stacker")]}
+    parts = {
+        "days": days,
+        "root": str(project.warehouse.root),
+        "config": [lineage.config_hash(a, key) for a in ("histos_train", "stacker")],
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # -------------------------------------------------------------------------------------------------------------- plans
 
 
-def plan_table(project: Project, key: str, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> pa.Table:
+def plan_table(
+    project: Project, key: str, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
+) -> pa.Table:
     """A sampling plan as a table: where each row is (day, file, row_number), and what the plan says of it."""
     data = context.data
     starts = np.searchsorted(data.period, np.arange(len(data.period_names)))

@@ -82,9 +82,18 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             raw = raw_files(work.project, context.partition_key)
 
             def fill(folder: Path) -> dict[str, int | None]:
-                results.append(flatten_files(raw.files, registry=work.project.registry, labelled=raw.labelled, out=folder / "part-00000.parquet",
-                                             threads=config.compute.threads, memory_limit=f"{config.compute.duckdb_memory_gb}GB",
-                                             sampling_fraction=raw.sampling_fraction, seed=config.seed))
+                results.append(
+                    flatten_files(
+                        raw.files,
+                        registry=work.project.registry,
+                        labelled=raw.labelled,
+                        out=folder / "part-00000.parquet",
+                        threads=config.compute.threads,
+                        memory_limit=f"{config.compute.duckdb_memory_gb}GB",
+                        sampling_fraction=raw.sampling_fraction,
+                        seed=config.seed,
+                    )
+                )
                 set_rows_aside(work.project, context.partition_key, results[0])
                 return {"part-00000.parquet": results[0].rows_out}
 
@@ -122,7 +131,13 @@ def inventory_facts(inventory: DayInventory) -> dict[str, Any]:
 
 def _inventory_metadata(inventory: DayInventory) -> dict[str, Any]:
     listed = [
-        {"hour": f.datetime[-5:-3], "file": f.path, "rows": f.rows if f.rows is not None else "", "verdict": f.verdict, "reason": f.reason or ""}
+        {
+            "hour": f.datetime[-5:-3],
+            "file": f.path,
+            "rows": f.rows if f.rows is not None else "",
+            "verdict": f.verdict,
+            "reason": f.reason or "",
+        }
         for f in inventory.files
     ]
     return {

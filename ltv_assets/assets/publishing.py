@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ def definition_metadata(asset: str) -> dict[str, Any]:
     return {"dagster/column_schema": column_schema(RELATIONS[asset]), "dagster/table_name": f"ltv.main.{asset}"}
 
 
-def markdown_table(rows: list[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     """Rows as a Markdown table; a short sentence when there is none."""
     if not rows:
         return dg.MetadataValue.md("nothing to show")

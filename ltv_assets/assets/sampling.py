@@ -80,7 +80,7 @@ def _write_histos(work: Publication, window: "WindowContext", plan: "HistosPlan 
     from ltv_assets.windows import plan_table
 
     rows = np.arange(len(window.data) if plan is not None else 0)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "bin": plan.bin.astype(np.int16) if plan else np.zeros(0, np.int16),
         "multiplicity": plan.multiplicity.astype(np.int32) if plan else np.zeros(0, np.int32),
     }
@@ -92,7 +92,7 @@ def _write_hhistus(work: Publication, window: "WindowContext", plan: "HhistusPla
     from ltv_assets.windows import plan_table
 
     rows = np.flatnonzero(plan.keep) if plan is not None else np.zeros(0, np.int64)
-    columns = {
+    columns: dict[str, np.ndarray] = {
         "bin": plan.bin.astype(np.int16) if plan else np.zeros(0, np.int16),
         "weight": plan.weight.astype(np.float32) if plan else np.zeros(0, np.float32),
     }

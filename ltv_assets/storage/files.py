@@ -57,7 +57,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -102,7 +102,7 @@ def publish_folder(staged: Path, final: Path) -> None:
         raise PermanentError(f"{final}: expected a folder of the warehouse, found something else; move it away and run again")
     if not final.exists():
         try:
-            os.rename(staged, final)
+            staged.rename(final)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -112,8 +112,8 @@ def publish_folder(staged: Path, final: Path) -> None:
     if not _exchange(staged, final):
         old = previous_of(final)
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-        os.rename(staged, final)
+        final.rename(old)
+        staged.rename(final)
         shutil.rmtree(old, ignore_errors=True)
     fsync_path(final.parent)
     shutil.rmtree(staged, ignore_errors=True)
@@ -126,7 +126,7 @@ def recover_folder(final: Path) -> None:
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.rename(old, final)
+            old.rename(final)
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def staging(root: Path, label: str) -> Iterator[Path]:
 
 def sweep_staging(root: Path) -> list[str]:
     """Delete staging folders whose process is gone; returns their names."""
-    swept = []
+    swept: list[str] = []
     base = root / STAGING_FOLDER
     if not base.is_dir():
         return swept

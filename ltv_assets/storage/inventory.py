@@ -272,7 +272,9 @@ def _compare_schemas(
         present |= names
         for name in required:
             if name not in names:
-                errors.append(f"{record.path}: required column {name} is missing; expected it in every file of {split}/; deliver the file again")
+                errors.append(
+                    f"{record.path}: required column {name} is missing; expected it in every file of {split}/; deliver the file again"
+                )
         for name in BY_NAME:
             if name not in names and name != "datetime" and name not in required and not (split == "test" and name in LABEL_NAMES):
                 missing_in.setdefault(name, []).append(record.path)
@@ -302,8 +304,8 @@ def require_files(inventory: DayInventory, max_bad_file_share: float) -> None:
         first = f"; first reason: {inventory.quarantined[0].path}: {inventory.quarantined[0].reason}" if bad else ""
         raise DataError(f"day {inventory.day} ({inventory.split}): no readable file, {bad} quarantined{first}; deliver the hours again")
     if bad / total > max_bad_file_share:
-        first = inventory.quarantined[0]
+        worst = inventory.quarantined[0]
         raise DataError(
             f"day {inventory.day} ({inventory.split}): {bad} of {total} files are unreadable, more than data.max_bad_file_share = "
-            f"{max_bad_file_share:g}; first: {first.path}: {first.reason}"
+            f"{max_bad_file_share:g}; first: {worst.path}: {worst.reason}"
         )

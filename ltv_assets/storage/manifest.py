@@ -67,7 +67,9 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Canonical bytes."""
-        return json.dumps({"manifest_version": MANIFEST_VERSION, **asdict(self)}, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+        return (
+            json.dumps({"manifest_version": MANIFEST_VERSION, **asdict(self)}, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+        )
 
 
 def read_manifest(folder: Path) -> Manifest | None:

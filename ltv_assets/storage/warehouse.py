@@ -78,8 +78,8 @@ class Warehouse:
             found = (p.parent.name.partition("=")[2] for p in folders if (p / MANIFEST_NAME).is_file())
         else:
             base = self.root / "submissions" if asset == "submission" else self.root / "lake" / asset
-            folders = base.glob("*") if base.is_dir() else iter(())
-            found = (p.name.rpartition("=")[2] for p in folders if (p / MANIFEST_NAME).is_file())
+            listed = list(base.glob("*")) if base.is_dir() else []
+            found = (p.name.rpartition("=")[2] for p in listed if (p / MANIFEST_NAME).is_file())
         return tuple(sorted(k for k in found if _KEY.fullmatch(k)))
 
     # ------------------------------------------------------------------------------------------------------------ write
@@ -208,4 +208,6 @@ class Warehouse:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise PermanentError(f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE") from None
+            raise PermanentError(
+                f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE"
+            ) from None

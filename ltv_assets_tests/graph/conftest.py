@@ -31,7 +31,11 @@ class Ran:
 def environment(data: Path | None, warehouse: Path, **more: str) -> dict[str, str]:
     """The shell's environment without the project's variables, then with the given ones."""
     kept = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    kept |= {"LTV_WAREHOUSE": str(warehouse), "DAGSTER_DISABLE_TELEMETRY": "yes", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
+    kept |= {
+        "LTV_WAREHOUSE": str(warehouse),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+    }
     if data is not None:
         kept["LTV_DATA_ROOT"] = str(data)
     return kept | more

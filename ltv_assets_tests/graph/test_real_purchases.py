@@ -18,7 +18,9 @@ SINGLE_LIGHTGBM_RMSLE = 0.4963
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not REAL.is_dir(), reason=f"no real purchases at {REAL}; set LTV_REAL_DATA to a folder with train/, test/ and truth/"),
+    pytest.mark.skipif(
+        not REAL.is_dir(), reason=f"no real purchases at {REAL}; set LTV_REAL_DATA to a folder with train/, test/ and truth/"
+    ),
 ]
 
 
@@ -30,7 +32,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory):
     assert done.returncode == 0, done.stderr
     with duckdb.connect(str(warehouse / "ltv.duckdb"), read_only=True) as connection:
         return connection.execute(
-            "SELECT predictions.*, truth.revenue FROM predictions JOIN read_parquet(?) truth USING (row_id)", [str(REAL / "truth/test.parquet")]
+            "SELECT predictions.*, truth.revenue FROM predictions JOIN read_parquet(?) truth USING (row_id)",
+            [str(REAL / "truth/test.parquet")],
         ).fetch_df()
 
 

@@ -113,7 +113,9 @@ def test_mlflow_has_one_run_per_window_with_nested_stages(ran: Ran) -> None:
     assert nested == {"buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"}
     assert parents[0].info.status == "FINISHED"
     with duckdb.connect(str(ran.warehouse / "ltv.duckdb"), read_only=True) as connection:
-        stored = dict(connection.execute("SELECT metric, value FROM holdout_metrics WHERE segment = 'all' AND value IS NOT NULL").fetchall())
+        stored = dict(
+            connection.execute("SELECT metric, value FROM holdout_metrics WHERE segment = 'all' AND value IS NOT NULL").fetchall()
+        )
     for name in ("rmsle", "rmsle_gated", "rmsle_reference", "zero_rate_predicted", "auc"):
         assert parents[0].data.metrics[name] == pytest.approx(stored[name], rel=1e-12)
     artifacts = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
@@ -156,7 +158,16 @@ def test_window_refuses_a_day_that_is_in_the_data_but_not_in_the_lake(copied: Ca
     run = copied()
     shutil.rmtree(run.warehouse / "lake/flattened_features/day=2025-10-01")
     done = command(
-        "dagster", "asset", "materialize", "--select", "histos_train", "--partition", "2025-10-03", "-m", "ltv_assets.definitions", env=run.environment()
+        "dagster",
+        "asset",
+        "materialize",
+        "--select",
+        "histos_train",
+        "--partition",
+        "2025-10-03",
+        "-m",
+        "ltv_assets.definitions",
+        env=run.environment(),
     )
     assert done.returncode != 0
     text = done.stdout + done.stderr

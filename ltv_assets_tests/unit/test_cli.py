@@ -97,7 +97,13 @@ def test_each_bad_file_gets_one_line_and_exit_2(place: Callable[..., Path], simu
     assert code == 2
     lines = [line for line in text.splitlines() if "part-0.parquet" in line or "hourly folder" in line]
     assert len(lines) == 6, text
-    for words in ("zero bytes", "not a readable parquet file", "same content as", "required column buyer_d7 is missing", "not an hourly folder"):
+    for words in (
+        "zero bytes",
+        "not a readable parquet file",
+        "same content as",
+        "required column buyer_d7 is missing",
+        "not an hourly folder",
+    ):
         assert any(words in line for line in lines), words
 
 

@@ -29,7 +29,11 @@ def test_shipped_configurations_load_and_describe_the_contest() -> None:
         ("windows:\n  min_train_days: two\n", 2, "windows.min_train_days"),
         ("windows:\n  min_train_days: 9\n  max_train_days: 3\n", 1, "max_train_days 3 is below min_train_days 9"),
         ("checks:\n  rmsle_max: .nan\n", 2, "checks.rmsle_max"),
-        ("data:\n  dates:\n    train: {first: 2025-10-06, last: 2025-10-01}\n    test: {first: 2025-10-08, last: 2025-10-09}\n", 3, "lies before first day"),
+        (
+            "data:\n  dates:\n    train: {first: 2025-10-06, last: 2025-10-01}\n    test: {first: 2025-10-08, last: 2025-10-09}\n",
+            3,
+            "lies before first day",
+        ),
         ("data:\n  train:\n    sampling_fraction: 0\n", 3, "data.train.sampling_fraction"),
         ("seed: 1\nseed: 2\n", 2, "stands twice"),
         ("seed: [1\n", 2, "not valid YAML"),
@@ -67,7 +71,9 @@ def test_tree_is_frozen() -> None:
 
 def test_every_key_is_described_and_read_somewhere() -> None:
     code = "\n".join(
-        path.read_text() for path in (PROJECT_ROOT / "ltv_assets").rglob("*.py") if path.name != "config.py" and "simulator" not in path.parts
+        path.read_text()
+        for path in (PROJECT_ROOT / "ltv_assets").rglob("*.py")
+        if path.name != "config.py" and "simulator" not in path.parts
     )
     own = (PROJECT_ROOT / "ltv_assets/config.py").read_text()
     for key, description in walk_keys():

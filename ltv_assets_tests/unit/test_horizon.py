@@ -45,7 +45,7 @@ def test_too_few_days_are_refused_with_the_first_possible_window() -> None:
 
 
 def test_missing_day_inside_is_refused_unless_listed_as_gap() -> None:
-    with pytest.raises(StaleError, match="no data for 2025-10-03; add the missing hours, or list the days in data.gap_days"):
+    with pytest.raises(StaleError, match=r"no data for 2025-10-03; add the missing hours, or list the days in data\.gap_days"):
         horizon([1, 2, 4, 5]).training_days(day(5))
     assert horizon([1, 2, 4, 5], gaps=[3]).training_days(day(5)) == tuple(map(day, [1, 2, 4]))
 
@@ -64,7 +64,10 @@ def test_no_window_ever_sees_its_holdout_or_a_later_day(train: set[int], least: 
         assert max(days) < window - timedelta(days=embargo)
 
 
-@pytest.mark.parametrize("name", ["datetime=2025-10-01-24-00", "datetime=2025-13-01-00-00", "datetime=2025-10-01", "2025-10-01-00-00", "datetime=2025-10-01-00-30"])
+@pytest.mark.parametrize(
+    "name",
+    ["datetime=2025-10-01-24-00", "datetime=2025-13-01-00-00", "datetime=2025-10-01", "2025-10-01-00-00", "datetime=2025-10-01-00-30"],
+)
 def test_malformed_folder_is_no_hour(name: str) -> None:
     assert hour_of_folder(name) is None
 

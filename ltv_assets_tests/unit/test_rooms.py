@@ -63,7 +63,11 @@ def test_arrows_point_down_only() -> None:
     for path in MODULES:
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room in PURE:
-            upward = {n for n in imports(path) if re.match(r"ltv_assets\.(assets|checks|jobs|definitions|resources|cli|running|project|lineage)\b", n)}
+            upward = {
+                n
+                for n in imports(path)
+                if re.match(r"ltv_assets\.(assets|checks|jobs|definitions|resources|cli|running|project|lineage)\b", n)
+            }
             assert not upward, f"{path.name} imports {upward}"
 
 
@@ -76,7 +80,9 @@ def test_asset_functions_are_thin() -> None:
 
 
 def test_nothing_loads_pickles() -> None:
-    pattern = re.compile(r"\b(pickle|joblib|cloudpickle|dill|shelve)\.\w|import (pickle|joblib|cloudpickle|dill|shelve)|torch\.load|allow_pickle=True")
+    pattern = re.compile(
+        r"\b(pickle|joblib|cloudpickle|dill|shelve)\.\w|import (pickle|joblib|cloudpickle|dill|shelve)|torch\.load|allow_pickle=True"
+    )
     for path in MODULES:
         assert not pattern.search(path.read_text()), path
 

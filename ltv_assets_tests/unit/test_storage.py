@@ -117,7 +117,7 @@ def test_two_step_fallback_recovers_from_a_crash_in_its_gap(tmp_path: Path, monk
         (staged / "f").write_text(text)
         publish_folder(staged, final)
     assert (final / "f").read_text() == "new"
-    os.rename(final, storage_files.previous_of(final))
+    final.rename(storage_files.previous_of(final))
     recover_folder(final)
     assert (final / "f").read_text() == "new"
 
@@ -189,8 +189,9 @@ def test_lock_waits_a_bounded_time_and_dies_with_its_holder(tmp_path: Path) -> N
     process = context.Process(target=_hold, args=(str(tmp_path / "lock"), ready))
     process.start()
     assert ready.wait(60)
-    with pytest.raises(TransientError, match="the thing is held by another process"), file_lock(
-        tmp_path / "lock", timeout_seconds=0.2, what="the thing"
+    with (
+        pytest.raises(TransientError, match="the thing is held by another process"),
+        file_lock(tmp_path / "lock", timeout_seconds=0.2, what="the thing"),
     ):
         pass
     os.kill(process.pid or 0, signal.SIGKILL)
