@@ -1,0 +1,299 @@
+"""Write the generated parts of the documentation: tables of configuration keys, columns, relations, features and metrics.
+
+A page in this folder is written by hand, except for what stands between ``<!-- generated: NAME -->`` and
+``<!-- end of NAME -->``. This script fills those blocks from the code, so a table can never disagree with it.
+
+    python docs/generate.py            rewrite the blocks that are out of date
+    python docs/generate.py --check    name the pages that are out of date and exit 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from ltv_assets.config import PROJECT_ROOT, Config, walk_keys
+from ltv_assets.contract import ASSET_NAMES, RAW_COLUMNS, RELATIONS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
+from ltv_assets.features.registry import Registry, load_registry
+from ltv_assets.features.schema import column_table
+from ltv_assets.lineage import CHECK_BOUNDS, CONFIG_KEYS
+from ltv_assets.modeling.evaluation import metrics_markdown
+
+DOCS = PROJECT_ROOT / "docs"
+BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
+
+ROLES: Mapping[Role, str] = {
+    "key": "Keys",
+    "label": "Labels: known only after the impression, never a feature",
+    "context": "Context: the impression itself",
+    "behaviour": "Behaviour: how much and when the user is active",
+    "installs": "Installs: apps on the device",
+    "histograms": "Histograms: where and on what the user was seen",
+    "ads": "Ads: what the user's impressions cost and how often they were clicked",
+    "purchases": "Purchases: what the user bought before the impression",
+    "actions": "Actions: what the user did inside apps",
+    "whales": "Whales: the user's rank among the heavy spenders of each app",
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- Markdown
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def code(text: str) -> str:
+    """Text as inline code."""
+    return f"`{text}`"
+
+
+# -------------------------------------------------------------------------------------------------------- configuration
+
+
+def field_of(key: str) -> tuple[FieldInfo, type[BaseModel]]:
+    """The field a dotted key of the configuration names, and the section it belongs to."""
+    section: type[BaseModel] = Config
+    field: FieldInfo | None = None
+    for part in key.split("."):
+        if field is not None:
+            section = next(a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type) and issubclass(a, BaseModel))
+        field = section.model_fields[part]
+    assert field is not None
+    return field, section
+
+
+def default_of(key: str) -> str:
+    """Default of a key as YAML would show it; empty where a value must be given."""
+    value: Any = Config()
+    for part in key.split("."):
+        if not isinstance(value, BaseModel):
+            return ""
+        value = getattr(value, part)
+    return code(_yaml(value))
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_yaml(v) for v in value) + "]"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return f"{value:.1f}"
+    return f'"{value}"' if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value) else str(value)
+
+
+def accepted_by(field: FieldInfo) -> str:
+    """Which values a field takes, from its type and its bounds."""
+    annotation: Any = field.annotation
+    for item in field.metadata:
+        annotation = _annotated(annotation, item)
+    return _accepted(TypeAdapter(annotation).json_schema())
+
+
+def _annotated(annotation: Any, item: Any) -> Any:
+    from typing import Annotated
+
+    return Annotated[annotation, item]
+
+
+def _accepted(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_accepted(s) for s in schema["anyOf"] if "$ref" not in s)
+    if "enum" in schema:
+        return ", ".join(code(_yaml(v)) for v in schema["enum"])
+    if "const" in schema:
+        return code(_yaml(schema["const"]))
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list of: {_accepted(schema['items'])}"
+    if kind == "object":
+        inner = schema.get("additionalProperties")
+        return f"mapping of names to {_accepted(inner)}" if isinstance(inner, Mapping) else "mapping"
+    if kind in ("integer", "number"):
+        return _range(schema, "whole number" if kind == "integer" else "number")
+    if kind == "string":
+        return {"date": "day (`YYYY-MM-DD`)", "path": "path"}.get(schema.get("format", ""), "text")
+    return {"boolean": "`true`, `false`", "null": "`null`"}.get(str(kind), str(kind))
+
+
+def _range(schema: Mapping[str, Any], word: str) -> str:
+    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum", schema.get("exclusiveMaximum"))
+    if low is not None and high is not None:
+        ends = [
+            f"above {low:g}" if "exclusiveMinimum" in schema else f"{low:g}",
+            f"below {high:g}" if "exclusiveMaximum" in schema else f"{high:g}",
+        ]
+        return (
+            f"{word}, {ends[0]} to {ends[1]}"
+            if "exclusiveMinimum" not in schema and "exclusiveMaximum" not in schema
+            else f"{word}, {', '.join(_end(e) for e in ends)}"
+        )
+    if low is not None:
+        return f"{word}, {'above' if 'exclusiveMinimum' in schema else 'at least'} {low:g}"
+    return word
+
+
+def _end(text: str) -> str:
+    return text if text.startswith(("above", "below")) else f"at least {text}" if text.startswith("0") else f"at most {text}"
+
+
+def configuration() -> str:
+    """Every key of the configuration, one table per section."""
+    rows: dict[str, list[list[str]]] = {}
+    unions: set[str] = set()
+    for key, description in walk_keys():
+        parts = key.split(".")
+        section = parts[0] if len(parts) > 1 else ""
+        # A section that may also be a plain value (dates: auto) gets a row of its own before its keys.
+        for end in range(1, len(parts)):
+            parent = ".".join(parts[:end])
+            field, _ = field_of(parent)
+            if get_args(field.annotation) and parent not in unions:
+                unions.add(parent)
+                rows.setdefault(section, []).append([code(parent), default_of(parent), _accepted_union(field), field.description or ""])
+        field, _ = field_of(key)
+        rows.setdefault(section, []).append([code(key), default_of(key), accepted_by(field), description])
+    pages = []
+    for section, lines in rows.items():
+        title, about = "## Top level", ""
+        if section:
+            model = field_of(section)[0].annotation
+            title, about = f"## {section}", _first_paragraph(model.__doc__ if isinstance(model, type) else "")
+        pages.append("\n\n".join(part for part in (title, about, table(("key", "default", "accepts", "meaning"), lines)) if part))
+    return "\n\n".join(pages)
+
+
+def _accepted_union(field: FieldInfo) -> str:
+    plain = [a for a in get_args(field.annotation) if not (isinstance(a, type) and issubclass(a, BaseModel))]
+    return " or ".join([*(_accepted(TypeAdapter(a).json_schema()) for a in plain), "the keys below"])
+
+
+def _first_paragraph(text: str | None) -> str:
+    return " ".join((text or "").strip().split("\n\n")[0].split())
+
+
+def staleness() -> str:
+    """Which keys make which partitions stale."""
+    rows = [[code(asset), ", ".join(code(k.replace("{split}", "<split>")) for k in CONFIG_KEYS[asset]) or "none"] for asset in ASSET_NAMES]
+    bounds = [[code(check), ", ".join(code(k) for k in keys)] for check, keys in CHECK_BOUNDS.items()]
+    return table(("asset", "keys that shape its bytes"), rows) + "\n\n" + table(("check", "keys it judges by"), bounds)
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+
+
+def raw_columns() -> str:
+    """The columns of an impression, by role."""
+    pages = []
+    for role, title in ROLES.items():
+        columns = [c for c in RAW_COLUMNS if c.role == role]
+        header = ("column", "type", "unit", "missing", "meaning")
+        pages.append(f"### {title}\n\n" + table(header, [_raw_row(c) for c in columns]))
+    return "\n\n".join(pages)
+
+
+def _raw_row(column: Column) -> list[str]:
+    notes = [column.description]
+    if column.keyed_by:
+        what = "elements" if column.type.startswith("list") else "outer keys" if column.type.startswith("map<string,map") else "keys"
+        notes.append(f"{what}: {column.keyed_by.replace('_', ' ')}")
+    if column.name in REQUIRED_TEST_COLUMNS:
+        notes.append("**required**")
+    elif column.name in REQUIRED_TRAIN_COLUMNS:
+        notes.append("**required in train/**")
+    missing = f"{column.missing_rate:.1%}" if column.missing_rate else ""
+    return [code(column.name), code(column.type), column.unit or "", missing, "; ".join(notes)]
+
+
+def relations() -> str:
+    """The columns of every relation of the warehouse."""
+    pages = []
+    for asset in ASSET_NAMES:
+        if asset == "flattened_features":
+            pages.append("### flattened_features\n\nSee [Flattened columns](#flattened-columns).")
+            continue
+        rows = [[code(c.name), c.type, c.unit or "", c.description] for c in RELATIONS[asset]]
+        pages.append(f"### {asset}\n\n" + table(("column", "type", "unit", "meaning"), rows))
+    return "\n\n".join(pages)
+
+
+def shipped_registry() -> Registry:
+    """The registry in ``config/features.yaml``, whatever configuration is in force."""
+    return load_registry(PROJECT_ROOT / "config" / "features.yaml")
+
+
+def flattened() -> str:
+    """Every flattened column: keys and labels, then the features by group."""
+    registry = shipped_registry()
+    columns = {name: [code(name), kind, unit, text] for name, kind, unit, text in column_table(registry)}
+    by_group: dict[str, list[str]] = {}
+    for feature in registry.features:
+        by_group.setdefault(feature.group, []).append(feature.name)
+    features = {name for names in by_group.values() for name in names}
+    header = ("column", "type", "unit", "meaning")
+    count = f"{len(columns)} columns: {len(columns) - len(features)} keys and labels, {len(features)} features."
+    pages = [count, "### keys and labels\n\n" + table(header, [row for name, row in columns.items() if name not in features])]
+    for group, names in by_group.items():
+        pages.append(f"### group {group}\n\n{registry.groups[group].description}\n\n" + table(header, [columns[n] for n in names]))
+    return "\n\n".join(pages)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pages
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "configuration": configuration,
+    "staleness": staleness,
+    "raw-columns": raw_columns,
+    "relations": relations,
+    "flattened-columns": flattened,
+    "metrics": metrics_markdown,
+}
+
+
+def filled(text: str) -> str:
+    """A page with every block written anew; raises KeyError for a block nobody generates."""
+    return BLOCK.sub(lambda match: f"<!-- generated: {match['name']} -->\n{BLOCKS[match['name']]()}\n<!-- end of {match['name']} -->", text)
+
+
+def outdated() -> dict[Path, str]:
+    """{page: its text as it should be} of every page whose generated blocks differ from the code."""
+    found = {}
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        wanted = filled(text)
+        if wanted != text:
+            found[page] = wanted
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite pages that are out of date, or name them with ``--check``; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    options = parser.parse_args(arguments)
+    pages = outdated()
+    for page, text in pages.items():
+        if not options.check:
+            page.write_text(text, encoding="utf-8")
+        sys.stdout.write(
+            f"{page.relative_to(PROJECT_ROOT)}: {'out of date; run python docs/generate.py' if options.check else 'written'}\n"
+        )
+    return 1 if options.check and pages else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
