@@ -8,15 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import duckdb
 import pytest
+import yaml
 
 from ltv_assets.cli import main
-from ltv_assets.config import PROJECT_ROOT, Config, walk_keys
+from ltv_assets.config import PROJECT_ROOT, Config, parse_config, walk_keys
 from ltv_assets.contract import ASSET_NAMES
 from ltv_assets.project import Project
 
@@ -155,7 +157,7 @@ def test_make_targets_and_assets_in_commands_exist(page: Path) -> None:
             for target in (word for word in words[1:] if "=" not in word and not word.startswith("-")):
                 assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"no target {target}"
         if words[0] in ("dagster", "dg"):
-            for option, value in zip(words, words[1:], strict=False):
+            for option, value in pairwise(words):
                 if option in ("--select", "--assets"):
                     assert set(re.findall(r"\w+", value.split("/")[0])) <= set(ASSET_NAMES), " ".join(words)
 
@@ -231,6 +233,19 @@ def test_configuration_keys_and_variables_exist(page: Path) -> None:
         assert variable in code, f"nothing reads {variable}"
 
 
+def test_note_on_the_keys_of_a_booster_is_true() -> None:
+    """The page warns that giving one key of a booster resets the others; without that behaviour the warning must go."""
+    given = parse_config("models: {buyer_classifier: {num_leaves: 16}}\n", Path("some.yaml")).models.buyer_classifier
+    resets = given.min_data_in_leaf != Config().models.buyer_classifier.min_data_in_leaf
+    assert ("belong together" in (DOCS / "configuration.md").read_text()) == resets
+
+
+def test_map_of_rooms_names_every_module() -> None:
+    text = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
+    modules = {p.name for p in (PROJECT_ROOT / "ltv_assets").glob("*.py") if not p.name.startswith("_")}
+    assert sorted(name for name in modules if f"`{name}`" not in text) == []
+
+
 @every_page
 def test_files_named_in_the_text_exist(page: Path) -> None:
     for name in re.findall(r"`((?:ltv_assets|ltv_assets_tests|config|docs|benchmarks)/[\w./-]+\.\w+)`", prose(page)):
@@ -238,11 +253,7 @@ def test_files_named_in_the_text_exist(page: Path) -> None:
 
 
 @every_page
-def test_configuration_in_yaml_blocks_is_accepted(page: Path, place: Callable[..., Path]) -> None:
-    import yaml
-
-    from ltv_assets.config import parse_config
-
+def test_configuration_in_yaml_blocks_is_accepted(page: Path) -> None:
     for block in blocks(page, "yaml"):
         tree = yaml.safe_load(block)
         if isinstance(tree, dict) and set(tree) & set(Config.model_fields):
