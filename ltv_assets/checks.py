@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import markdown_table, readable_failures
 from ltv_assets.contract import LABEL_NAMES, RELATIONS
-from ltv_assets.errors import DataError, StaleError
+from ltv_assets.errors import DataError, LtvError, StaleError
 from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.resources import ProjectResource, TrackingResource
@@ -351,18 +351,30 @@ def _predicted_files(project: Project) -> list[Path]:
 
 
 def standing_failures(project: Project) -> Outcome:
-    """No partition that the configuration asks for stays failed, stale or missing."""
+    """No partition stays failed, stale, or missing though everything it is made from is there."""
     from ltv_assets.reporting import partition_states
 
-    open_states = [r for r in partition_states(project) if r["state"] != "fresh" and r["asset"] != "submission"]
-    worst_first = sorted(open_states, key=lambda r: r["state"] != "failed")
-    rows = [{name: r[name] for name in ("asset", "partition", "state", "why")} for r in worst_first[: MAX_FAILING_ROWS * 2]]
-    figures = {"failed": sum(r["state"] == "failed" for r in open_states), "not_fresh": len(open_states)}
+    lineage = project.lineage()
+
+    def stands(row: Mapping[str, Any]) -> bool:
+        if row["asset"] == "submission" or row["state"] == "fresh":
+            return False
+        if row["state"] != "missing":
+            return True
+        try:
+            upstream = lineage.upstream(row["asset"], row["partition"])
+        except LtvError:
+            return False
+        return bool(upstream) and all(lineage.status(*above).state == "fresh" for above in upstream)
+
+    standing = sorted(filter(stands, partition_states(project)), key=lambda row: row["state"] != "failed")
+    rows = [{name: row[name] for name in ("asset", "partition", "state", "why")} for row in standing[: MAX_FAILING_ROWS * 2]]
+    failed = sum(row["state"] == "failed" for row in standing)
+    figures = {"failed": failed, "not_fresh": len(standing)}
     if not rows:
-        return Outcome(True, "every partition asked for is fresh", figures)
-    first = rows[0]
-    text = f"{figures['failed']} partitions failed, {len(open_states) - figures['failed']} more are not fresh"
-    return Outcome(False, f"{text}; first: {first['asset']} {first['partition']} is {first['state']} ({first['why']})", figures, rows)
+        return Outcome(True, "no partition stays failed, stale or half done", figures)
+    first = f"{rows[0]['asset']} {rows[0]['partition']} is {rows[0]['state']} ({rows[0]['why']})"
+    return Outcome(False, f"{failed} partitions failed, {len(standing) - failed} more are stale or half done; first: {first}", figures, rows)
 
 
 def days_fresh(project: Project) -> Outcome:

@@ -116,7 +116,7 @@ def test_one_backfill_over_days_and_windows_makes_everything(by_hand: Dagster, t
         assert by_hand.backfill_end(backfill) == "COMPLETED_SUCCESS"
     finally:
         in_process[0].kill()
-    wanted = {**dict.fromkeys(DAY_ASSETS, set(DAYS[:4])), **dict.fromkeys(WINDOW_ASSETS, {FIRST, SECOND})}
+    wanted = {asset: set(DAYS[:4]) if asset in DAY_ASSETS else {FIRST, SECOND} for asset in (*DAY_ASSETS, *WINDOW_ASSETS)}
     for asset, keys in wanted.items():
         assert by_hand.materialized(asset) == (keys, set()), asset
         for check in by_hand.checks(asset):
