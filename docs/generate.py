@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -99,14 +99,8 @@ def accepted_by(field: FieldInfo) -> str:
     """Which values a field takes, from its type and its bounds."""
     annotation: Any = field.annotation
     for item in field.metadata:
-        annotation = _annotated(annotation, item)
+        annotation = Annotated[annotation, item]
     return _accepted(TypeAdapter(annotation).json_schema())
-
-
-def _annotated(annotation: Any, item: Any) -> Any:
-    from typing import Annotated
-
-    return Annotated[annotation, item]
 
 
 def _accepted(schema: Mapping[str, Any]) -> str:
@@ -130,24 +124,10 @@ def _accepted(schema: Mapping[str, Any]) -> str:
 
 
 def _range(schema: Mapping[str, Any], word: str) -> str:
-    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum", schema.get("exclusiveMaximum"))
-    if low is not None and high is not None:
-        ends = [
-            f"above {low:g}" if "exclusiveMinimum" in schema else f"{low:g}",
-            f"below {high:g}" if "exclusiveMaximum" in schema else f"{high:g}",
-        ]
-        return (
-            f"{word}, {ends[0]} to {ends[1]}"
-            if "exclusiveMinimum" not in schema and "exclusiveMaximum" not in schema
-            else f"{word}, {', '.join(_end(e) for e in ends)}"
-        )
-    if low is not None:
-        return f"{word}, {'above' if 'exclusiveMinimum' in schema else 'at least'} {low:g}"
-    return word
-
-
-def _end(text: str) -> str:
-    return text if text.startswith(("above", "below")) else f"at least {text}" if text.startswith("0") else f"at most {text}"
+    ends = (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"), ("exclusiveMaximum", "below"))
+    if "minimum" in schema and "maximum" in schema:
+        return f"{word}, {schema['minimum']:g} to {schema['maximum']:g}"
+    return ", ".join([word, *(f"{text} {schema[name]:g}" for name, text in ends if name in schema)])
 
 
 def configuration() -> str:
@@ -214,7 +194,8 @@ def _raw_row(column: Column) -> list[str]:
         notes.append("**required**")
     elif column.name in REQUIRED_TRAIN_COLUMNS:
         notes.append("**required in train/**")
-    missing = f"{column.missing_rate:.1%}" if column.missing_rate else ""
+    rate = column.missing_rate
+    missing = "" if not rate else "below 0.1%" if rate < 0.001 else f"{rate:.1%}"
     return [code(column.name), code(column.type), column.unit or "", missing, "; ".join(notes)]
 
 
