@@ -1,9 +1,10 @@
 """From hourly folders to flattened days: ``raw_partitions`` (what is there) and ``flattened_features`` (what it says)."""
 
 import json
+import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -22,8 +23,13 @@ from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
 from ltv_assets.storage.files import write_atomic
 from ltv_assets.storage.inventory import DayInventory, HashCache, inspect_day
+from ltv_assets.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from ltv_assets.features.flatten import FlattenResult
 
 GROUP = "ingestion"
+FLATTENED_FILE = "part-00000.parquet"
 CALENDAR_COLUMNS = ("weekday", "hour")
 """Columns that differ from one day to the next by their nature; they say nothing about drift."""
 
@@ -74,33 +80,13 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
     def flattened_features(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:
-        from ltv_assets.features.flatten import FlattenResult, flatten_files
-
         with readable_failures():
             work = Publication.begin(project_resource, catalogue, "flattened_features", context.partition_key)
-            config, results = work.project.config, list[FlattenResult]()
-            raw = raw_files(work.project, context.partition_key)
-
-            def fill(folder: Path) -> dict[str, int | None]:
-                results.append(
-                    flatten_files(
-                        raw.files,
-                        registry=work.project.registry,
-                        labelled=raw.labelled,
-                        out=folder / "part-00000.parquet",
-                        threads=config.compute.threads,
-                        memory_limit=f"{config.compute.duckdb_memory_gb}GB",
-                        sampling_fraction=raw.sampling_fraction,
-                        seed=config.seed,
-                    )
-                )
-                set_rows_aside(work.project, context.partition_key, results[0])
-                return {"part-00000.parquet": results[0].rows_out}
-
-            manifest = work.publish(fill, lambda: flatten_facts(results[0]))
-            for warning in results[0].warnings if results else ():
+            day = FlattenedDay(work.project, work.key)
+            manifest = work.publish(day.write, day.facts)
+            for warning in manifest.facts["warnings"]:
                 context.log.warning(warning)
-            return work.result(manifest, flatten_metadata(work.project, context.partition_key, work.started))
+            return work.result(manifest, flatten_metadata(work, manifest))
 
     return [raw_partitions, flattened_features]
 
@@ -154,27 +140,51 @@ def _inventory_metadata(inventory: DayInventory) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- flattened_features
 
 
-class RawFiles:
-    """The good files of one day as the inventory lists them, and how the day's split is read."""
+class FlattenedDay:
+    """One day being flattened: reads what the inventory calls good, writes the day's file, sets unusable rows aside."""
 
     def __init__(self, project: Project, key: str) -> None:
-        from ltv_assets.features.flatten import RawFile
+        self.project = project
+        self.key = key
+        self.result: FlattenResult | None = None
 
-        config = project.config
-        manifest = project.warehouse.require("raw_partitions", key, "materialize it first")
-        rows = [r for f in project.warehouse.files("raw_partitions", key) for r in pq.read_table(f).to_pylist()]
-        good = [r for r in rows if r["verdict"] == "good"]
-        self.files = [RawFile(config.data.root / r["path"], r["datetime"]) for r in good]
-        self.labelled = manifest.facts["split"] == "train"
-        self.sampling_fraction = (config.data.train if self.labelled else config.data.test).sampling_fraction
+    def write(self, folder: Path) -> dict[str, int | None]:
+        """Flatten into ``folder``; returns what `Warehouse.write` wants to know."""
+        from ltv_assets.features.flatten import RawFile, flatten_files
+
+        config, warehouse = self.project.config, self.project.warehouse
+        listed = [row for f in warehouse.files("raw_partitions", self.key) for row in pq.read_table(f).to_pylist()]
+        labelled = warehouse.require("raw_partitions", self.key, "materialize it first").facts["split"] == "train"
+        self.result = flatten_files(
+            [RawFile(config.data.root / row["path"], row["datetime"]) for row in listed if row["verdict"] == "good"],
+            registry=self.project.registry,
+            labelled=labelled,
+            out=folder / FLATTENED_FILE,
+            threads=config.compute.threads,
+            memory_limit=f"{config.compute.duckdb_memory_gb}GB",
+            sampling_fraction=(config.data.train if labelled else config.data.test).sampling_fraction,
+            seed=config.seed,
+        )
+        set_rows_aside(self.project, self.key, self.result)
+        return {FLATTENED_FILE: self.result.rows_out}
+
+    def facts(self) -> dict[str, Any]:
+        """Figures of the flattened day that checks and the UI read from the manifest."""
+        result = self.result
+        assert result is not None, "write comes first"
+        return {
+            "rows_in": result.rows_in,
+            "rows_out": result.rows_out,
+            "rows_sampled_out": result.rows_sampled_out,
+            "rows_quarantined": dict(result.rows_quarantined),
+            "missing": {k: round(float(v), 6) for k, v in result.missing.items()},
+            "future_timestamps": dict(result.future_timestamps),
+            "nonfinite_values": dict(result.nonfinite_values),
+            "warnings": list(result.warnings),
+        }
 
 
-def raw_files(project: Project, key: str) -> RawFiles:
-    """The files to flatten for one day."""
-    return RawFiles(project, key)
-
-
-def set_rows_aside(project: Project, key: str, result: Any) -> None:
+def set_rows_aside(project: Project, key: str, result: "FlattenResult") -> None:
     """Publish a day's quarantined rows with their reasons, or remove the record of an earlier run if there are none."""
     folder = project.warehouse.root / "quarantine" / "flattened_features" / f"day={key}"
     if result.quarantine.num_rows == 0:
@@ -188,33 +198,19 @@ def set_rows_aside(project: Project, key: str, result: Any) -> None:
     write_atomic(folder / "summary.json", json.dumps(dict(result.rows_quarantined), sort_keys=True, indent=1).encode())
 
 
-def flatten_facts(result: Any) -> dict[str, Any]:
-    """Figures of a flattened day that checks and the UI read from the manifest."""
-    return {
-        "rows_in": result.rows_in,
-        "rows_out": result.rows_out,
-        "rows_sampled_out": result.rows_sampled_out,
-        "rows_quarantined": dict(result.rows_quarantined),
-        "missing": {k: round(float(v), 6) for k, v in result.missing.items()},
-        "future_timestamps": dict(result.future_timestamps),
-        "warnings": list(result.warnings),
-    }
-
-
-def flatten_metadata(project: Project, key: str, started: float) -> dict[str, Any]:
+def flatten_metadata(work: Publication, manifest: Manifest) -> dict[str, Any]:
     """What the asset page shows of a flattened day: speed, gaps, rows set aside, and the features that moved most."""
-    import time
+    from ltv_assets.pictures import missing_shares, to_markdown_image
 
-    facts = project.warehouse.require("flattened_features", key, "materialize it first").facts
-    seconds = max(time.perf_counter() - started, 1e-9)
-    missing = [{"group": name, "missing share": share} for name, share in facts["missing"].items()]
+    facts = manifest.facts
+    picture = missing_shares(facts["missing"], title=f"Missing values by group, {work.key}")
     return {
-        "rows_per_second": round(facts["rows_in"] / seconds),
+        "rows_per_second": round(facts["rows_in"] / max(time.perf_counter() - work.started, 1e-9)),
         "rows_in": facts["rows_in"],
         "rows_quarantined": sum(facts["rows_quarantined"].values()),
         "future_timestamps": sum(facts["future_timestamps"].values()),
-        "missing_by_group": markdown_table(missing),
-        **_drift_metadata(project, key),
+        "missing_by_group": dg.MetadataValue.md(to_markdown_image(picture, "missing values by group")),
+        **_drift_metadata(work.project, work.key),
     }
 
 
