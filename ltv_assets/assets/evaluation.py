@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, readable_failures
+from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
 from ltv_assets.lineage import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.partitions import holdout_mapping
 from ltv_assets.project import Project
@@ -75,9 +75,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
 
 
 def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], run_id: str | None) -> dict[str, Any]:
-    from ltv_assets.pictures import to_markdown_image
-
     figures = holdout.headline()
     deciles = [{str(k): v for k, v in row.items()} for row in holdout.deciles.to_dict("records")]
-    shown = {n.removesuffix(".png"): dg.MetadataValue.md(to_markdown_image(png, n.removesuffix(".png"))) for n, png in drawn.items()}
+    shown = picture_metadata(drawn)
     return {**figures, "deciles": markdown_table(deciles), **shown, "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, readable_failures
+from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
 from ltv_assets.lineage import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.partitions import training_days_mapping
 from ltv_assets.project import Project
@@ -113,8 +113,6 @@ def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDe
 
 
 def _metadata(stage: Any, pictures: dict[str, bytes]) -> dict[str, Any]:
-    from ltv_assets.pictures import to_markdown_image
-
     figures = {k: float(v) for k, v in stage.diagnostics.items() if v == v}
-    shown = {n.removesuffix(".png"): dg.MetadataValue.md(to_markdown_image(png, n.removesuffix(".png"))) for n, png in pictures.items()}
+    shown = picture_metadata(pictures)
     return {**figures, "figures": markdown_table([{"figure": k, "value": v} for k, v in figures.items()]), **shown}

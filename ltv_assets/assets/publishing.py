@@ -102,6 +102,14 @@ def definition_metadata(asset: str) -> dict[str, Any]:
     return {"dagster/column_schema": column_schema(RELATIONS[asset]), "dagster/table_name": f"ltv.main.{asset}"}
 
 
+def picture_metadata(pictures: Mapping[str, bytes]) -> dict[str, dg.MarkdownMetadataValue]:
+    """PNG pictures by file name as metadata ``picture_<name>``, so that none hides a figure of the same name."""
+    from ltv_assets.pictures import to_markdown_image
+
+    names = {file: file.removesuffix(".png") for file in pictures}
+    return {f"picture_{name}": dg.MetadataValue.md(to_markdown_image(pictures[file], name)) for file, name in names.items()}
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     """Rows as a Markdown table; a short sentence when there is none."""
     if not rows:

@@ -242,3 +242,32 @@ def test_locked_catalogue_degrades_and_catches_up(copied: Callable[[], Ran]) -> 
     assert "partitions themselves are safe" in done.stderr + done.stdout
     assert list((run.warehouse / "submissions").glob("*/submission.csv"))
     assert command("ltv", "run", env=env).returncode == 0
+
+
+def test_asset_page_has_figures_pictures_and_partitioned_checks(ran: Ran) -> None:
+    import dagster as dg
+    from dagster import AssetKey, DagsterInstance
+
+    with DagsterInstance.from_config(str(ran.warehouse / "dagster")) as instance:
+        event = instance.get_latest_materialization_event(AssetKey("holdout_metrics"))
+        assert event is not None
+        materialization = event.asset_materialization
+        assert materialization is not None
+        metadata = materialization.metadata
+        assert isinstance(metadata["rmsle"], dg.FloatMetadataValue)
+        assert materialization.partition == "2025-10-03"
+        for name in ("picture_reliability", "picture_gain", "picture_deciles", "picture_zero_rate_by_hour", "picture_rmsle"):
+            picture = metadata[name].value
+            assert isinstance(picture, str)
+            assert picture.startswith("![")
+            assert len(picture) < 150_000
+        checks = [
+            record.event_log_entry.dagster_event.asset_check_evaluation_data
+            for record in instance.get_event_records(dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION))
+            if record.event_log_entry.dagster_event
+        ]
+        assert {(c.check_name, c.partition) for c in checks if c.asset_key == AssetKey("holdout_metrics")} >= {
+            ("zero_rate", "2025-10-03"),
+            ("rmsle", "2025-10-03"),
+        }
+        assert all(c.partition is not None for c in checks if c.asset_key != AssetKey("submission"))
