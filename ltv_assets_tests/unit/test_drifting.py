@@ -1,0 +1,206 @@
+"""Moved rows, moved scores and bad figures are seen, named with their numbers, and stable ones are left in peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets.champion import Champion, write_champion
+from ltv_assets.checks import STANDING_CHECKS, champion_fresh, standing_failures
+from ltv_assets.drifting import adversarial_separation, score_shift
+from ltv_assets.errors import DataError
+from ltv_assets.evaluating import SCORES_FILE
+from ltv_assets.project import Project
+from ltv_assets.watching import look, watched
+
+FEATURES = ["spend", "sessions", "country", "weekday", "hour__sin"]
+
+
+def rows(seed: int, size: int = 3000, shift: float = 0.0, countries: tuple[str, ...] = ("us", "de", "fr")) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "row_id": [f"{seed}-{i}" for i in range(size)],
+            "spend": np.where(rng.random(size) < 0.2, np.nan, rng.exponential(3.0, size) + shift).astype(np.float32),
+            "sessions": rng.normal(size=size).astype(np.float32),
+            "country": rng.choice(countries, size),
+            "weekday": np.full(size, seed % 7, dtype=np.float32),
+            "hour__sin": np.full(size, seed, dtype=np.float32),
+        }
+    )
+
+
+def stored(path: Path, frame: pd.DataFrame) -> list[Path]:
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path)
+    return [path]
+
+
+def separation(tmp_path: Path, before: pd.DataFrame, new: pd.DataFrame, **settings: Any) -> Any:
+    return adversarial_separation(stored(tmp_path / "a.parquet", before), stored(tmp_path / "b.parquet", new), FEATURES, **settings)
+
+
+def test_rows_of_one_distribution_cannot_be_told_apart(tmp_path: Path) -> None:
+    """Within sampling error: the standard error of an AUC of 2 x 3000 rows is 0.0075. The calendar columns would betray them."""
+    found = separation(tmp_path, rows(1), rows(2))
+    assert abs(found.auc - 0.5) < 0.03
+    assert not {name for name, _ in found.features} & {"weekday", "hour__sin"}
+
+
+def test_shifted_feature_is_found_and_named(tmp_path: Path) -> None:
+    found = separation(tmp_path, rows(1), rows(2, shift=3.0))
+    assert found.auc > 0.7
+    assert found.features[0][0] == "spend"
+
+
+def test_new_categories_are_found_and_named(tmp_path: Path) -> None:
+    found = separation(tmp_path, rows(1), rows(2, countries=("us", "jp", "br")))
+    assert found.auc > 0.7
+    assert found.features[0][0] == "country"
+
+
+def test_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    before, new = rows(1), rows(2, shift=0.5)
+    mixed = [frame.sample(frac=1.0, random_state=0) for frame in (before, new)]
+    assert separation(tmp_path, before, new) == separation(tmp_path, *mixed)
+
+
+def test_sample_is_balanced_and_bounded(tmp_path: Path) -> None:
+    found = separation(tmp_path, rows(1, 5000), rows(2, 700), max_rows=1000)
+    assert (found.rows_before, found.rows_new) == (700, 700)
+
+
+def test_handful_of_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 20 rows on each side, found 3000 and 5"):
+        separation(tmp_path, rows(1), rows(2, 5))
+
+
+def scores(seed: int, factor: float = 1.0, size: int = 4000) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({"row_id": [f"{seed}-{i}" for i in range(size)], "ltv_d7": rng.exponential(0.3 * factor, size)})
+
+
+def test_shift_of_scores_is_small_for_equal_laws_and_large_for_others(tmp_path: Path) -> None:
+    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), threads=1)
+    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), threads=1)
+    assert same < 0.02
+    assert other > 0.25
+
+
+# ---------------------------------------------------------------------------------------------- reasons to retrain
+
+
+WINDOW, DAY = "2025-10-06", "2025-10-08"
+
+
+class World:
+    """A champion with its holdout, and one day it scored."""
+
+    def __init__(self, warehouse_root: Path) -> None:
+        self.project = Project.open()
+        self.warehouse = self.project.warehouse
+        assert self.warehouse.root == warehouse_root
+
+    def evaluated(self, rmsle: float = 0.4, zero_rate: float = 0.97) -> None:
+        def fill(folder: Path) -> dict[str, int | None]:
+            table = [
+                {"window_key": WINDOW, "metric": m, "segment": "all", "value": v, "low": None, "high": None}
+                for m, v in (("rmsle", rmsle), ("zero_rate_observed", zero_rate))
+            ]
+            schema = pa.schema(
+                [(n, pa.string()) for n in ("window_key", "metric", "segment")] + [(n, pa.float64()) for n in ("value", "low", "high")]
+            )
+            pq.write_table(pa.Table.from_pylist(table, schema=schema), folder / "metrics.parquet")
+            stored(folder / SCORES_FILE, scores(1))
+            return {"metrics.parquet": 2, SCORES_FILE: None}
+
+        self.warehouse.write("holdout_metrics", WINDOW, fill, code_version="1", config="c", inputs={})
+        write_champion(self.warehouse, Champion(WINDOW, "f", "because"))
+
+    def scored(self, zero_rate: float = 0.97, factor: float = 1.0, champion: str = "f") -> None:
+        def fill(folder: Path) -> dict[str, int | None]:
+            frame = scores(2, factor)
+            frame["predicted_zero"] = np.arange(len(frame)) < zero_rate * len(frame)
+            stored(folder / "scores.parquet", frame)
+            return {"scores.parquet": len(frame)}
+
+        self.warehouse.write("predictions", DAY, fill, code_version="1", config="c", inputs={f"champion/{WINDOW}": champion})
+
+
+@pytest.fixture
+def world(place: Callable[..., Path], tmp_path: Path) -> World:
+    return World(place(tmp_path / "data", "automation: {retrain_rmsle_max: 0.5, retrain_zero_rate_gap: 0.01, retrain_score_psi: 0.25}\n"))
+
+
+def test_figures_within_bounds_are_no_reason(world: World) -> None:
+    world.evaluated()
+    world.scored()
+    watch = look(world.project)
+    assert watch.reasons == ()
+    assert set(watch.figures) == {"rmsle", "zero_rate_gap", "score_psi"}
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "scored", "words"),
+    [
+        ({"rmsle": 0.7}, {}, "RMSLE of champion 2025-10-06 on day 2025-10-06 is 0.7000, above retrain_rmsle_max = 0.5"),
+        ({}, {"zero_rate": 0.9}, "zero rate of the predictions of day 2025-10-08 is 0.9000 against 0.9700"),
+        ({}, {"factor": 4.0}, "scores of day 2025-10-08 moved by PSI"),
+    ],
+)
+def test_each_figure_out_of_bounds_is_a_reason_with_its_numbers(world: World, evaluated: Any, scored: Any, words: str) -> None:
+    world.evaluated(**evaluated)
+    world.scored(**scored)
+    reasons = look(world.project).reasons
+    assert len(reasons) == 1
+    assert words in reasons[0]
+
+
+def test_scores_of_another_champion_say_nothing_about_this_one(world: World) -> None:
+    world.evaluated()
+    world.scored(zero_rate=0.5, factor=9.0, champion="another")
+    assert look(world.project).reasons == ()
+
+
+def test_new_scores_and_new_figures_are_looked_at_again(world: World) -> None:
+    assert watched(world.project) is None
+    world.evaluated()
+    first = watched(world.project)
+    world.scored()
+    second = watched(world.project)
+    assert first != second
+    assert second == watched(world.project)
+
+
+# -------------------------------------------------------------------------------------------- the warehouse as a whole
+
+
+def test_empty_warehouse_has_no_standing_failure_but_no_champion_either(world: World) -> None:
+    assert standing_failures(world.project).passed
+    assert "there is no champion" in champion_fresh(world.project).message
+
+
+def test_old_champion_is_a_warning(place: Callable[..., Path], tmp_path: Path) -> None:
+    for day in ("2025-10-06", "2025-10-20"):
+        (tmp_path / "data" / "train" / f"datetime={day}-00-00").mkdir(parents=True)
+    place(tmp_path / "data", "checks: {champion_max_age_days: 7}\n")
+    project = Project.open()
+    write_champion(project.warehouse, Champion(WINDOW, "f", "because", pinned=True))
+    outcome = champion_fresh(project)
+    assert not outcome.passed
+    assert (
+        "champion 2025-10-06 (pinned) is 14 days behind the newest day with final labels, more than champion_max_age_days = 7"
+        in outcome.message
+    )
+
+
+def test_every_standing_check_explains_itself(world: World) -> None:
+    for check in STANDING_CHECKS:
+        assert (check.__doc__ or "").endswith(".")
+        assert check(world.project).message
