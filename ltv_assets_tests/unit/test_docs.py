@@ -140,7 +140,10 @@ def ltv_problem(words: list[str]) -> str | None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    return [words for script in blocks(page, "sh") for words in simple_commands(script)]
+    """Every command of a page: of its ``sh`` and ``bash`` blocks, and behind the prompts of its ``console`` blocks."""
+    scripts = [*blocks(page, "sh"), *blocks(page, "bash")]
+    scripts += ["\n".join(line[2:] for line in body.splitlines() if line.startswith("$ ")) for body in blocks(page, "console")]
+    return [words for script in scripts for words in simple_commands(script)]
 
 
 @every_page
@@ -231,6 +234,11 @@ def test_configuration_keys_and_variables_exist(page: Path) -> None:
     code = "\n".join(path.read_text() for path in (PROJECT_ROOT / "ltv_assets").rglob("*.py"))
     for variable in re.findall(r"\bLTV_[A-Z_]+\b", page.read_text()):
         assert variable in code, f"nothing reads {variable}"
+
+
+@every_page
+def test_pages_name_no_folder_of_anybody(page: Path) -> None:
+    assert re.findall(r"(?<![\w.])/(?:home|Users|root|work)/\S*", page.read_text()) == []
 
 
 def test_note_on_the_keys_of_a_booster_is_true() -> None:
