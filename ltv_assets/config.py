@@ -140,7 +140,7 @@ class SamplingConfig(Section):
         20, description="equal-width bins of log1p(revenue), next to the dedicated bin of zero"
     )
     histos_beta: PositiveFloat = Field(3.0, description="HistOS: steepness of the repeat probability exp(-beta * count / max_count)")
-    max_copies: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="HistOS: at most this many extra copies of a row")
+    max_copies: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="HistOS: at most this many extra copies of a row")
     hhistus_beta: NonNegativeFloat = Field(0.25, description="HHISTUS: steepness of the keep probability exp(-beta * count / max_count)")
     whale_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.95,

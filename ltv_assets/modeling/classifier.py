@@ -21,8 +21,11 @@ from ltv_assets.features.encoders import WindowEncoder
 from ltv_assets.modeling.calibration import Calibrator, Kind, choose_kind, fit_calibrator, prior_shift
 from ltv_assets.modeling.design import Design, Matrix, Split
 from ltv_assets.modeling.serialization import Files, from_json, to_json
-from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_loss, log_odds
+from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
 from ltv_assets.modeling.window import Floats
+
+MAX_LEVEL = 1.2
+"""Largest correction of the final model's level; more would say that the folds tell nothing about it."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -92,8 +95,10 @@ def fit_buyer_classifier(
         rounds, curves = _choose_rounds(design, aux_weight, models, params, trainer)
     model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer)
     odds = design.out_of_fold(lambda split: _held_out_odds(split, design.aux.payer, aux_weight, params, rounds, trainer))
+    level = _growth_of_level(design, odds, aux_weight, params, rounds, trainer)
+    shift -= float(np.log(level))
     calibrator, probability, details = _calibrate(design, odds, models.calibration)
-    diagnostics = {**details, **_diagnostics(design.aux.payer, odds, probability), "rounds": float(rounds), "prior_shift": shift}
+    diagnostics = {**details, **_diagnostics(design.aux.payer, odds, probability), "rounds": float(rounds), "shift": shift, "level": level}
     oof: Arrays = {"buyer_log_odds": odds, "buyer_probability": probability}
     return BuyerClassifier(design.encoder, model, shift, calibrator, rounds, oof, diagnostics, curves)
 
@@ -110,6 +115,32 @@ def _held_out_odds(split: Split, payer: Floats, weight: NDArray[Any] | None, par
     rows = split.train_rows
     model, shift = _fit_on(split.train, payer[rows], None if weight is None else weight[rows], params, rounds, trainer)
     return model.predict(split.held.values) + shift
+
+
+def _growth_of_level(design: Design, odds: Floats, weight: NDArray[Any] | None, params: Params, rounds: int, trainer: Trainer) -> float:
+    """Mean probability of unseen rows under the final model, over that under the folds' models.
+
+    A booster is too sure that rows unlike its own payers do not pay, the more so the fewer rows taught it: the level of
+    its probabilities rises with its rows. The calibrator is fitted on the folds' models and would leave the final model,
+    taught by half as many rows again, a few per cent too high. The level is therefore measured at half of a fold's
+    training rows as well, and extrapolated as ``level(n) = a - b / n``. Levels are relative to the payer rate among the
+    rows that taught the model, which is what chance moves most.
+    """
+    folds, payer = design.folds, design.aux.payer
+    slopes, reciprocals = [], []
+    for k in range(min(2, folds.n_folds)):
+        rows, held = folds.split(k)
+        half = rows[np.argsort(design.aux.period[rows], kind="stable")][: len(rows) // 2]
+        if not payer[half].any():
+            continue
+        less = sigmoid(_held_out_odds(design.split(half, held), payer, weight, params, rounds, trainer)).mean() / payer[half].mean()
+        more = sigmoid(odds[held]).mean() / payer[rows].mean()
+        slopes.append((1.0 - less / more) / (1.0 / len(half) - 1.0 / len(rows)))
+        reciprocals.append(1.0 / len(rows))
+    if not slopes:
+        return 1.0
+    level = 1.0 + float(np.mean(slopes)) * (float(np.mean(reciprocals)) - 1.0 / len(design.data))
+    return float(np.clip(level, 1.0, MAX_LEVEL))
 
 
 def _choose_rounds(

@@ -132,7 +132,7 @@ class Design:
     def fold(self, k: int) -> Split:
         """Fold ``k``: encoded without its held-out rows."""
         if k not in self._splits:
-            self._splits[k] = self._split(*self.folds.split(k))
+            self._splits[k] = self.split(*self.folds.split(k))
         return self._splits[k]
 
     @property
@@ -148,7 +148,8 @@ class Design:
             out[rows] = values
         return out
 
-    def _split(self, train_rows: Ints, held_rows: Ints) -> Split:
+    def split(self, train_rows: Ints, held_rows: Ints) -> Split:
+        """Any two disjoint sets of auxiliary rows, encoded without the held-out ones."""
         aux = self.aux
         part = WindowData(aux.X.iloc[train_rows], aux.revenue[train_rows], aux.period[train_rows], aux.period_names, aux.hashes[train_rows])
         encoder, train = self._encode(part)

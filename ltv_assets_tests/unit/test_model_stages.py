@@ -178,6 +178,24 @@ class TestCalibration:
         assert (Calibrator.from_dict(calibrator.to_dict()).probability(odds) == calibrator.probability(odds)).all()
 
 
+class TestLevel:
+    def test_level_grows_with_rows_and_moves_the_final_log_odds_only(self) -> None:
+        data = world(3000, 4)
+        classifier = fit_window(_context(data)).classifier
+        level = classifier.diagnostics["level"]
+        assert 1.0 <= level <= 1.2
+        multiplicity = histos_plan(_context(data)).multiplicity
+        assert classifier.shift == pytest.approx(prior_shift((data.revenue["d7"] > 0).to_numpy(float), multiplicity) - np.log(level))
+
+    def test_mean_probability_of_new_rows_is_near_the_payer_rate(self) -> None:
+        """Averaged over worlds, so that chance in the number of payers does not hide a bias."""
+        ratios = []
+        for seed in range(4):
+            model, _, last = fitted(seed)
+            ratios.append(model.predict_frame(last.X)["buyer_probability"].mean() / last.probability.mean())
+        assert np.mean(ratios) == pytest.approx(1.0, abs=0.06)
+
+
 class TestGate:
     def test_upper_bound_is_clopper_pearson(self) -> None:
         assert upper_bound(0, 10, 0.975) == pytest.approx(0.3085, abs=1e-4)  # 1 - 0.025 ** (1/10)
