@@ -368,6 +368,7 @@ def promote(window: datetime | None, unpin: bool) -> None:
     else:
         promotion.unpin(project)
     _print_champion(project)
+    _mirror_champion(project)
 
 
 @main.command()
@@ -386,6 +387,16 @@ def rollback() -> None:
     project = Project.open()
     promotion.rollback(project)
     _print_champion(project)
+    _mirror_champion(project)
+
+
+def _mirror_champion(project: Project) -> None:
+    from ltv_assets.tracking import Tracker
+
+    champion = project.lineage().champion()
+    problem = Tracker(project.config, project.warehouse).mirror_champion(champion) if champion is not None else None
+    if problem is not None:
+        err.print(f"[yellow]warning:[/] {escape(problem)}")
 
 
 def _print_champion(project: Project) -> None:

@@ -45,7 +45,8 @@ def landings(config: Config, horizon: Horizon) -> tuple[Landing, ...]:
     """Every known day up to today with at least one file, in order of time."""
     found: list[Landing] = []
     last = today()
-    for split, days in (("train", horizon.train_days), ("test", horizon.test_days)):
+    splits: tuple[tuple[Split, tuple[date, ...]], ...] = (("train", horizon.train_days), ("test", horizon.test_days))
+    for split, days in splits:
         entries: dict[date, list[tuple[str, int, int]]] = defaultdict(list)
         hours: dict[date, set[str]] = defaultdict(set)
         for key, folder in hourly_folders(config, split).items():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from ltv_assets.champion import Champion
 from ltv_assets.config import Config
 from ltv_assets.storage.files import write_atomic
 from ltv_assets.storage.warehouse import Warehouse
@@ -31,6 +32,8 @@ WINDOW_STAGE = "window"
 _RUN_FILE = "run.json"
 _RECORD_FILE = "record.json"
 _PUSHED_FILE = "pushed.json"
+_CHAMPION_FILE = "champion.json"
+CHAMPION_ALIAS = "champion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,47 @@ class Tracker:
             left = tuple(s for s in waiting if s not in delivered)
             return PushResult(tuple(delivered), left, f"MLflow refused {left[0]} of window {window}: {reason:.300}; run `ltv mlflow-sync`")
         return PushResult(tuple(delivered), (), None, self.run_id(window))
+
+    # --------------------------------------------------------------------------------------------------------- registry
+
+    def mirror_champion(self, champion: Champion) -> str | None:
+        """Let the registry's alias ``champion`` name the champion's window; returns a problem or None, and never raises.
+
+        Each served model is one version of the registered model, whose source is its folder in the warehouse and whose tags
+        say window and content hash. The record stays ``champion.json``; a registry that cannot be reached catches up with
+        the next window, or by ``ltv mlflow-sync``.
+        """
+        if not self.settings.enabled:
+            return None
+        path = self.warehouse.root / "tracking" / _CHAMPION_FILE
+        wanted = {"uri": _without_secrets(self.uri), "window": champion.window, "fingerprint": champion.fingerprint}
+        if _read_json(path) == wanted:
+            return None
+        problem = self.probe()
+        if problem is not None:
+            return problem
+        try:
+            client = self._client()
+            version = self._model_version(client, champion)
+            client.set_registered_model_alias(self.settings.registered_model, CHAMPION_ALIAS, version)
+        except Exception as error:  # the registry is a mirror; whatever it does must not stop a promotion
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return f"the registry does not know champion {champion.window}: {reason:.300}; run `ltv mlflow-sync`"
+        write_atomic(path, json.dumps(wanted, sort_keys=True).encode())
+        return None
+
+    def _model_version(self, client: MlflowClient, champion: Champion) -> str:
+        """Version of the registered model that stands for one served model; created if it is not there yet."""
+        name = self.settings.registered_model
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description="7-day revenue; each version is the served model of one window")
+        for version in client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get("fingerprint") == champion.fingerprint:
+                return str(version.version)
+        tags = {"window": champion.window, "fingerprint": champion.fingerprint}
+        source = self.warehouse.folder("served_model", champion.window).as_uri()
+        created = client.create_model_version(name, source, run_id=self.run_id(champion.window), tags=tags)
+        return str(created.version)
 
     # ----------------------------------------------------------------------------------------------------------- forget
 

@@ -58,7 +58,10 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         metadata=definition_metadata("served_model"),
     )
     def served_model(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
     ) -> dg.MaterializeResult:
         from ltv_assets.promotion import update_champion
         from ltv_assets.serving import refit_window, write_served
@@ -69,6 +72,9 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             manifest = work.publish(lambda folder: write_served(folder, work.key, models))
             champion = update_champion(work.project)
             context.log.info(champion.why)
+            problem = tracking.open(work.project).mirror_champion(champion)
+            if problem is not None:
+                context.log.warning(problem)
             return work.result(manifest, {"champion": champion.window, "champion_reason": champion.why})
 
     return [holdout_metrics, served_model]

@@ -1,0 +1,52 @@
+"""The registry's alias follows the champion, and a registry that is down or wrong never stops a promotion."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from ltv_assets.champion import Champion
+from ltv_assets.config import Config
+from ltv_assets.storage.warehouse import Warehouse
+from ltv_assets.tracking import CHAMPION_ALIAS, Tracker
+
+OLD, NEW = Champion("2025-10-05", "aaaa", "because"), Champion("2025-10-06", "bbbb", "because")
+
+
+def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    tracker = Tracker(Config(), Warehouse(tmp_path))
+    client = MlflowClient(tracker.uri)
+    for champion in (OLD, NEW, NEW, OLD):
+        assert tracker.mirror_champion(champion) is None
+        version = client.get_model_version_by_alias("ltv", CHAMPION_ALIAS)
+        assert version.tags == {"window": champion.window, "fingerprint": champion.fingerprint}
+        assert f"{champion.window}/served_model" in version.source
+    assert len(client.search_model_versions("name = 'ltv'")) == 2, "a rollback makes no new version"
+
+
+def test_registry_that_is_down_is_reported_and_tried_again(tmp_path: Path) -> None:
+    tracker = Tracker(Config(), Warehouse(tmp_path), uri="http://127.0.0.1:9")
+    started = time.monotonic()
+    problem = tracker.mirror_champion(NEW)
+    assert time.monotonic() - started < 10
+    assert problem is not None and "run `ltv mlflow-sync`" in problem
+    assert not (tmp_path / "tracking" / "champion.json").exists()
+    assert Tracker(Config(), Warehouse(tmp_path)).mirror_champion(NEW) is None
+    assert json.loads((tmp_path / "tracking" / "champion.json").read_text())["window"] == NEW.window
+
+
+def test_known_champion_costs_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(Config(), Warehouse(tmp_path))
+    assert tracker.mirror_champion(NEW) is None
+    monkeypatch.setattr(Tracker, "_client", lambda self: pytest.fail("asked the registry for what it knows"))
+    assert tracker.mirror_champion(NEW) is None
+
+
+def test_tracking_that_is_off_mirrors_nothing(tmp_path: Path) -> None:
+    config = Config.model_validate({"tracking": {"enabled": False}})
+    assert Tracker(config, Warehouse(tmp_path), uri="http://127.0.0.1:9").mirror_champion(NEW) is None
