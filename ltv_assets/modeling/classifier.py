@@ -24,6 +24,8 @@ from ltv_assets.modeling.serialization import Files, from_json, to_json
 from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
 from ltv_assets.modeling.window import Floats
 
+MIN_LEVEL_ROWS = 200
+"""With fewer rows in half a fold's training part the level is left as it is."""
 MAX_LEVEL = 1.2
 """Largest correction of the final model's level; more would say that the folds tell nothing about it."""
 
@@ -131,7 +133,7 @@ def _growth_of_level(design: Design, odds: Floats, weight: NDArray[Any] | None, 
     for k in range(min(2, folds.n_folds)):
         rows, held = folds.split(k)
         half = rows[np.argsort(design.aux.period[rows], kind="stable")][: len(rows) // 2]
-        if not payer[half].any():
+        if len(half) < MIN_LEVEL_ROWS or not payer[half].any():
             continue
         less = sigmoid(_held_out_odds(design.split(half, held), payer, weight, params, rounds, trainer)).mean() / payer[half].mean()
         more = sigmoid(odds[held]).mean() / payer[rows].mean()
