@@ -24,6 +24,8 @@ from ltv_assets.resources import ProjectResource, TrackingResource
 from ltv_assets.storage.warehouse import Verdict
 
 MAX_FAILING_ROWS = 10
+ADVERSARIAL_DAYS = 3
+"""Earlier days that a new one is compared with as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ def adversarial_drift(project: Project, key: str) -> Outcome:
     from ltv_assets.drifting import adversarial_separation
     from ltv_assets.features.schema import feature_names
 
-    earlier = [k for k in project.warehouse.keys("flattened_features") if k < key][-project.config.windows.max_train_days :]
+    earlier = [k for k in project.warehouse.keys("flattened_features") if k < key][-ADVERSARIAL_DAYS:]
     if not earlier:
         return Outcome(True, "no earlier day to compare with")
     try:
