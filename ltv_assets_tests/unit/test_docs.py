@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,24 +20,9 @@ from ltv_assets.cli import main
 from ltv_assets.config import PROJECT_ROOT, Config, parse_config, walk_keys
 from ltv_assets.contract import ASSET_NAMES
 from ltv_assets.project import Project
-
-DOCS = PROJECT_ROOT / "docs"
-PAGES = sorted({*DOCS.glob("*.md"), *(PROJECT_ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "warehouse/README.md"))})
-PAGES = [page for page in PAGES if page.is_file()]
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
-ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+from ltv_assets_tests.markdown import DOCS, PAGES, blocks, commands, prose, simple_commands
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(PROJECT_ROOT)))
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """Bodies of the fenced blocks of a language."""
-    return [match["body"] for match in FENCE.finditer(page.read_text()) if match["language"] == language]
-
-
-def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
-    return FENCE.sub("", page.read_text())
 
 
 # ------------------------------------------------------------------------------------------------------------ generated
@@ -96,23 +80,6 @@ def test_relative_links_resolve(page: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
-def simple_commands(script: str) -> Iterator[list[str]]:
-    """Words of every simple command of a shell block, without assignments in front of it."""
-    for line in script.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
-        lexer.whitespace_split = True
-        words: list[str] = []
-        for word in [*lexer, ";"]:
-            if set(word) <= set("|&;()"):
-                while words and ASSIGNMENT.match(words[0]):
-                    words.pop(0)
-                if words:
-                    yield words
-                words = []
-            else:
-                words.append(word)
-
-
 def ltv_problem(words: list[str]) -> str | None:
     """Why the command line would refuse these words (paths are not looked up), or None."""
     words = words[: next((i for i, word in enumerate(words) if set(word) <= set("<>")), len(words))]
@@ -137,13 +104,6 @@ def ltv_problem(words: list[str]) -> str | None:
     except click.UsageError as error:
         return error.format_message()
     return f"unexpected {rest}" if rest else None
-
-
-def commands(page: Path) -> list[list[str]]:
-    """Every command of a page: of its ``sh`` and ``bash`` blocks, and behind the prompts of its ``console`` blocks."""
-    scripts = [*blocks(page, "sh"), *blocks(page, "bash")]
-    scripts += ["\n".join(line[2:] for line in body.splitlines() if line.startswith("$ ")) for body in blocks(page, "console")]
-    return [words for script in scripts for words in simple_commands(script)]
 
 
 @every_page
