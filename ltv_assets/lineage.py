@@ -71,6 +71,7 @@ RAW_CONTRACT_CHECKS = ("files_readable", "schema_contract")
 BLOCKING_CHECKS: dict[str, tuple[str, ...]] = {
     "raw_partitions": RAW_CONTRACT_CHECKS,
     "flattened_features": ("rows_reconciled", "no_label_among_features"),
+    "buyer_classifier": ("no_label_in_model",),
     "holdout_metrics": ("zero_rate", "rmsle"),
     "predictions": ("rows_reconciled", "scores_valid"),
     "submission": ("submission_valid",),

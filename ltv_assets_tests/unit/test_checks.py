@@ -1,0 +1,209 @@
+"""Checks fail when they should, and name the rows or figures at fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets import checks
+from ltv_assets.checks import CHECKS, run_check, sampling_allowance
+from ltv_assets.config import Config
+from ltv_assets.contract import RELATIONS
+from ltv_assets.horizon import Horizon
+from ltv_assets.lineage import BLOCKING_CHECKS
+from ltv_assets.project import Project
+from ltv_assets.storage.warehouse import Warehouse
+
+DAY = "2025-10-01"
+GOOD = {"rows_in": 10, "rows_out": 8, "rows_sampled_out": 0, "rows_quarantined": {"row_id repeated": 2}}
+
+
+def project(root: Path, **sections: dict[str, Any]) -> Project:
+    config = Config()
+    for name, values in sections.items():
+        config = config.model_copy(update={name: getattr(config, name).model_copy(update=values)})
+    return Project(config, Horizon((), (), 2, 7, 0, frozenset()), Warehouse(root))
+
+
+def publish(p: Project, asset: str, table: pa.Table | None = None, facts: dict[str, Any] | None = None, **texts: str) -> None:
+    def fill(folder: Path) -> dict[str, int | None]:
+        listed: dict[str, int | None] = {}
+        if table is not None:
+            pq.write_table(table, folder / "part.parquet")
+            listed["part.parquet"] = table.num_rows
+        for name, text in texts.items():
+            (folder / f"{name}.json").write_text(text)
+            listed[f"{name}.json"] = None
+        return listed
+
+    p.warehouse.write(asset, DAY, fill, code_version="1", config="c", inputs={}, facts=facts or {})
+
+
+def flattened(
+    p: Project, rows: int, names: tuple[tuple[str, str], ...] = (("x", "feature"), ("iap_revenue_d7", "label")), **facts: Any
+) -> None:
+    fields = [pa.field(name, pa.float32(), metadata={"role": role}) for name, role in names]
+    table = pa.table([pa.array([1.0] * rows, pa.float32())] * len(fields), schema=pa.schema(fields))
+    publish(p, "flattened_features", table, {**GOOD, "rows_out": rows, **facts})
+
+
+def test_lost_rows_are_noticed(tmp_path: Path) -> None:
+    p = project(tmp_path, data={"max_bad_row_share": 0.5})
+    publish(p, "raw_partitions", facts={"rows": 10})
+    flattened(p, 8)
+    assert checks.flattened_rows_reconciled(p, DAY).passed
+    flattened(p, 7)
+    outcome = checks.flattened_rows_reconciled(p, DAY)
+    assert not outcome.passed
+    assert "10 raw rows but 9 accounted for (1 lost)" in outcome.message
+
+
+def test_too_many_quarantined_rows_fail_with_the_reason(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    publish(p, "raw_partitions", facts={"rows": 10})
+    flattened(p, 8)
+    outcome = checks.flattened_rows_reconciled(p, DAY)
+    assert not outcome.passed
+    assert "2 of 10 rows quarantined, more than max_bad_row_share = 5.0%; most: row_id repeated" in outcome.message
+
+
+@pytest.mark.parametrize(
+    "column", ["iap_revenue_d7", "buyer_d1", "iap_revenue_d28__sum", "retention_d1", "registration", "retentiond7__value"]
+)
+def test_label_among_the_features_fails(tmp_path: Path, column: str) -> None:
+    p = project(tmp_path)
+    flattened(p, 8)
+    assert checks.no_label_among_features(p, DAY).passed
+    flattened(p, 8, (("x", "feature"), (column, "feature")))
+    outcome = checks.no_label_among_features(p, DAY)
+    assert not outcome.passed
+    assert column in outcome.message
+
+
+def test_label_among_the_models_inputs_fails(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    publish(p, "buyer_classifier", encoder=json.dumps({"columns": ["x", "country"]}))
+    assert checks.no_label_in_model(p, DAY).passed
+    publish(p, "buyer_classifier", encoder=json.dumps({"columns": ["x", "iap_revenue_d14"]}))
+    outcome = checks.no_label_in_model(p, DAY)
+    assert not outcome.passed
+    assert "iap_revenue_d14 is an input of the models" in outcome.message
+
+
+def metrics(p: Project, **values: float | tuple[float, float, float]) -> None:
+    base: dict[str, float | tuple[float, float, float]] = {
+        "rows": 10_000.0,
+        "rmsle": 0.41,
+        "rmsle_reference": 0.42,
+        "rmsle_gated": 0.415,
+        "rmsle_minus_reference": (-0.01, -0.02, -0.001),
+        "zero_rate_observed": 0.97,
+        "zero_rate_predicted": 0.971,
+        "ece": 0.003,
+        "mean_p_over_rate": 1.0,
+        "bias_ratio_capped": 1.0,
+    }
+    rows = []
+    for name, value in {**base, **values}.items():
+        middle, low, high = value if isinstance(value, tuple) else (value, None, None)
+        rows.append({"window_key": DAY, "metric": name, "segment": "all", "value": middle, "low": low, "high": high})
+    schema = pa.schema([(c.name, pa.string() if c.type == "VARCHAR" else pa.float64()) for c in RELATIONS["holdout_metrics"]])
+    publish(p, "holdout_metrics", pa.Table.from_pylist(rows, schema=schema))
+
+
+@pytest.mark.parametrize(
+    ("check", "values", "words"),
+    [
+        (checks.rmsle, {"rmsle": 0.61}, "RMSLE 0.6100 is above rmsle_max = 0.6"),
+        (checks.rmsle, {"rmsle_minus_reference": (0.01, 0.002, 0.02)}, "worse than the reference's 0.4200 beyond noise"),
+        (checks.zero_rate, {"zero_rate_predicted": 0.98}, "gap 0.0100 is more than zero_rate_tolerance = 0.006"),
+        (checks.calibration, {"ece": 0.03}, "ECE 0.0300"),
+        (checks.expected_revenue, {"bias_ratio_capped": 2.5}, "outside 0.5 .. 2"),
+    ],
+)
+def test_bad_figure_fails_and_stands_in_the_message(
+    tmp_path: Path, check: Callable[..., checks.Outcome], values: dict[str, Any], words: str
+) -> None:
+    p = project(tmp_path)
+    metrics(p)
+    assert check(p, DAY).passed
+    metrics(p, **values)
+    outcome = check(p, DAY)
+    assert not outcome.passed
+    assert words in outcome.message
+
+
+def test_worse_than_the_reference_within_noise_passes(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    metrics(p, rmsle=0.425, rmsle_minus_reference=(0.005, -0.001, 0.011))
+    assert checks.rmsle(p, DAY).passed
+
+
+def test_tolerance_of_nothing_passes_nothing_but_equality(tmp_path: Path) -> None:
+    p = project(tmp_path, checks={"zero_rate_tolerance": 0.0})
+    metrics(p)
+    assert not checks.zero_rate(p, DAY).passed
+    assert sampling_allowance(0.97, 100, 0.0) == 0.0
+    assert sampling_allowance(0.97, 1e9, 0.006) < 1e-4
+    assert sampling_allowance(0.97, 100, 0.006) == 0.006
+
+
+def test_gate_that_is_off_is_not_judged(tmp_path: Path) -> None:
+    gating = Config().models.gating.model_copy(update={"zero_rate": "off"})
+    p = project(tmp_path, models={"gating": gating})
+    metrics(p, zero_rate_predicted=0.0)
+    assert checks.zero_rate(p, DAY).passed
+
+
+def scores(p: Project, **changed: Any) -> None:
+    row: dict[str, Any] = {
+        "row_id": "a",
+        "day": DAY,
+        "buyer_probability": 0.1,
+        "log_revenue_if_buyer": 2.0,
+        "ltv_d7": 0.2,
+        "expected_revenue_d7": 1.0,
+        "ltv_d14": 0.3,
+        "ltv_d28": 0.4,
+        "predicted_zero": False,
+        "iap_revenue_d7": 0.2,
+    }
+    publish(p, "predictions", pa.Table.from_pylist([row, {**row, "row_id": "bad", **changed}]))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ltv_d7": float("nan")},
+        {"ltv_d28": float("inf")},
+        {"expected_revenue_d7": -1.0},
+        {"buyer_probability": 1.5},
+        {"ltv_d14": 0.1},
+        {"predicted_zero": True},
+    ],
+)
+def test_impossible_score_fails_and_names_its_row(tmp_path: Path, changed: dict[str, Any]) -> None:
+    p = project(tmp_path)
+    scores(p)
+    assert checks.scores_valid(p, DAY).passed
+    scores(p, **changed)
+    outcome = checks.scores_valid(p, DAY)
+    assert not outcome.passed
+    assert "row_id bad" in outcome.message
+
+
+def test_every_blocking_check_exists_and_its_verdict_is_remembered(tmp_path: Path) -> None:
+    named = {(spec.asset, spec.name) for spec in CHECKS}
+    assert {(asset, name) for asset, names in BLOCKING_CHECKS.items() for name in names} <= named
+    p = project(tmp_path)
+    metrics(p)
+    for spec in CHECKS:
+        if spec.asset == "holdout_metrics" and spec.name in ("zero_rate", "rmsle"):
+            run_check(p, spec, DAY)
+    assert {v.check: v.passed for v in p.warehouse.verdicts("holdout_metrics", DAY)} == {"zero_rate": True, "rmsle": True}
