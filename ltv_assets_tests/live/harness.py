@@ -427,10 +427,10 @@ class Browser:
             return r.x >= i.right && r.x < i.right + 60 && Math.abs(r.y + r.height / 2 - i.y - i.height / 2) < 20; })"""
         self.click(beside_search)
         time.sleep(2)
-        middle = {"x": self.width // 2, "y": int(self.height * 0.9), "button": "left"}
+        blank = {"x": int(self.width * 0.9), "y": int(self.height * 0.85), "button": "left"}
         for count in (1, 2):
             for kind in ("mousePressed", "mouseReleased"):
-                self.command("Input.dispatchMouseEvent", {"type": kind, "clickCount": count, **middle})
+                self.command("Input.dispatchMouseEvent", {"type": kind, "clickCount": count, **blank})
         time.sleep(3)
 
     def screenshot(self, path: Path) -> None:
