@@ -207,7 +207,8 @@ class Dagster:
 
         def ended() -> str | None:
             found = self.query(
-                "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status error { message } } } }",
+                """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+                     ... on PartitionBackfill { status error { message } } } }""",
                 {"id": backfill},
             )["partitionBackfillOrError"]
             status = str(found["status"])
