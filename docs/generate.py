@@ -1,4 +1,4 @@
-"""Write the generated parts of the documentation: tables of configuration keys, columns, relations, features and metrics.
+"""Write the generated parts of the documentation: tables of configuration keys, checks, columns, relations, features and metrics.
 
 A page in this folder is written by hand, except for what stands between ``<!-- generated: NAME -->`` and
 ``<!-- end of NAME -->``. This script fills those blocks from the code, so a table can never disagree with it.
@@ -19,6 +19,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from ltv_assets.checks import CHECKS, STANDING_CHECKS
 from ltv_assets.config import PROJECT_ROOT, Config, walk_keys
 from ltv_assets.contract import ASSET_NAMES, RAW_COLUMNS, RELATIONS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
 from ltv_assets.features.registry import Registry, load_registry
@@ -162,7 +163,7 @@ def _accepted_union(field: FieldInfo) -> str:
 
 
 def _first_paragraph(text: str | None) -> str:
-    return " ".join((text or "").strip().split("\n\n")[0].split())
+    return " ".join((text or "").strip().split("\n\n")[0].split()).replace("``", "`")
 
 
 def staleness() -> str:
@@ -170,6 +171,15 @@ def staleness() -> str:
     rows = [[code(asset), ", ".join(code(k.replace("{split}", "<split>")) for k in CONFIG_KEYS[asset]) or "none"] for asset in ASSET_NAMES]
     bounds = [[code(check), ", ".join(code(k) for k in keys)] for check, keys in CHECK_BOUNDS.items()]
     return table(("asset", "keys that shape its bytes"), rows) + "\n\n" + table(("check", "keys it judges by"), bounds)
+
+
+def checks() -> str:
+    """Every check by asset: whether it blocks, and what it looks at."""
+    partitioned = [(s.asset, s.name, "yes" if s.blocking else "warns", _first_paragraph(s.function.__doc__)) for s in CHECKS]
+    standing = [("submission", f.__name__, "warns", _first_paragraph(f.__doc__)) for f in STANDING_CHECKS]
+    return table(
+        ("asset", "check", "blocks", "looks at"), [[code(a), code(n), blocks, text] for a, n, blocks, text in (*partitioned, *standing)]
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -238,6 +248,7 @@ def flattened() -> str:
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "configuration": configuration,
     "staleness": staleness,
+    "checks": checks,
     "raw-columns": raw_columns,
     "relations": relations,
     "flattened-columns": flattened,
