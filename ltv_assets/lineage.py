@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -18,7 +19,7 @@ from ltv_assets.champion import Champion, read_champion
 from ltv_assets.config import Config
 from ltv_assets.errors import DataError, LtvError, StaleError
 from ltv_assets.horizon import Horizon, mature_horizons, parse_day
-from ltv_assets.storage.inventory import HashCache, candidate_files, hourly_folders
+from ltv_assets.storage.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 State = Literal["fresh", "stale", "failed", "missing"]
@@ -253,7 +254,8 @@ class Lineage:
                 return f"file {path} disappeared"
             known = before[path]
             if known["sha256"] is None:
-                if now[path].lstat().st_size != known["bytes"]:
+                readable_now = known["reason"] == NO_PERMISSION and os.access(now[path], os.R_OK)
+                if readable_now or now[path].lstat().st_size != known["bytes"]:
                     return f"file {path} was rewritten"
             elif not now[path].is_file() or cache.digest(now[path]) != known["sha256"]:
                 return f"file {path} was rewritten"

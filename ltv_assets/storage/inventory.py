@@ -25,6 +25,7 @@ from ltv_assets.horizon import Horizon, Split, hour_of_folder, split_folder
 from ltv_assets.storage.files import sha256_file, write_atomic
 
 IGNORED_SUFFIXES = (".crc",)
+NO_PERMISSION = "no permission to read it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +219,22 @@ def _inspect_file(
         schema = metadata.schema.to_arrow_schema()
         digest = cache.digest(path)
     except PermissionError:
-        return quarantined("no permission to read it")
+        return quarantined(NO_PERMISSION)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
-        return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}")
+        # The hash makes a repair visible even when it changes neither size nor anything else of the folder.
+        return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}", _digest_or_none(path, cache))
     problem = _chunk_problem(metadata, size)
     if problem is not None:
         return quarantined(problem, digest)
     schemas[relative] = schema
     return FileRecord(day, split, key, relative, metadata.num_rows, size, schema_fingerprint(schema), digest, "good")
+
+
+def _digest_or_none(path: Path, cache: HashCache) -> str | None:
+    try:
+        return cache.digest(path)
+    except OSError:
+        return None
 
 
 def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:

@@ -165,3 +165,16 @@ def test_empty_file_list_is_refused(data: Path) -> None:
     inventory = replace(inspect(data), files=())
     with pytest.raises(DataError, match="no readable file"):
         require_files(inventory, 0.5)
+
+
+def test_repair_that_keeps_the_size_is_seen(data: Path) -> None:
+    """A damaged footer of the right length is known by its hash, so that mending it in place counts as a change."""
+    whole = part(data, 0).read_bytes()
+    part(data, 0).write_bytes(whole[:-8] + b"\0" * 8)
+    broken = next(f for f in inspect(data).files if f.datetime.endswith("00-00"))
+    part(data, 0).write_bytes(whole)
+    mended = next(f for f in inspect(data).files if f.datetime.endswith("00-00"))
+    assert (broken.verdict, mended.verdict) == ("quarantined", "good")
+    assert broken.bytes == mended.bytes
+    assert broken.sha256 is not None
+    assert broken.sha256 != mended.sha256
