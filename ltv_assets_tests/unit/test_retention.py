@@ -194,3 +194,32 @@ def test_no_rule_ever_lets_go_what_a_kept_window_needs(
     assert not needed_days(warehouse, stay) & {d.key for d in doomed if d.kind == "day"}
     if reigns:
         assert day(reigns[-1]) in stay
+
+
+def test_runs_of_a_window_are_forgotten_with_their_artifacts(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from ltv_assets.config import Config
+    from ltv_assets.tracking import WINDOW_STAGE, Record, Tracker
+
+    tracker = Tracker(Config(), Warehouse(tmp_path))
+    for window in (day(5), day(6)):
+        for stage in (WINDOW_STAGE, "stacker"):
+            tracker.log(Record(window=window, stage=stage, identity="i", metrics={"rmsle": 0.4}, pictures={"a.png": b"png"}))
+    gone, stays = tracker.run_id(day(5)) or "", tracker.run_id(day(6)) or ""
+    assert (tmp_path / "mlartifacts" / gone / "artifacts" / "a.png").is_file()
+    assert tracker.forget(day(5)) is None
+    client = MlflowClient(tracker.uri)
+    assert client.get_run(gone).info.lifecycle_stage == "deleted"
+    assert client.get_run(stays).info.lifecycle_stage == "active"
+    assert {p.name for p in (tmp_path / "mlartifacts").iterdir()} == {r.info.run_id for r in client.search_runs(["1"])}
+    assert tracker.forget(day(20)) is None, "a window without runs has nothing to forget"
+
+
+def test_server_that_is_down_does_not_stop_the_clean_up(tmp_path: Path) -> None:
+    from ltv_assets.config import Config
+    from ltv_assets.tracking import Tracker
+
+    tracker = Tracker(Config(), Warehouse(tmp_path), uri="http://127.0.0.1:9")
+    write_atomic(tmp_path / "tracking" / f"window={day(5)}" / "run.json", b'{"uri": "http://127.0.0.1:9", "runs": {"window": "r"}}')
+    assert f"MLflow runs of window {day(5)} stay" in (tracker.forget(day(5)) or "")
