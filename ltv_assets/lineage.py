@@ -147,6 +147,10 @@ class Lineage:
         if asset == "submission":
             return tuple(("predictions", str(day)) for day in self.horizon.test_days)
         window = parse_day(key)
+        if window not in self.horizon.train_days:
+            # A backfill over days offers every later window too; without its holdout a window could be trained but never judged.
+            last = self.horizon.last_window
+            raise StaleError(f"window {key}: its holdout day has no labelled data; the newest possible window is {last or 'none yet'}")
         days = list(self.horizon.training_days(window))
         if asset in ("holdout_metrics", "served_model"):
             days.append(window)

@@ -15,6 +15,7 @@ import pytest
 
 from ltv_assets import automation, readiness, schedules, sensors
 from ltv_assets.config import load_config
+from ltv_assets.errors import StaleError
 from ltv_assets.landing import landings
 from ltv_assets.lineage import WINDOW_UPSTREAM, Lineage, Status
 from ltv_assets.project import Project
@@ -193,6 +194,13 @@ def test_window_waits_for_its_days_its_holdout_and_its_labels(data: Path, states
     assert "labels of day 2025-10-05 are not final" in (readiness.waiting_for(Project.open().lineage(), "stacker", DAYS[4]) or "")
     monkeypatch.setenv("LTV_TODAY", "2025-10-13")
     assert readiness.waiting_for(Project.open().lineage(), "stacker", DAYS[4]) is None
+
+
+def test_window_without_its_holdout_day_is_refused_before_anything_is_trained(data: Path, states: dict[Any, str]) -> None:
+    """The page offers it when days are backfilled together with windows."""
+    ready_world(data, states)
+    with pytest.raises(StaleError, match=r"window 2025-10-06: its holdout day has no labelled data; the newest .* is 2025-10-05"):
+        Project.open().lineage().require_ready("histos_train", "2025-10-06")
 
 
 def test_missing_day_inside_keeps_a_window_waiting(data: Path, states: dict[Any, str]) -> None:
