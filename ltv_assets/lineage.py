@@ -186,11 +186,20 @@ class Lineage:
 
         Raises StaleError naming the first input that is not, why, and the command that repairs it.
         """
+        if asset in WINDOW_UPSTREAM:
+            self._refuse_failed_holdout(asset, key)
         for name, partition in self.upstream(asset, key):
             status = self.status(name, partition)
             if status.state != "fresh":
                 raise StaleError(f"{asset} {key}: its input {name} {partition} is {status.state} ({status.why}); {remedy(name, partition)}")
         return self.inputs(asset, key)
+
+    def _refuse_failed_holdout(self, asset: str, key: str) -> None:
+        """Before a model is trained that could not be judged: the holdout may still be on its way, but it must not have failed."""
+        for name in ("raw_partitions", "flattened_features"):
+            status = self.status(name, key)
+            if status.state == "failed":
+                raise StaleError(f"{asset} {key}: the holdout day of its window failed ({name} {key}: {status.why}); {remedy(name, key)}")
 
     # ----------------------------------------------------------------------------------------------------------- freshness
 

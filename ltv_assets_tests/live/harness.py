@@ -251,7 +251,7 @@ class Dagster:
         """Event log of a run: type, step, message."""
         found = self.query(
             """query($id: ID!) { logsForRun(runId: $id, limit: 1000) { ... on EventConnection { events {
-                 __typename ... on MessageEvent { message stepKey } } } } }""",
+                 __typename ... on MessageEvent { message stepKey } ... on ExecutionStepFailureEvent { error { message } } } } } }""",
             {"id": run_id},
         )
         events: list[dict[str, Any]] = found["logsForRun"]["events"]

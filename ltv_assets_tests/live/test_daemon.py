@@ -241,12 +241,12 @@ def test_corrupted_new_day_keeps_champion_and_submission(by_itself: Dagster, imp
     wait_for("quiet", by_itself.idle)
     refused = by_itself.run_end(by_itself.launch("train_window", day))
     assert refused["status"] == "FAILURE"
-    said = " ".join(event.get("message") or "" for event in by_itself.messages(refused["runId"]))
-    assert f"its input flattened_features {day} is missing" in said, "a click cannot overrule the check"
+    said = " ".join(event["error"]["message"] for event in by_itself.messages(refused["runId"]) if event.get("error"))
+    assert f"the holdout day of its window failed (raw_partitions {day}: check files_readable" in said, "a click cannot overrule the check"
     assert place.champion() == champion
     after = place.manifests()
     assert {path: after.get(path) for path in manifests} == manifests
-    assert not [path for path in after if f"window={day}" in path and "served_model" in path]
+    assert not [path for path in after if f"window={day}" in path], "nothing of the window was trained"
     assert_status_and_page_agree(by_itself)
 
 

@@ -203,6 +203,13 @@ def test_window_without_its_holdout_day_is_refused_before_anything_is_trained(da
         Project.open().lineage().require_ready("histos_train", "2025-10-06")
 
 
+def test_window_whose_holdout_day_failed_is_refused_before_anything_is_trained(data: Path, states: dict[Any, str]) -> None:
+    ready_world(data, states)
+    states["raw_partitions", DAYS[4]] = "failed"
+    with pytest.raises(StaleError, match=r"histos_train 2025-10-05: the holdout day of its window failed"):
+        Project.open().lineage().require_ready("histos_train", DAYS[4])
+
+
 def test_missing_day_inside_keeps_a_window_waiting(data: Path, states: dict[Any, str]) -> None:
     for day in (DAYS[0], DAYS[1], DAYS[3], DAYS[4]):
         land(data, day)
