@@ -261,3 +261,27 @@ def make_champion() -> Callable[[int], Any]:
     from ltv_assets.champion import Champion
 
     return lambda number: Champion(DAYS[0], str(number), "because")
+
+
+def test_commands_promote_roll_back_and_let_go(place: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from ltv_assets.cli import main
+
+    def ltv(*arguments: str) -> Any:
+        return CliRunner().invoke(main, list(arguments))
+
+    bench = Bench(place(tmp_path / "data", "tracking: {enabled: false}\n"), monkeypatch)
+    assert "champion: none yet" in ltv("promote").output
+    for key in DAYS[:2]:
+        bench.train(key)
+        update_champion(bench.project)
+    assert f"champion: window {DAYS[0]}, pinned (promoted by hand)" in ltv("promote", DAYS[0]).output
+    assert f"champion: window {DAYS[1]}, pinned (rolled back by hand from window {DAYS[0]})" in ltv("rollback").output
+    assert f"champion: window {DAYS[1]} (not worse" in ltv("promote", "--unpin").output
+    listed = ltv("promote").output.splitlines()
+    assert [line.split("window ")[1][:10] for line in listed[:4]] == [DAYS[0], DAYS[1], DAYS[0], DAYS[1]]
+    refused = ltv("promote", DAYS[3])
+    assert refused.exit_code == 2
+    assert ltv("promote", DAYS[0], "--unpin").exit_code == 2
+    assert ltv("promote", "yesterday").exit_code == 2
