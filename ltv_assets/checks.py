@@ -376,7 +376,8 @@ def standing_failures(project: Project) -> Outcome:
     if not rows:
         return Outcome(True, "no partition stays failed, stale or half done", figures)
     first = f"{rows[0]['asset']} {rows[0]['partition']} is {rows[0]['state']} ({rows[0]['why']})"
-    return Outcome(False, f"{failed} partitions failed, {len(standing) - failed} more are stale or half done; first: {first}", figures, rows)
+    text = f"{failed} partitions failed, {len(standing) - failed} more are stale or half done"
+    return Outcome(False, f"{text}; first: {first}", figures, rows)
 
 
 def days_fresh(project: Project) -> Outcome:
