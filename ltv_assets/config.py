@@ -16,6 +16,7 @@ from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +38,18 @@ class Section(BaseModel):
     """Base of every part of the tree: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults_of_the_field(cls, value: Any) -> Any:
+        """A part that is given in part keeps the rest of its own default: ``buyer_classifier: {num_leaves: 31}`` changes one number."""
+        if not isinstance(value, Mapping):
+            return value
+        defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Section)}
+        return {
+            key: {**defaults[key].model_dump(), **given} if key in defaults and isinstance(given, Mapping) else given
+            for key, given in value.items()
+        }
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -92,12 +105,23 @@ def _inside(path: Path | None) -> Path | None:
 LocalPath = Annotated[Path, AfterValidator(_inside)]
 
 
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"{name!r} is no time zone of the IANA database, such as UTC or Europe/Madrid") from None
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_known_zone)]
+
+
 class DataConfig(Section):
     """Where the impressions are and what of them is accepted."""
 
     root: LocalPath = Field(Path("data"), description="folder with train/ and test/; relative paths start at the project root")
-    train_folder: str = Field("train", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the labelled hours below root")
-    test_folder: str = Field("test", pattern=r"^[A-Za-z0-9._-]+$", description="folder of the unlabelled hours below root")
+    train_folder: str = Field("train", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the labelled hours below root")
+    test_folder: str = Field("test", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the unlabelled hours below root")
     dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
     gap_days: tuple[date, ...] = Field(
         (), description="training days known to be missing; any other missing day inside a window is refused"
@@ -344,7 +368,7 @@ class AutomationConfig(Section):
     daily_health: str = Field(
         "0 7 * * *", pattern=CRON, description="cron expression: run the checks that look at the warehouse as a whole"
     )
-    timezone: str = Field("UTC", min_length=1, description="time zone of the cron expressions")
+    timezone: TimeZone = Field("UTC", description="time zone of the cron expressions, such as Europe/Madrid")
     retrain_rmsle_max: PositiveFloat = Field(
         0.60, description="the champion's RMSLE on the newest evaluated day above which retraining is asked for"
     )

@@ -57,12 +57,13 @@ def hour_of_folder(name: str) -> tuple[date, int] | None:
         return None
 
 
-def days_in(folder: Path) -> tuple[date, ...]:
-    """Days for which ``folder`` holds at least one hourly folder."""
+def days_in(folder: Path, max_partitions: int | None = None) -> tuple[date, ...]:
+    """Days for which ``folder`` holds at least one hourly folder, among its ``max_partitions`` earliest hours."""
     if not folder.is_dir():
         return ()
     found = (hour_of_folder(entry.name) for entry in folder.iterdir() if entry.is_dir())
-    return tuple(sorted({hour[0] for hour in found if hour is not None}))
+    hours = sorted(hour for hour in found if hour is not None)
+    return tuple(sorted({day for day, _ in hours[:max_partitions]}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +158,8 @@ def discover(config: Config) -> Horizon:
         train, test = config.data.dates.train.days(), config.data.dates.test.days()
         train = tuple(d for d in train if d not in config.data.gap_days)
     else:
-        train = days_in(split_folder(config, "train"))
-        test = tuple(d for d in days_in(split_folder(config, "test")) if d not in train)
+        train = days_in(split_folder(config, "train"), config.data.train.max_partitions)
+        test = tuple(d for d in days_in(split_folder(config, "test"), config.data.test.max_partitions) if d not in train)
     return Horizon(
         train,
         test,

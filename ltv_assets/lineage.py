@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ltv_assets.champion import Champion, read_champion
 from ltv_assets.config import Config
 from ltv_assets.errors import DataError, LtvError, StaleError
-from ltv_assets.horizon import Horizon, mature_horizons, parse_day
+from ltv_assets.horizon import Horizon, mature_horizons, parse_day, split_folder
 from ltv_assets.storage.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
@@ -169,7 +169,7 @@ class Lineage:
         for name, partition in self.upstream(asset, key):
             fingerprint = self.warehouse.fingerprint(name, partition)
             if fingerprint is None:
-                raise StaleError(f"{asset} {key}: {name} {partition} is not in the warehouse; {remedy(name, partition)}")
+                raise StaleError(f"{asset} {key}: {name} {partition} is not in the warehouse; {self.remedy(name, partition)}")
             found[f"{name}/{partition}"] = fingerprint
         if asset == "predictions":
             champion = self.champion()
@@ -191,15 +191,29 @@ class Lineage:
         for name, partition in self.upstream(asset, key):
             status = self.status(name, partition)
             if status.state != "fresh":
-                raise StaleError(f"{asset} {key}: its input {name} {partition} is {status.state} ({status.why}); {remedy(name, partition)}")
+                raise StaleError(
+                    f"{asset} {key}: its input {name} {partition} is {status.state} ({status.why}); {self.remedy(name, partition)}"
+                )
         return self.inputs(asset, key)
+
+    def remedy(self, asset: str, key: str) -> str:
+        """What makes one partition: a command, or the raw hours it lacks."""
+        if asset in ("raw_partitions", "flattened_features"):
+            day = parse_day(key)
+            if not has_raw_data(self.config, self.horizon, day):
+                folder = split_folder(self.config, self.horizon.split_of(day))
+                listed = "list it in data.gap_days" if day in self.horizon.train_days else "change data.dates.test"
+                return f"there is no hour of {key} in {folder}: add the hours, or {listed}"
+        return remedy(asset, key)
 
     def _refuse_failed_holdout(self, asset: str, key: str) -> None:
         """Before a model is trained that could not be judged: the holdout may still be on its way, but it must not have failed."""
         for name in ("raw_partitions", "flattened_features"):
             status = self.status(name, key)
             if status.state == "failed":
-                raise StaleError(f"{asset} {key}: the holdout day of its window failed ({name} {key}: {status.why}); {remedy(name, key)}")
+                raise StaleError(
+                    f"{asset} {key}: the holdout day of its window failed ({name} {key}: {status.why}); {self.remedy(name, key)}"
+                )
 
     # ----------------------------------------------------------------------------------------------------------- freshness
 

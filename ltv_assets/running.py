@@ -117,7 +117,7 @@ class _Runner:
         result = self._execute(step)
         failed = _failures(result)
         self.report.problems += [f"{label}: {message}" for message in failed]
-        self.report.warnings += [f"{label}: {message}" for message in _warnings(result)]
+        self.report.warnings += [f"{label}: {message}" for message in (*_warnings(result), *self._set_aside(assets, key))]
         if not failed and self._stale(assets, key):
             left = self.project.lineage().status(self._stale(assets, key)[0], key)
             self.report.problems.append(f"{label}: {left.asset} is {left.state}: {left.why}")
@@ -126,6 +126,19 @@ class _Runner:
         """Assets that are not fresh, with everything of the same job below them."""
         lineage = self.project.lineage()
         return tuple(a for a in assets if lineage.status(a, key).state != "fresh")
+
+    def _set_aside(self, assets: Sequence[str], key: str) -> list[str]:
+        """Files and rows that were quarantined on the way, so that nothing leaves the data unmentioned."""
+        lines = []
+        for asset in assets:
+            manifest = self.project.warehouse.manifest(asset, key)
+            facts = manifest.facts if manifest else {}
+            files, rows = facts.get("files_quarantined", []), facts.get("rows_quarantined", {})
+            if files:
+                lines.append(f"{asset}: {len(files)} files set aside, first {files[0][0]}: {files[0][1]}")
+            if rows:
+                lines.append(f"{asset}: {sum(rows.values())} rows set aside: " + ", ".join(f"{n} {reason}" for reason, n in rows.items()))
+        return lines
 
     def _execute(self, step: Step) -> ExecuteInProcessResult:
         from dagster import AssetKey

@@ -180,7 +180,7 @@ class FlattenedDay:
             "missing": {k: round(float(v), 6) for k, v in result.missing.items()},
             "future_timestamps": dict(result.future_timestamps),
             "nonfinite_values": dict(result.nonfinite_values),
-            "warnings": list(result.warnings),
+            "warnings": [w.replace(f"{self.project.config.data.root}/", "") for w in result.warnings],
         }
 
 

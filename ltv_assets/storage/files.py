@@ -137,15 +137,26 @@ def staging(root: Path, label: str) -> Iterator[Path]:
     """
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in label)
     folder = root / STAGING_FOLDER / f"{safe}-{secrets.token_hex(6)}"
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_suffix(".lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _locked(lock)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        folder.mkdir()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int:
+    """Create and lock a file; tried again if a sweep removed it between the two steps."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
         os.close(descriptor)
 
 
@@ -169,12 +180,6 @@ def sweep_staging(root: Path) -> list[str]:
             pass
         finally:
             os.close(descriptor)
-    for folder in sorted(p for p in base.iterdir() if p.is_dir()):
-        # A process killed between mkdir and the lock leaves a bare folder; a live one needs microseconds for that step.
-        with suppress(FileNotFoundError):
-            if not folder.with_suffix(".lock").exists() and time.time() - folder.stat().st_mtime > 60:
-                shutil.rmtree(folder, ignore_errors=True)
-                swept.append(folder.name)
     return swept
 
 

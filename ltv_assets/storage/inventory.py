@@ -206,7 +206,7 @@ def _inspect_file(
     def quarantined(reason: str, sha256: str | None = None) -> FileRecord:
         return FileRecord(day, split, key, relative, None, size, None, sha256, "quarantined", reason)
 
-    if path.is_symlink() and not path.resolve().is_relative_to(config.data.root.resolve()):
+    if not path.resolve().is_relative_to(config.data.root.resolve()):
         return quarantined("symbolic link that leaves the data root; copy the file instead")
     if path.is_dir():
         return quarantined("folder where a parquet file was expected")

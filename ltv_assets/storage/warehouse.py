@@ -136,8 +136,9 @@ class Warehouse:
 
     def sweep(self) -> list[str]:
         """Delete what killed processes left in the staging area and undo half-done publications."""
-        for previous in (self.root / "lake").glob("*/.*.previous"):
-            recover_folder(previous.with_name(previous.name[1:].removesuffix(".previous")))
+        for pattern in ("lake/*/.*.previous", "models/*/.*.previous", "submissions/.*.previous"):
+            for previous in self.root.glob(pattern):
+                recover_folder(previous.with_name(previous.name[1:].removesuffix(".previous")))
         return sweep_staging(self.root)
 
     # ------------------------------------------------------------------------------------------------------------- read

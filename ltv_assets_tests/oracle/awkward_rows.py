@@ -75,6 +75,8 @@ def _value(column: Column, rng: random.Random, hour_start: int, row_id: str) -> 
         return int(_moment(rng, hour_start))
     if column.name == "weekday":
         return rng.randrange(7)
+    if column.type.startswith("int"):
+        return rng.choice([0, 1, 7])
     if column.name == "release_date":
         return rng.choice(["2025_july", "2019_March", "2025_december", "soon", "2020", "", "x_may"])
     if column.type == "double":

@@ -201,11 +201,11 @@ def test_pages_name_no_folder_of_anybody(page: Path) -> None:
     assert re.findall(r"(?<![\w.])/(?:home|Users|root|work)/\S*", page.read_text()) == []
 
 
-def test_note_on_the_keys_of_a_booster_is_true() -> None:
-    """The page warns that giving one key of a booster resets the others; without that behaviour the warning must go."""
-    given = parse_config("models: {buyer_classifier: {num_leaves: 16}}\n", Path("some.yaml")).models.buyer_classifier
-    resets = given.min_data_in_leaf != Config().models.buyer_classifier.min_data_in_leaf
-    assert ("belong together" in (DOCS / "configuration.md").read_text()) == resets
+def test_note_on_partly_given_sections_is_true() -> None:
+    given = parse_config("models: {buyer_classifier: {num_leaves: 16}, stacker: {booster: {num_leaves: 5}}}\n", Path("some.yaml")).models
+    usual = Config().models
+    assert given.buyer_classifier == usual.buyer_classifier.model_copy(update={"num_leaves": 16})
+    assert given.stacker == usual.stacker.model_copy(update={"booster": usual.stacker.booster.model_copy(update={"num_leaves": 5})})
 
 
 def test_map_of_rooms_names_every_module() -> None:

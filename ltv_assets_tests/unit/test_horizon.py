@@ -90,3 +90,11 @@ def test_labels_mature_by_the_clock() -> None:
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=8)) == {7}
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=15)) == {7, 14}
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=29)) == {7, 14, 28}
+
+
+def test_partition_cap_also_bounds_the_days(tmp_path: Path) -> None:
+    for day_number in (1, 2, 3):
+        for hour in range(24):
+            (tmp_path / f"datetime=2025-10-0{day_number}-{hour:02d}-00").mkdir()
+    assert days_in(tmp_path, 30) == (date(2025, 10, 1), date(2025, 10, 2))
+    assert days_in(tmp_path, None) == (date(2025, 10, 1), date(2025, 10, 2), date(2025, 10, 3))
