@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
+from ltv_assets.storage.warehouse import WINDOW_ASSETS
+
 DAY_ASSETS = ("raw_partitions", "flattened_features")
-WINDOW_ASSETS = (
-    "histos_train",
-    "hhistus_buyers",
-    "buyer_classifier",
-    "buyer_gating",
-    "revenue_regressor",
-    "stacker",
-    "holdout_metrics",
-    "served_model",
-)
 
 
 def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:

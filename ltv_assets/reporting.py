@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ltv_assets.errors import LtvError
-from ltv_assets.jobs import WINDOW_ASSETS
 from ltv_assets.lineage import Lineage, has_raw_data
 from ltv_assets.project import Project
+from ltv_assets.storage.warehouse import WINDOW_ASSETS
 
 
 def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from ltv_assets.horizon import today
 from ltv_assets.instance import open_instance
-from ltv_assets.jobs import DAY_ASSETS, WINDOW_ASSETS
+from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.lineage import has_raw_data
 from ltv_assets.project import Project
+from ltv_assets.storage.warehouse import WINDOW_ASSETS
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions, ExecuteInProcessResult

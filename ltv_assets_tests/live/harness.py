@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ltv_assets.config import PROJECT_ROOT
-from ltv_assets.jobs import DAY_ASSETS, WINDOW_ASSETS
+from ltv_assets.jobs import DAY_ASSETS
+from ltv_assets.storage.warehouse import WINDOW_ASSETS
 
 T = TypeVar("T")
 

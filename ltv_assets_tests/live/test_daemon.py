@@ -18,8 +18,9 @@ import pytest
 
 from ltv_assets.config import PROJECT_ROOT
 from ltv_assets.contract import ASSET_NAMES
-from ltv_assets.jobs import DAY_ASSETS, WINDOW_ASSETS
+from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.simulator import simulate
+from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets_tests.live.harness import Browser, Dagster, Place, running, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
