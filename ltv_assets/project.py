@@ -76,7 +76,10 @@ class Project:
         """Partition of the submission: first and last test day. Raises StaleError if there is no test day."""
         days = self.horizon.test_days
         if not days:
-            raise StaleError(f"no test day under {self.config.data.root / self.config.data.test_folder}; a submission needs at least one")
+            raise StaleError(
+                f"no test day under {self.config.data.root / self.config.data.test_folder}; run `make demo` for simulated data, "
+                "or set LTV_DATA_ROOT to a folder with train/ and test/ and run `ltv run`"
+            )
         return f"{days[0]}_{days[-1]}"
 
     def window_or_last(self, window: date | None) -> date:

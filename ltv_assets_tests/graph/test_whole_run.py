@@ -200,6 +200,13 @@ def test_submission_before_the_run_names_the_command(simulated_small: Path, tmp_
     assert "run `ltv run`" in done.stdout + done.stderr
 
 
+def test_submission_without_any_data_names_the_commands(tmp_path: Path) -> None:
+    env = environment(tmp_path / "nothing", tmp_path / "empty", DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME="ltv_assets.definitions")
+    done = command("dagster", "asset", "materialize", "--select", "submission", env=env)
+    assert done.returncode != 0
+    assert "run `make demo` for simulated data" in done.stdout + done.stderr
+
+
 def test_submission_after_the_run_materializes_literally(ran: Ran) -> None:
     env = {**ran.environment(), "DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME": "ltv_assets.definitions"}
     before = tree(ran.warehouse, "submissions")
