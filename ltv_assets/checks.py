@@ -21,6 +21,7 @@ from ltv_assets.errors import DataError, LtvError, StaleError
 from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.resources import ProjectResource, TrackingResource
+from ltv_assets.storage.inventory import files_problem
 from ltv_assets.storage.warehouse import Verdict
 
 MAX_FAILING_ROWS = 10
@@ -48,20 +49,11 @@ def files_readable(project: Project, key: str) -> Outcome:
     """At least one readable file, not too many quarantined ones, and every hour if the configuration asks for it."""
     facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     bad, good = facts["files_quarantined"], facts["files_good"]
-    share = len(bad) / max(len(bad) + good, 1)
     rows = [{"file": path, "reason": reason} for path, reason in bad[:MAX_FAILING_ROWS]]
     figures = {"files_good": good, "files_quarantined": len(bad), "hours_missing": len(facts["missing_hours"])}
-    if good == 0:
-        return Outcome(False, f"day {key}: no readable file, {len(bad)} quarantined; deliver the hours again", figures, rows)
-    limit = project.config.data.max_bad_file_share
-    if share > limit:
-        first = f"{bad[0][0]}: {bad[0][1]}"
-        return Outcome(
-            False,
-            f"day {key}: {share:.0%} of the files are unreadable, more than max_bad_file_share = {limit:.0%}; first: {first}",
-            figures,
-            rows,
-        )
+    problem = files_problem(key, good, bad, project.config.data.max_bad_file_share)
+    if problem is not None:
+        return Outcome(False, problem, figures, rows)
     missing = facts["missing_hours"]
     if missing and project.config.data.require_all_hours:
         return Outcome(

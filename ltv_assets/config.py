@@ -8,8 +8,6 @@ Next to read: ``config/config.yaml``, the full horizon.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
@@ -415,11 +413,6 @@ class Config(Section):
     tracking: TrackingConfig = Field(TrackingConfig())
     automation: AutomationConfig = Field(AutomationConfig())
     retention: RetentionConfig = Field(RetentionConfig())
-
-    def fingerprint(self, *sections: str) -> str:
-        """Short hash of the named top-level sections: what a partition's staleness is judged by."""
-        dumped = self.model_dump(mode="json", include=set(sections) or None)
-        return hashlib.sha256(json.dumps(dumped, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------- loading

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from ltv_assets.config import Config
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
-from ltv_assets.errors import DataError
 from ltv_assets.horizon import Horizon, Split, hour_of_folder, split_folder
 from ltv_assets.storage.files import sha256_file, write_atomic
 
@@ -303,18 +302,16 @@ def _shorten(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-def require_files(inventory: DayInventory, max_bad_file_share: float) -> None:
-    """Refuse a day without a readable file, or with too many unreadable ones.
+def files_problem(day: object, good: int, quarantined: Sequence[tuple[str, str]], max_bad_file_share: float) -> str | None:
+    """Why a day's files are too few or too broken to be used; None if they are not.
 
-    Raises DataError naming the day, the share and the first reason.
+    ``good`` is the number of readable files, ``quarantined`` the (path, reason) of the others.
     """
-    total, bad = len(inventory.files), len(inventory.quarantined)
-    if not inventory.good:
-        first = f"; first reason: {inventory.quarantined[0].path}: {inventory.quarantined[0].reason}" if bad else ""
-        raise DataError(f"day {inventory.day} ({inventory.split}): no readable file, {bad} quarantined{first}; deliver the hours again")
-    if bad / total > max_bad_file_share:
-        worst = inventory.quarantined[0]
-        raise DataError(
-            f"day {inventory.day} ({inventory.split}): {bad} of {total} files are unreadable, more than data.max_bad_file_share = "
-            f"{max_bad_file_share:g}; first: {worst.path}: {worst.reason}"
-        )
+    if good == 0:
+        return f"day {day}: no readable file, {len(quarantined)} quarantined; deliver the hours again"
+    share = len(quarantined) / (len(quarantined) + good)
+    if share > max_bad_file_share:
+        path, reason = quarantined[0]
+        bound = f"max_bad_file_share = {max_bad_file_share:.0%}"
+        return f"day {day}: {share:.0%} of the files are unreadable, more than {bound}; first: {path}: {reason}"
+    return None
