@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@echo "installing into $(VENV) (once, about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ".[dev,dask]"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ".[dev,dask,tune]"
 	@grep -q DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME $(BIN)/activate || \
 	  printf '\n# lets `dagster asset materialize` find this project\nexport DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME=ltv_assets.definitions\nexport DAGSTER_DISABLE_TELEMETRY=yes\n' >> $(BIN)/activate
 	@touch $(STAMP)
