@@ -242,6 +242,18 @@ def flattened() -> str:
     return "\n\n".join(pages)
 
 
+# --------------------------------------------------------------------------------------------------------------- faults
+
+
+def faults() -> str:
+    """Every fault a test injects, with the answer and the message that test has seen."""
+    if str(PROJECT_ROOT) not in sys.path:
+        sys.path.insert(0, str(PROJECT_ROOT))
+    from ltv_assets_tests.faults.catalogue import markdown
+
+    return "\n".join(markdown()).rstrip()
+
+
 # ---------------------------------------------------------------------------------------------------------------- pages
 
 
@@ -253,6 +265,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "relations": relations,
     "flattened-columns": flattened,
     "metrics": metrics_markdown,
+    "faults": faults,
 }
 
 

@@ -39,55 +39,15 @@ def part(data: Path, hour: int) -> Path:
     return next((data / "train" / f"datetime=2025-10-01-{hour:02d}-00").glob("*.parquet"))
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def text(path: Path) -> None:
-    path.write_text("row_id,iap_revenue_d7\n" * 20)
-
-
-def temporary(path: Path) -> None:
-    path.rename(path.with_name(path.name + ".tmp"))
-
-
-def link_outside(path: Path) -> None:
-    outside = path.parents[3] / "outside.parquet"
-    shutil.move(path, outside)
-    path.symlink_to(outside)
-
-
 def spliced(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(b"PAR1" + data[-len(data) // 4 :])
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (truncate, "not a readable parquet file"),
-        (empty, "zero bytes"),
-        (text, "not a readable parquet file"),
-        (temporary, "expected a .parquet file"),
-        (link_outside, "leaves the data root"),
-        (spliced, "lies beyond the end|not a readable parquet"),
-    ],
-)
-def test_broken_file_is_set_aside_with_its_reason(data: Path, damage: Callable[[Path], None], reason: str) -> None:
-    damage(part(data, 2))
-    inventory = inspect(data)
-    (bad,) = inventory.quarantined
-    assert bad.datetime == "2025-10-01-02-00"
-    assert pytest.importorskip("re").search(reason, bad.reason or "")
-    assert len(inventory.good) == 3
-    assert any(bad.path in w for w in inventory.warnings)
-    quarantined = [(f.path, f.reason or "") for f in inventory.quarantined]
-    assert files_problem(DAY, len(inventory.good), quarantined, 0.5) is None
-    assert "max_bad_file_share" in (files_problem(DAY, len(inventory.good), quarantined, 0.1) or "")
+def test_footer_of_other_bytes_is_set_aside(data: Path) -> None:
+    spliced(part(data, 2))
+    (bad,) = inspect(data).quarantined
+    assert "lies beyond the end" in (bad.reason or "") or "not a readable parquet" in (bad.reason or "")
 
 
 def test_same_part_twice_is_read_once(data: Path) -> None:
