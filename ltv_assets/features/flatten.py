@@ -18,8 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import duckdb
 import numpy as np
@@ -127,7 +129,7 @@ def flatten_files(
         ):
             repeated = _repeated_rows(connection, sources)
             sink = _Sink(registry, sources, repeated, result, writer, Sample(sampling_fraction, seed))
-            engine = _Engine(connection, registry, labelled)
+            engine = FlattenEngine(connection, registry, labelled)
             # Whole blocks side by side keep every core busy; as many are in flight as there are threads, taken in order.
             running: deque[Future[_Flat]] = deque()
             for block in _blocks(sources, largest=min(BLOCK_ROWS, -(-result.rows_in // threads))):
@@ -287,6 +289,37 @@ class Sample:
         return hash_uniform(row_hashes(row_id.to_numpy(zero_copy_only=False)), self.seed, SAMPLE_DRAW) < self.fraction
 
 
+class Block(Protocol):
+    """Rows with one set of physical types that are flattened together, wherever they are: in files, or in memory."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def types(self) -> Mapping[str, pa.DataType]: ...
+
+    @property
+    def name(self) -> str:
+        """What an error message calls the rows."""
+        ...
+
+    def hour_start(self) -> np.ndarray:
+        """Unix seconds of each row's hour, (rows,)."""
+        ...
+
+    def relation(self, cursor: duckdb.DuckDBPyConnection) -> str:
+        """SQL that yields the raw columns and ``hour_start`` on this cursor."""
+        ...
+
+    def read(self, names: list[str]) -> list[pa.Table]:
+        """The named raw columns, in order of rows."""
+        ...
+
+    def sizes(self) -> Mapping[str, int]:
+        """About how many bytes each column decodes to."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Consecutive files with equal physical types that are flattened together."""
@@ -308,8 +341,21 @@ class _Block:
     def hour_start(self) -> np.ndarray:
         return np.repeat([source.hour_start for source in self.sources], [source.rows for source in self.sources])
 
+    def relation(self, cursor: duckdb.DuckDBPyConnection) -> str:
+        hours = ", ".join(str(source.hour_start) for source in self.sources)
+        return f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(self.sources)}"
 
-class _Engine:
+    def read(self, names: list[str]) -> list[pa.Table]:
+        return [_read_columns(source, names) for source in self.sources]
+
+    def sizes(self) -> Mapping[str, int]:
+        together: Counter[str] = Counter()
+        for source in self.sources:
+            together.update(source.sizes)
+        return together
+
+
+class FlattenEngine:
     """Computes the flattened columns of a block: SQL for scalars and unusual layouts, array reductions for maps and lists."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, registry: Registry, labelled: bool) -> None:
@@ -320,7 +366,7 @@ class _Engine:
         self._overlaps = [overlap for group in registry.groups.values() if group.enabled for overlap in group.overlaps]
         self._wanted = frozenset(feature.name for feature in registry.features)
 
-    def flatten(self, block: _Block) -> _Flat:
+    def flatten(self, block: Block) -> _Flat:
         """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
         try:
             native = self._native_columns(block)
@@ -328,7 +374,8 @@ class _Engine:
             flat = self._rows(block, texts)
             own = self._read_texts(block, texts, flat)
             for columns in self._odd_columns(native):
-                self._run(nested_sql(self._registry, block.types, source=self._source(block), columns=columns), flat)
+                query = partial(nested_sql, self._registry, block.types, columns=columns)
+                self._run(block, query, flat)
             self._by_arrays(block, native, own, flat)
             self._finish(flat)
             for feature in self._registry.features:
@@ -338,7 +385,7 @@ class _Engine:
             raise DataError(f"{block.name}: cannot be flattened: {error}") from error
         return flat
 
-    def _native_columns(self, block: _Block) -> frozenset[str]:
+    def _native_columns(self, block: Block) -> frozenset[str]:
         native = {
             name
             for name in self._registry.source_columns
@@ -350,7 +397,7 @@ class _Engine:
                 native -= {overlap.of, overlap.within}
         return frozenset(native)
 
-    def _native_texts(self, block: _Block) -> frozenset[str]:
+    def _native_texts(self, block: Block) -> frozenset[str]:
         columns = {*own_keys(), *(feature.name for feature in self._registry.features if feature.categorical)} - {"hour"}
         return frozenset(name for name in columns if form_of(block.types.get(name)) == "text")
 
@@ -363,19 +410,15 @@ class _Engine:
         for start in range(0, len(odd), ODD_AT_ONCE):
             yield odd[start : start + ODD_AT_ONCE]
 
-    def _source(self, block: _Block) -> str:
-        hours = ", ".join(str(source.hour_start) for source in block.sources)
-        return f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(block.sources)}"
-
-    def _rows(self, block: _Block, texts: frozenset[str]) -> _Flat:
+    def _rows(self, block: Block, texts: frozenset[str]) -> _Flat:
         flat = _Flat(block.rows)
-        self._run(row_sql(self._registry, block.types, source=self._source(block), labelled=self._labelled, texts=texts), flat)
+        self._run(block, partial(row_sql, self._registry, block.types, labelled=self._labelled, texts=texts), flat)
         return flat
 
-    def _run(self, query: str, flat: _Flat) -> None:
-        """Run a query and sort its columns into counts, absences, inputs of interactions and finished columns."""
+    def _run(self, block: Block, query: Callable[..., str], flat: _Flat) -> None:
+        """Run a query over the block and sort its columns into counts, absences, inputs of interactions and finished columns."""
         with self._connection.cursor() as cursor:
-            table = cursor.sql(query).to_arrow_table()
+            table = cursor.sql(query(source=block.relation(cursor))).to_arrow_table()
         for name in table.column_names:
             column = table.column(name)
             if name.startswith(COUNTED):
@@ -387,9 +430,9 @@ class _Engine:
             else:
                 flat.columns[name] = column
 
-    def _read_texts(self, block: _Block, texts: frozenset[str], flat: _Flat) -> dict[str, OwnKey]:
+    def _read_texts(self, block: Block, texts: frozenset[str], flat: _Flat) -> dict[str, OwnKey]:
         """Add the text columns as dictionary codes, which no row's text is copied for, and return the impressions' own keys."""
-        tables = [_read_columns(source, sorted(texts)) for source in block.sources]
+        tables = block.read(sorted(texts))
         own = {}
         for name in sorted({*texts, *own_keys()}):
             if name in texts:
@@ -403,7 +446,7 @@ class _Engine:
                 own[name] = OwnKey.of(array)
         return own
 
-    def _by_arrays(self, block: _Block, native: frozenset[str], own: Mapping[str, OwnKey], flat: _Flat) -> None:
+    def _by_arrays(self, block: Block, native: frozenset[str], own: Mapping[str, OwnKey], flat: _Flat) -> None:
         hour_start = block.hour_start()
         for names in self._shares(block, native):
             part = self._columns(block, names, own, hour_start)
@@ -412,13 +455,10 @@ class _Engine:
             flat.inputs |= part.inputs
             flat.absent |= part.absent
 
-    def _shares(self, block: _Block, native: frozenset[str]) -> list[list[str]]:
+    def _shares(self, block: Block, native: frozenset[str]) -> list[list[str]]:
         """Divide the columns into shares of similar size, small enough that what is decoded at once stays small."""
         weight = dict.fromkeys(sorted(native), 0)
-        for source in block.sources:
-            for name, size in source.sizes.items():
-                if name in weight:
-                    weight[name] += size
+        weight |= {name: size for name, size in block.sizes().items() if name in weight}
         # Lists that are compared with one another stay together.
         units = [[overlap.of, overlap.within] for overlap in self._overlaps if overlap.of in native]
         units += [[name] for name in weight if not any(name in unit for unit in units)]
@@ -431,9 +471,9 @@ class _Engine:
             filled[lightest] += sizes[index]
         return [share for share in shares if share]
 
-    def _columns(self, block: _Block, names: list[str], own: Mapping[str, OwnKey], hour_start: np.ndarray) -> _Flat:
+    def _columns(self, block: Block, names: list[str], own: Mapping[str, OwnKey], hour_start: np.ndarray) -> _Flat:
         part = _Flat(block.rows)
-        tables = [_read_columns(source, names) for source in block.sources]
+        tables = block.read(names)
         entries: dict[str, Entries] = {}
         distinct: dict[str, np.ndarray] = {}
         compared = {name for overlap in self._overlaps for name in (overlap.of, overlap.within)}
