@@ -12,7 +12,7 @@ engine that is given both takes the types of the first. Rows keep the order of t
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -37,6 +37,7 @@ from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
 from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, nested_sql, own_keys, row_sql
 from ltv_assets.features.statistics import own_key_of
+from ltv_assets.parallel import Workers, in_order
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
 
 ROW_GROUP = 65_536
@@ -99,6 +100,7 @@ def flatten_files(
     progress: Callable[[int, int], None] | None = None,
     sampling_fraction: float = 1.0,
     seed: int = 0,
+    workers: Workers | None = None,
 ) -> FlattenResult:
     """Flatten the files of one day into one parquet file with exactly ``flattened_schema(registry)``.
 
@@ -113,6 +115,7 @@ def flatten_files(
         threads: DuckDB threads. memory_limit: DuckDB's limit, e.g. ``"1GB"``.
         progress: called with (rows done, rows in all) as rows come out of the engine.
         sampling_fraction: share of the good rows that is written, chosen by a hash of (seed, row_id); the rest is counted.
+        workers: other processes that flatten the blocks of files, which they must be able to read; this one writes them.
 
     Raises:
         DataError: a file cannot be read, lacks a key or label column, or its hour cannot be told from its key.
@@ -129,17 +132,16 @@ def flatten_files(
         ):
             repeated = _repeated_rows(connection, sources)
             sink = _Sink(registry, sources, repeated, result, writer, Sample(sampling_fraction, seed))
-            engine = FlattenEngine(connection, registry, labelled)
-            # Whole blocks side by side keep every core busy; as many are in flight as there are threads, taken in order.
-            running: deque[Future[_Flat]] = deque()
-            for block in _blocks(sources, largest=min(BLOCK_ROWS, -(-result.rows_in // threads))):
-                running.append(pool.submit(engine.flatten, block))
-                if len(running) >= threads:
-                    sink.take(running.popleft().result())
-                    if progress is not None:
-                        progress(sink.position, result.rows_in)
-            while running:
-                sink.take(running.popleft().result())
+            # Whole blocks side by side keep every core busy.
+            lanes = threads if workers is None else workers.lanes
+            blocks = _blocks(sources, largest=min(BLOCK_ROWS, -(-result.rows_in // lanes)))
+            if workers is None:
+                engine = FlattenEngine(connection, registry, labelled)
+                flattened = in_order(lambda block: pool.submit(engine.flatten, block), blocks, ahead=threads)
+            else:
+                flattened = workers.map(flatten_block, blocks, registry=registry, labelled=labelled, memory_limit=memory_limit)
+            for flat in flattened:
+                sink.take(flat)
                 if progress is not None:
                     progress(sink.position, result.rows_in)
             sink.finish()
@@ -507,6 +509,12 @@ class FlattenEngine:
                 cursor.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
                 result = cursor.sql(interaction_sql(self._registry, "interaction_inputs")).to_arrow_table()
             flat.columns |= {name: result.column(name) for name in result.column_names}
+
+
+def flatten_block(block: Block, *, registry: Registry, labelled: bool, memory_limit: str) -> _Flat:
+    """One block on its own, for another process: the same columns and counts whoever computes them."""
+    with closing(_connect(1, memory_limit)) as connection:
+        return FlattenEngine(connection, registry, labelled).flatten(block)
 
 
 class _Flat:

@@ -95,7 +95,7 @@ def fit_buyer_classifier(
     curves: Curves = {}
     if rounds is None:
         rounds, curves = _choose_rounds(design, aux_weight, models, params, trainer)
-    model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer)
+    model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer, served=True)
     odds = design.out_of_fold(lambda split: _held_out_odds(split, design.aux.payer, aux_weight, params, rounds, trainer))
     level = _growth_of_level(design, odds, aux_weight, params, rounds, trainer)
     shift -= float(np.log(level))
@@ -106,10 +106,10 @@ def fit_buyer_classifier(
 
 
 def _fit_on(
-    matrix: Matrix, payer: Floats, weight: NDArray[Any] | None, params: Params, rounds: int, trainer: Trainer
+    matrix: Matrix, payer: Floats, weight: NDArray[Any] | None, params: Params, rounds: int, trainer: Trainer, served: bool = False
 ) -> tuple[TreeModel, float]:
     start = log_odds(float(np.average(payer, weights=weight)))
-    model = trainer.train(matrix, payer, params, rounds, weight=weight, start=start)
+    model = trainer.train(matrix, payer, params, rounds, weight=weight, start=start, served=served)
     return model, 0.0 if weight is None else prior_shift(payer, weight)
 
 

@@ -27,7 +27,7 @@ def reference_rounds(design: Design, trainer: Trainer) -> tuple[int, Curves]:
 
 def fit_reference(design: Design, trainer: Trainer, rounds: int) -> TreeModel:
     """The reference on every row of the window."""
-    return trainer.train(design.train, design.data.log_d7, _params(), rounds)
+    return trainer.train(design.train, design.data.log_d7, _params(), rounds, served=True)
 
 
 def reference_out_of_fold(design: Design, trainer: Trainer, rounds: int) -> Floats:

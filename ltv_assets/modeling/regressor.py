@@ -191,7 +191,7 @@ def fit_revenue_regressor(
     else:
         rounds, monotone_kept = dict(evaluated.rounds), evaluated.monotone_kept
         params = _head_params(design.train, models, monotone_kept)
-    head = _train_payers(design.train, design.data.log_d7, weight, params, rounds["head_d7"], trainer)
+    head = _train_payers(design.train, design.data.log_d7, weight, params, rounds["head_d7"], trainer, served=True)
     mu = np.clip(design.out_of_fold(lambda s: _held_out_head(s, design, aux_weight, params, rounds["head_d7"], trainer)), *log_range)
     reference = fit_reference(design, trainer, rounds["reference"])
     oof: Arrays = {
@@ -248,13 +248,15 @@ def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, tra
     return free, rounds, False, curves
 
 
-def _train_payers(matrix: Matrix, log_revenue: Floats, weight: NDArray[Any], params: Params, rounds: int, trainer: Trainer) -> TreeModel:
+def _train_payers(
+    matrix: Matrix, log_revenue: Floats, weight: NDArray[Any], params: Params, rounds: int, trainer: Trainer, served: bool = False
+) -> TreeModel:
     """The D7 head on the plan's payers; bins are made from payers, whose spread differs from everybody's."""
     kept = np.flatnonzero(weight > 0)
     if not len(kept):  # a fold without payers: nothing is known about amounts, the score is 0 because p is
         kept, weight, rounds = np.arange(1), np.ones(1), 1
     label, w = log_revenue[kept], weight[kept]
-    return trainer.train(matrix.take(kept), label, params, rounds, weight=w, start=float(np.average(label, weights=w)))
+    return trainer.train(matrix.take(kept), label, params, rounds, weight=w, start=float(np.average(label, weights=w)), served=served)
 
 
 def _held_out_head(split: Split, design: Design, weight: NDArray[Any], params: Params, rounds: int, trainer: Trainer) -> Floats:
@@ -277,7 +279,7 @@ def _fit_increments(
         if name not in rounds:
             rounds[name], curves[name] = _increment_rounds(design, j, params, config, trainer)
         label = label[known]
-        models[horizon] = trainer.train(design.train, label, params, rounds[name], start=float(label.mean()), rows=known)
+        models[horizon] = trainer.train(design.train, label, params, rounds[name], start=float(label.mean()), rows=known, served=True)
     return models
 
 

@@ -22,7 +22,7 @@ window and reuses their tree counts: that is how the served model is refitted wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,7 +34,7 @@ from ltv_assets.modeling.gating import BuyerGating, fit_buyer_gating
 from ltv_assets.modeling.regressor import RevenueRegressor, fit_revenue_regressor
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.stacker import Stacker, fit_stacker
-from ltv_assets.modeling.trees import Trainer
+from ltv_assets.modeling.trees import RemoteFit, Trainer
 from ltv_assets.modeling.window import WindowData, concat_windows
 from ltv_assets.sampling.hhistus import HhistusPlan, plan_hhistus
 from ltv_assets.sampling.histogram import TargetHistogram
@@ -43,13 +43,17 @@ from ltv_assets.sampling.histos import HistosPlan, plan_histos
 
 @dataclass(frozen=True)
 class WindowContext:
-    """A window's rows and settings; encodings and folds are made on first use and shared by the stages of one process."""
+    """A window's rows and settings; encodings and folds are made on first use and shared by the stages of one process.
+
+    ``remote``: see `Trainer`.
+    """
 
     data: WindowData
     models: ModelsConfig
     sampling: SamplingConfig
     seed: int = 0
     threads: int = 2
+    remote: RemoteFit | None = None
 
     @cached_property
     def design(self) -> Design:
@@ -59,7 +63,7 @@ class WindowContext:
     @property
     def trainer(self) -> Trainer:
         """Seed and threads of every booster."""
-        return Trainer(self.seed, self.threads)
+        return Trainer(self.seed, self.threads, self.remote)
 
     @property
     def histogram(self) -> TargetHistogram:
@@ -155,4 +159,4 @@ def refit(evaluated: WindowModels, context: WindowContext, holdout: WindowData) 
     measure the evaluated model, whose figures stay those of the window.
     """
     together = concat_windows(context.data, holdout)
-    return fit_window(WindowContext(together, context.models, context.sampling, context.seed, context.threads), evaluated)
+    return fit_window(replace(context, data=together), evaluated)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import lightgbm as lgb
 import numpy as np
@@ -107,12 +107,35 @@ def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
     }
 
 
+class RemoteFit(Protocol):
+    """Fits a given number of trees somewhere else and returns LightGBM's model text; see ``distributed.Cluster.fit``."""
+
+    def __call__(
+        self,
+        matrix: Matrix,
+        label: Floats,
+        params: Params,
+        rounds: int,
+        *,
+        weight: NDArray[Any] | None,
+        start: Floats | float | None,
+        rows: NDArray[np.int64] | None,
+    ) -> str:
+        """Arguments as in `Trainer.train`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trainer:
-    """Trains boosters with one seed and thread count; shared by all stages of a window."""
+    """Trains boosters with one seed and thread count; shared by all stages of a window.
+
+    ``remote``: where the served boosters are fitted, those on every row of the window; None means here. Everything that
+    stops early or predicts out of fold stays here, on the auxiliary rows.
+    """
 
     seed: int
     threads: int
+    remote: RemoteFit | None = None
 
     def train(
         self,
@@ -124,14 +147,20 @@ class Trainer:
         weight: NDArray[Any] | None = None,
         start: Floats | float | None = None,
         rows: NDArray[np.int64] | None = None,
+        served: bool = False,
     ) -> TreeModel:
         """Fit ``rounds`` trees. label, weight and start are those of ``rows`` (row numbers; None means all rows).
 
+        ``served``: this is the booster that scores new rows, fitted on every row of the window.
         Without a start LightGBM begins at the mean and stores it inside the first tree.
         """
-        dataset = self._dataset(matrix, label, weight, start, rows)
-        booster = lgb.train(params | fixed_params(self.seed, self.threads, matrix.max_bin), dataset, max(rounds, 1))
-        return self._finished(booster, matrix, start)
+        params, rounds = params | fixed_params(self.seed, self.threads, matrix.max_bin), max(rounds, 1)
+        constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
+        if served and self.remote is not None:
+            text = self.remote(matrix, label, params, rounds, weight=weight, start=start, rows=rows)
+        else:
+            text = lgb.train(params, self._dataset(matrix, label, weight, start, rows), rounds).model_to_string()
+        return TreeModel.of(text, constant, matrix.names, self.threads)
 
     def choose_rounds(
         self,
@@ -185,10 +214,6 @@ class Trainer:
         if start is not None:
             dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(chosen),)).copy())
         return dataset
-
-    def _finished(self, booster: lgb.Booster, matrix: Matrix, start: Floats | float | None) -> TreeModel:
-        constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
-        return TreeModel.of(booster.model_to_string(), constant, matrix.names, self.threads)
 
 
 def _logit(probability: Floats) -> Floats:
