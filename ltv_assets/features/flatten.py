@@ -417,10 +417,13 @@ class FlattenEngine:
         self._run(block, partial(row_sql, self._registry, block.types, labelled=self._labelled, texts=texts), flat)
         return flat
 
+    def _sql(self, query: Callable[..., str], source: str) -> str:
+        return query(source=source)
+
     def _run(self, block: Block, query: Callable[..., str], flat: _Flat) -> None:
         """Run a query over the block and sort its columns into counts, absences, inputs of interactions and finished columns."""
         with self._connection.cursor() as cursor:
-            table = cursor.sql(query(source=block.relation(cursor))).to_arrow_table()
+            table = cursor.sql(self._sql(query, block.relation(cursor))).to_arrow_table()
         for name in table.column_names:
             column = table.column(name)
             if name.startswith(COUNTED):
@@ -507,7 +510,7 @@ class FlattenEngine:
         if self._inputs:
             with self._connection.cursor() as cursor:
                 cursor.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
-                result = cursor.sql(interaction_sql(self._registry, "interaction_inputs")).to_arrow_table()
+                result = cursor.sql(self._sql(partial(interaction_sql, self._registry), "interaction_inputs")).to_arrow_table()
             flat.columns |= {name: result.column(name) for name in result.column_names}
 
 

@@ -1,0 +1,252 @@
+"""Impressions as a caller writes them in JSON, one value at a time, turned into the contract's Arrow columns.
+
+What belongs here: every form in which a nested column may arrive (object, list of pairs, list of ``{"key", "value"}``, or
+the JSON text of any of these), and the exact complaint about a value that has none of them. What does not: files, whose
+physical types are judged by ``normalise.py``, and features. Next to read: ``rows.py``.
+
+A file with a value that cannot be read is not lost for it: the value counts as missing and is reported. Whoever asks about
+one impression wants to know instead, so here the row is refused with a message, and only that row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from ltv_assets.contract import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.features.statistics import Kind, kind_of
+
+HOUR_FORMAT = "%Y-%m-%d-%H-00"
+HOUR_COLUMN = "datetime"
+COLUMNS: tuple[Column, ...] = tuple(c for c in RAW_COLUMNS if c.name not in LABEL_NAMES and c.name not in ("row_id", HOUR_COLUMN))
+"""The columns an impression is scored from; ``row_id`` and ``datetime`` come beside them."""
+
+_NUMBERS = pa.map_(pa.string(), pa.float64())
+_TYPES: dict[Kind, pa.DataType] = {
+    "number": pa.float64(),
+    "timestamp": pa.float64(),
+    "text": pa.string(),
+    "list": pa.list_(pa.string()),
+    "number_map": _NUMBERS,
+    "histogram": _NUMBERS,
+    "timestamp_map": _NUMBERS,
+    "nested_counts": pa.map_(pa.string(), _NUMBERS),
+    "nested_timestamps": pa.map_(pa.string(), _NUMBERS),
+}
+_PAIRS = "an object, a list of pairs, or the JSON text of either"
+
+
+class MalformedValue(ValueError):
+    """A value that has none of the accepted forms; ``where`` is the key inside a nested column, or empty."""
+
+    def __init__(self, expected: str, found: object, where: str = "") -> None:
+        super().__init__(f"{where}: expected {expected}, found {_describe(found)}")
+        self.expected, self.found, self.where = expected, found, where
+
+
+@dataclass(frozen=True, slots=True)
+class Impressions:
+    """Impressions in the contract's types, and why some of them cannot be scored.
+
+    ``table`` has one row for each impression, ``row_id`` (its position), ``hour_start`` (unix seconds) and every column of
+    ``COLUMNS``; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected and found.
+    """
+
+    table: pa.Table
+    problems: Mapping[int, str]
+
+
+def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impressions:
+    """Turn columns of JSON values into Arrow; a column that is not there is missing in every row, unknown ones are ignored.
+
+    None and NaN are missing values. No value raises: what cannot be read is NULL in the table and named in ``problems``.
+    """
+    problems: dict[int, list[str]] = {}
+    hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), hour_start, problems, missing="is missing")
+    arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array((h or 0 for h in hours), pa.int64())]
+    for column in COLUMNS:
+        kind = _TYPES[kind_of(column)]
+        if column.name not in columns:
+            arrays.append(pa.nulls(rows, kind))
+            continue
+        cells = _converted(column.name, columns[column.name], _READERS[kind_of(column)], problems)
+        arrays.append(pa.array(cells, kind))
+    names = ["row_id", "hour_start", *(column.name for column in COLUMNS)]
+    return Impressions(pa.table(arrays, names=names), {row: "; ".join(texts) for row, texts in sorted(problems.items())})
+
+
+def example_impression() -> dict[str, Any]:
+    """An invented impression that has every column, each in the plainest form: documentation that can be scored."""
+    texts = {"country": "us", "dev_os": "android", "dev_osv": "14.1.0", "hour": "13", "release_date": "2024_march"}
+    plain: dict[Kind, Any] = {
+        "number": 1.0,
+        "timestamp": 1759000000,
+        "list": ["some.app"],
+        "number_map": {"some.app": 1.5},
+        "histogram": {"us": 3},
+        "timestamp_map": {"some.app": 1759000000},
+        "nested_counts": {"some.app": {"purchase": 2}},
+        "nested_timestamps": {"some.app": {"purchase": 1759000000}},
+    }
+    values = {c.name: texts.get(c.name, plain.get(kind_of(c), f"some {c.name}")) for c in COLUMNS}
+    return {"row_id": "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+
+
+def _converted(
+    name: str, values: Iterable[Any], convert: Callable[[Any], Any], problems: dict[int, list[str]], missing: str | None = None
+) -> list[Any]:
+    out: list[Any] = []
+    for row, value in enumerate(values):
+        cell = None
+        try:
+            if not _is_missing(value):
+                cell = convert(value)
+            elif missing is not None:
+                problems.setdefault(row, []).append(f"row {row}, column {name}: expected {_HOUR}, found nothing")
+        except MalformedValue as error:
+            problems.setdefault(row, []).append(f"row {row}, column {name}{error}")
+        out.append(cell)
+    return out
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+_HOUR = "the hour as text such as 2025-10-07-13-00"
+
+
+@lru_cache(maxsize=1024)
+def hour_start(value: str) -> int:
+    """Unix seconds of an hour written as ``YYYY-MM-DD-HH-00``. Raises MalformedValue for anything else."""
+    try:
+        return int(datetime.strptime(value, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
+    except (TypeError, ValueError):
+        raise MalformedValue(_HOUR, value) from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise MalformedValue("text", value)
+
+
+def _number(value: Any) -> float | None:
+    if type(value) is float or type(value) is int:
+        return float(value)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, (str, np.number)):
+            return float(value)
+    except ValueError:
+        pass
+    raise MalformedValue("a number", value)
+
+
+def _timestamp(value: Any) -> float | None:
+    try:
+        return _number(value)
+    except MalformedValue:
+        pass
+    try:
+        when = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return float((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
+    except (AttributeError, TypeError, ValueError):
+        raise MalformedValue("a timestamp (unix seconds or ISO 8601 text)", value) from None
+
+
+def _list(value: Any) -> list[str | None] | None:
+    elements = _parsed(value, "a list of texts or its JSON text")
+    if elements is None:
+        return None
+    if not isinstance(elements, (list, tuple)):
+        raise MalformedValue("a list of texts or its JSON text", value)
+    for position, element in enumerate(elements):
+        if element is not None and not isinstance(element, str):
+            raise MalformedValue("text", element, f", element {position}")
+    return list(elements)
+
+
+def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]] | None]:
+    def read(value: Any) -> list[tuple[str, _Item]] | None:
+        pairs = _pairs(value)
+        if pairs is None:
+            return None
+        out = []
+        for key, inner in pairs:
+            if not isinstance(key, str):
+                raise MalformedValue("a key that is text", key)
+            try:
+                out.append((key, item(inner)))
+            except MalformedValue as error:
+                raise MalformedValue(error.expected, error.found, f", key {key!r}{error.where}") from None
+        return out
+
+    return read
+
+
+def _pairs(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    if isinstance(value, dict):
+        return value.items()
+    parsed = _parsed(value, _PAIRS)
+    if parsed is None:
+        return None
+    if isinstance(parsed, dict):
+        return parsed.items()
+    if isinstance(parsed, (list, tuple)):
+        return [_pair(element) for element in parsed]
+    raise MalformedValue(_PAIRS, value)
+
+
+def _pair(element: Any) -> tuple[Any, Any]:
+    if isinstance(element, dict) and element.keys() == {"key", "value"}:
+        return element["key"], element["value"]
+    if isinstance(element, (list, tuple)) and len(element) == 2:
+        return element[0], element[1]
+    raise MalformedValue('[key, value] or {"key": ..., "value": ...}', element)
+
+
+def _parsed(value: Any, expected: str) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise MalformedValue(expected, value) from None
+
+
+_Item: TypeAlias = Any
+_READERS: dict[Kind, Callable[[Any], Any]] = {
+    "number": _number,
+    "timestamp": _timestamp,
+    "text": _text,
+    "list": _list,
+    "number_map": _map(_number),
+    "histogram": _map(_number),
+    "timestamp_map": _map(_timestamp),
+    "nested_counts": _map(_map(_number)),
+    "nested_timestamps": _map(_map(_timestamp)),
+}
+
+
+def _describe(value: object) -> str:
+    kinds = {bool: "true or false", str: "text", dict: "an object", list: "a list", tuple: "a list"}
+    kind = next((name for type_, name in kinds.items() if isinstance(value, type_)), "a number")
+    try:
+        shown = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        kind, shown = type(value).__name__, str(value)
+    return f"{kind} {shown if len(shown) <= 60 else shown[:57] + '...'}"
