@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -249,9 +250,10 @@ class ModelsConfig(Section):
 
     folds: Annotated[int, Field(ge=2, le=10)] = Field(3, description="groups of consecutive periods for out-of-fold predictions")
     max_bin: Annotated[int, Field(ge=15, le=255)] = Field(63, description="histogram bins of a feature in every booster")
-    max_auxiliary_rows: Annotated[int, Field(ge=1000)] = Field(
+    max_auxiliary_rows: Annotated[int, Field(ge=1000)] | None = Field(
         500_000,
-        description="out-of-fold and linear fits use at most this many rows, drawn by a hash of (seed, row_id); final boosters use all",
+        description="out-of-fold, early-stopping and linear fits use at most this many rows, drawn by a hash of (seed, row_id); "
+        "null = all; final boosters always use all",
     )
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
@@ -328,11 +330,26 @@ class EvaluationConfig(Section):
 
 
 class ComputeConfig(Section):
-    """How much of the machine is used."""
+    """How much of the machine is used, or which other machines."""
 
+    engine: Literal["local", "dask"] = Field(
+        "local",
+        description="where days are flattened and scored and the served boosters are fitted: in this process, or on Dask workers",
+    )
+    scheduler: str | None = Field(
+        None,
+        pattern=r"^(tcp|tls)://[^\s/]+:[0-9]+$",
+        description="Dask scheduler to join, such as tcp://10.0.0.5:8786; null = start `threads` worker processes on this machine",
+    )
     threads: PositiveInt = Field(2, description="threads of DuckDB and LightGBM; part of the determinism promise")
     duckdb_memory_gb: PositiveFloat = Field(1.0, description="memory limit of each DuckDB connection, in GB")
     chunk_rows: Annotated[int, Field(ge=100)] = Field(65_536, description="rows scored at a time; the result does not depend on it")
+
+    @model_validator(mode="after")
+    def _joins_only_with_dask(self) -> Self:
+        if self.scheduler is not None and self.engine != "dask":
+            raise ValueError(f"scheduler {self.scheduler} is given but engine is {self.engine}; set engine: dask, or scheduler: null")
+        return self
 
 
 class WarehouseConfig(Section):
@@ -413,6 +430,15 @@ class Config(Section):
     tracking: TrackingConfig = Field(TrackingConfig())
     automation: AutomationConfig = Field(AutomationConfig())
     retention: RetentionConfig = Field(RetentionConfig())
+
+    @model_validator(mode="after")
+    def _stops_early_on_one_machine(self) -> Self:
+        if self.compute.engine == "dask" and self.models.max_auxiliary_rows is None:
+            raise ValueError(
+                "compute.engine: dask with models.max_auxiliary_rows: null would stop early on every row, and early stopping is not "
+                "possible on Dask workers; give max_auxiliary_rows a number, so that trees are counted on a local sample of that size"
+            )
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -498,6 +524,8 @@ def config_path() -> Path:
 @lru_cache(maxsize=8)
 def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | None) -> Config:
     config = parse_config(path.read_text(encoding="utf-8"), path)
+    if config.compute.engine == "dask" and find_spec("distributed") is None:
+        raise ConfigError(f"{path}: compute.engine is dask, but Dask is not installed; run `pip install 'ltv-assets[dask]'`")
     data = config.data.model_copy(update={"root": Path(data_root).expanduser().resolve() if data_root else _resolve(config.data.root)})
     if data.sample_submission is not None:
         data = data.model_copy(update={"sample_submission": _resolve(data.sample_submission)})

@@ -12,12 +12,13 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Task(Protocol[R]):
+class Task(Protocol[R_co]):
     """What both `concurrent.futures` and Dask call a future."""
 
-    def result(self) -> R:
+    def result(self) -> R_co:
         """Wait for the result, or raise what the task raised."""
         ...
 

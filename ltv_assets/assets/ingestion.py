@@ -150,6 +150,7 @@ class FlattenedDay:
 
     def write(self, folder: Path) -> dict[str, int | None]:
         """Flatten into ``folder``; returns what `Warehouse.write` wants to know."""
+        from ltv_assets.distributed import workers_of
         from ltv_assets.features.flatten import RawFile, flatten_files
 
         config, warehouse = self.project.config, self.project.warehouse
@@ -164,6 +165,7 @@ class FlattenedDay:
             memory_limit=f"{config.compute.duckdb_memory_gb}GB",
             sampling_fraction=(config.data.train if labelled else config.data.test).sampling_fraction,
             seed=config.seed,
+            workers=workers_of(config),
         )
         set_rows_aside(self.project, self.key, self.result)
         return {FLATTENED_FILE: self.result.rows_out}

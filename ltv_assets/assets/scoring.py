@@ -62,6 +62,7 @@ def _champion_window(work: Publication) -> str:
 
 
 def _score(work: Publication, folder: Path) -> dict[str, int | None]:
+    from ltv_assets.distributed import workers_of
     from ltv_assets.features.schema import feature_names
     from ltv_assets.scoring import score_files
     from ltv_assets.windows import read_served
@@ -73,6 +74,7 @@ def _score(work: Publication, folder: Path) -> dict[str, int | None]:
         folder / "scores.parquet",
         chunk_rows=work.project.config.compute.chunk_rows,
         day=work.key,
+        workers=workers_of(work.project.config),
     )
     return {"scores.parquet": rows}
 

@@ -79,7 +79,7 @@ class Design:
     """A window, encoded: the full matrix for final fits, and lazily the folds for everything out-of-fold.
 
     ``auxiliary`` (row numbers) is a hash-drawn sample of at most ``models.max_auxiliary_rows`` rows; folds live on it, and
-    ``data`` is restricted to it in ``aux``. Windows below that size use all rows.
+    ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows.
     """
 
     def __init__(self, data: WindowData, models: ModelsConfig, seed: int) -> None:
@@ -92,7 +92,7 @@ class Design:
     def auxiliary(self) -> Ints:
         """Row numbers of the rows used by out-of-fold and linear fits, ascending."""
         n, limit = len(self.data), self.models.max_auxiliary_rows
-        if n <= limit:
+        if limit is None or n <= limit:
             return np.arange(n)
         draw = hash_uniform(self.data.hashes, self.seed, AUXILIARY_DRAW)
         return np.sort(np.argpartition(draw, limit)[:limit])
