@@ -161,26 +161,9 @@ def run(window: datetime | None) -> None:
     sys.exit(report.exit_code)
 
 
-HEADLINE = (
-    ("rmsle", "RMSLE of ltv_d7 (ungated)"),
-    ("rmsle_gated", "RMSLE of iap_revenue_d7 (gated)"),
-    ("rmsle_reference", "RMSLE of the LightGBM reference"),
-    ("rmsle_constant", "RMSLE of the best constant"),
-    ("rmsle_zero", "RMSLE of predicting zero"),
-    ("rmsle_oracle", "RMSLE of the oracle"),
-    ("attained_share", "attained share of what is attainable"),
-    ("zero_rate_observed", "zero rate observed"),
-    ("zero_rate_predicted", "zero rate predicted"),
-    ("gate_cost_rmsle", "cost of the gate in RMSLE"),
-    ("auc", "AUC of buyer_probability"),
-    ("ece", "calibration error (ECE)"),
-    ("capture_top_10pct", "revenue captured in the top 10 %"),
-    ("bias_ratio_capped", "expected / observed capped revenue"),
-)
-
-
 def _print_headline(project: Project, window: date | None) -> None:
     from ltv_assets.evaluating import headline_figures
+    from ltv_assets.reporting import HEADLINE
 
     day = project.window_or_last(window)
     figures = headline_figures(project, str(day))
@@ -195,6 +178,9 @@ def _print_headline(project: Project, window: date | None) -> None:
                 low, high = row["low"], row["high"]
                 table.add_row(label, f"{row['value']:.4f}", f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else "")
         console.print(table)
+        report = project.warehouse.folder("report", str(day)) / "report.html"
+        if report.is_file():
+            console.print(f"report: {report}", markup=False)
     if project.horizon.test_days:
         path = project.warehouse.folder("submission", project.submission_key) / "submission.csv"
         if path.is_file():
@@ -368,7 +354,7 @@ def promote(window: datetime | None, unpin: bool) -> None:
     else:
         promotion.unpin(project)
     _print_champion(project)
-    _mirror_champion(project)
+    _tell_of_champion(project)
 
 
 @main.command()
@@ -387,16 +373,21 @@ def rollback() -> None:
     project = Project.open()
     promotion.rollback(project)
     _print_champion(project)
-    _mirror_champion(project)
+    _tell_of_champion(project)
 
 
-def _mirror_champion(project: Project) -> None:
+def _tell_of_champion(project: Project) -> None:
+    """Write the model card, and let MLflow's registry know."""
+    from ltv_assets.describing import describe_champion
     from ltv_assets.tracking import Tracker
 
     champion = project.lineage().champion()
-    problem = Tracker(project.config, project.warehouse).mirror_champion(champion) if champion is not None else None
-    if problem is not None:
-        err.print(f"[yellow]warning:[/] {escape(problem)}")
+    problems = [describe_champion(project)]
+    if champion is not None:
+        problems.append(Tracker(project.config, project.warehouse).mirror_champion(champion))
+    for problem in problems:
+        if problem is not None:
+            err.print(f"[yellow]warning:[/] {escape(problem)}")
 
 
 def _print_champion(project: Project) -> None:
@@ -467,10 +458,13 @@ def bench(what: str, data: Path, threads: int | None) -> None:
 def ablate(window: datetime | None, target: Path | None) -> None:
     """Refit the window without one part at a time and compare on the same holdout.
 
+    The table is kept in the warehouse and becomes part of the window's report.
+
     \b
     Example:
       ltv ablate --window 2025-10-06 --out ablation.csv
     """
+    from ltv_assets.describing import store_ablation
     from ltv_assets.evaluating import ablation_table
 
     project = Project.open()
@@ -486,6 +480,26 @@ def ablate(window: datetime | None, target: Path | None) -> None:
     console.print(table)
     if target is not None:
         frame.to_csv(target, index=False)
+    store_ablation(project, str(day), frame)
+
+
+@main.command()
+@click.option("--window", type=DAY, default=None, help="holdout day; default: the last labelled day")
+@readable
+def report(window: datetime | None) -> None:
+    """Write the report of an evaluated window again from the warehouse and print its path.
+
+    `ltv run` writes it by itself; this brings back a deleted one, or one made by an older version.
+
+    \b
+    Example:
+      ltv report --window 2025-10-06
+    """
+    from ltv_assets.describing import write_report
+
+    project = Project.open()
+    day = project.window_or_last(window.date() if window else None)
+    console.print(str(write_report(project, str(day))), markup=False)
 
 
 @main.command()

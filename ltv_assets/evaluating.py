@@ -135,7 +135,7 @@ def holdout_pictures(holdout: Holdout) -> dict[str, bytes]:
         "rmsle.png": pictures.rmsle_bars(bars),
         "reliability.png": pictures.reliability_curve(revenue > 0, scores["buyer_probability"]),
         "gain.png": pictures.gain_curves(revenue, ranked),
-        "deciles.png": pictures.decile_chart(revenue, ltv, scores["expected_revenue_d7"]),
+        "deciles.png": pictures.decile_chart(revenue, ltv, scores["expected_revenue_d7"], cap_usd=holdout.cap_usd),
         "zero_rate_by_hour.png": pictures.zero_rate_by(holdout.rows.hour, revenue, scores["predicted_zero"], by="hour"),
         "residuals.png": pictures.residuals_by_revenue(revenue, ltv),
         "capture_against_spend.png": pictures.revenue_against_spend(revenue, ranked),

@@ -1,4 +1,8 @@
-"""What `ltv status` shows: the state of every partition that the configuration asks for or the warehouse holds."""
+"""What the command line and the documents show first: headline figures, and the state of every partition.
+
+What belongs here: which figures and which partitions, and in what order. What does not: measuring (``modeling/evaluation.py``),
+judging (``lineage.py``), looks (``cli.py``, ``pictures/``).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,24 @@ from ltv_assets.errors import LtvError
 from ltv_assets.lineage import Lineage, has_raw_data
 from ltv_assets.project import Project
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
+
+HEADLINE: tuple[tuple[str, str], ...] = (
+    ("rmsle", "RMSLE of ltv_d7 (ungated)"),
+    ("rmsle_gated", "RMSLE of iap_revenue_d7 (gated)"),
+    ("rmsle_reference", "RMSLE of the LightGBM reference"),
+    ("rmsle_constant", "RMSLE of the best constant"),
+    ("rmsle_zero", "RMSLE of predicting zero"),
+    ("rmsle_oracle", "RMSLE of the oracle"),
+    ("attained_share", "attained share of what is attainable"),
+    ("zero_rate_observed", "zero rate observed"),
+    ("zero_rate_predicted", "zero rate predicted"),
+    ("gate_cost_rmsle", "cost of the gate in RMSLE"),
+    ("auc", "AUC of buyer_probability"),
+    ("ece", "calibration error (ECE)"),
+    ("capture_top_10pct", "revenue captured in the top 10 %"),
+    ("bias_ratio_capped", "expected / observed capped revenue"),
+)
+"""Metrics that answer "how good is this window", with the words they are shown under."""
 
 
 def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from ltv_assets.errors import LtvError
 from ltv_assets.horizon import parse_day
 from ltv_assets.project import Project
 from ltv_assets.storage.files import staging
-from ltv_assets.storage.warehouse import DAY_ASSETS, WINDOW_ASSETS, Warehouse
+from ltv_assets.storage.warehouse import DAY_ASSETS, DOCUMENT_FOLDERS, WINDOW_ASSETS, Warehouse
 from ltv_assets.tracking import Tracker
 
 
@@ -137,7 +137,7 @@ def _window_keys(warehouse: Warehouse) -> set[str]:
 def _window_paths(warehouse: Warehouse, key: str) -> list[Path]:
     # The served model goes first: without it the window cannot be champion, whatever else is still there.
     root = warehouse.root
-    folders = [warehouse.folder(asset, key) for asset in reversed(WINDOW_ASSETS)]
+    folders = [warehouse.folder(asset, key) for asset in (*reversed(WINDOW_ASSETS), "model_card", *DOCUMENT_FOLDERS)]
     verdicts = [root / "verdicts" / asset / key for asset in WINDOW_ASSETS]
     comparisons = sorted((root / "comparisons").glob(f"{key}_against_*.json")) + sorted(
         (root / "comparisons").glob(f"*_against_{key}.json")
@@ -154,13 +154,14 @@ def _day_paths(warehouse: Warehouse, key: str) -> list[Path]:
 
 
 def _orphans(warehouse: Warehouse) -> list[Path]:
-    """Verdicts and tracking records of partitions that are not there any more."""
+    """Verdicts, tracking records and documents of partitions that are not there any more."""
     found = []
     for folder in sorted((warehouse.root / "verdicts").glob("*/*")):
         if folder.parent.name in (*DAY_ASSETS, *WINDOW_ASSETS, "submission") and folder.name not in warehouse.keys(folder.parent.name):
             found.append(folder)
     windows = _window_keys(warehouse)
-    for folder in sorted((warehouse.root / "tracking").glob("window=*")):
-        if folder.name.partition("=")[2] not in windows:
-            found.append(folder)
+    for name in ("tracking", *DOCUMENT_FOLDERS.values()):
+        for folder in sorted((warehouse.root / name).glob("window=*")):
+            if folder.name.partition("=")[2] not in windows:
+                found.append(folder)
     return found

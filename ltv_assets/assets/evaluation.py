@@ -1,10 +1,12 @@
 """``holdout_metrics``: the evaluated model on the day it never saw; ``served_model``: the refit that scores new days."""
 
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.champion import Champion
 from ltv_assets.lineage import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.partitions import holdout_mapping
 from ltv_assets.project import Project
@@ -34,6 +36,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         catalogue: CatalogueResource,
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
+        from ltv_assets.describing import write_report
         from ltv_assets.evaluating import evaluate_window, holdout_pictures, write_holdout
         from ltv_assets.recording import log_window
 
@@ -42,9 +45,11 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             holdout = evaluate_window(work.project, work.key)
             manifest = work.publish(lambda folder: write_holdout(folder, work.key, holdout))
             drawn = holdout_pictures(holdout)
+            report = write_report(work.project, work.key, drawn)
             tracker = tracking.open(work.project)
-            log_window(tracker, work.project, work.key, holdout.headline(), drawn, holdout.deciles, run_id=context.run_id)
-            return work.result(manifest, _evaluation_metadata(holdout, drawn, tracker.run_id(work.key)))
+            artifacts = {**drawn, report.name: report.read_bytes()}
+            log_window(tracker, work.project, work.key, holdout.headline(), artifacts, holdout.deciles, run_id=context.run_id)
+            return work.result(manifest, _evaluation_metadata(holdout, drawn, report, tracker.run_id(work.key)))
 
     @dg.asset(
         name="served_model",
@@ -63,6 +68,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         catalogue: CatalogueResource,
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
+        from ltv_assets.describing import describe_champion
         from ltv_assets.promotion import update_champion
         from ltv_assets.serving import refit_window, write_served
 
@@ -72,16 +78,31 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             manifest = work.publish(lambda folder: write_served(folder, work.key, models))
             champion = update_champion(work.project)
             context.log.info(champion.why)
-            problem = tracking.open(work.project).mirror_champion(champion)
-            if problem is not None:
-                context.log.warning(problem)
-            return work.result(manifest, {"champion": champion.window, "champion_reason": champion.why})
+            for problem in (describe_champion(work.project), tracking.open(work.project).mirror_champion(champion)):
+                if problem is not None:
+                    context.log.warning(problem)
+            return work.result(manifest, _champion_metadata(work.project, champion))
 
     return [holdout_metrics, served_model]
 
 
-def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], run_id: str | None) -> dict[str, Any]:
+def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, run_id: str | None) -> dict[str, Any]:
     figures = holdout.headline()
     deciles = [{str(k): v for k, v in row.items()} for row in holdout.deciles.to_dict("records")]
     shown = picture_metadata(drawn)
-    return {**figures, "deciles": markdown_table(deciles), **shown, "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`"}
+    return {
+        **figures,
+        "report": dg.MetadataValue.path(str(report)),
+        "deciles": markdown_table(deciles),
+        **shown,
+        "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`",
+    }
+
+
+def _champion_metadata(project: Project, champion: Champion) -> dict[str, Any]:
+    """Who scores new days, why, and its model card."""
+    from ltv_assets.describing import CARD_FILE
+
+    card = project.warehouse.folder("model_card", champion.window) / CARD_FILE
+    text = card.read_text() if card.is_file() else "no card was written; `ltv promote --unpin` writes it"
+    return {"champion": champion.window, "champion_reason": champion.why, "model_card": dg.MetadataValue.md(text)}

@@ -125,22 +125,33 @@ def revenue_against_spend(
 
 
 def decile_chart(
-    revenue: ArrayLike, score: ArrayLike, expected: ArrayLike, *, bins: int = 10, title: str = "Deciles of the score"
+    revenue: ArrayLike,
+    score: ArrayLike,
+    expected: ArrayLike,
+    *,
+    cap_usd: float = math.inf,
+    bins: int = 10,
+    title: str = "Deciles of the score",
 ) -> bytes:
-    """Left: mean expected and mean recorded revenue per tenth of the rows. Right: each tenth's share of revenue, and the sum so far."""
+    """Left: mean expected and mean recorded revenue per tenth of the rows. Right: each tenth's share of revenue, and the sum so far.
+
+    ``cap_usd``: up to which a row's recorded revenue counts on the left, as it does in ``expected``.
+    """
     truth, values, money = finite(revenue, score, expected)
     if not truth.size:
         return no_data(title, "no scored rows")
     table = metrics.decile_table(truth, values, money, bins)
+    capped = metrics.decile_table(np.minimum(truth, cap_usd), values, money, bins)["mean_revenue_usd"]
+    recorded = "recorded" if math.isinf(cap_usd) else f"recorded, up to {canvas.usd(cap_usd)} a row"
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         x = table["decile"].to_numpy()
-        for offset, column, label, series in (
-            (-0.2, "mean_expected_usd", "expected", SERIES[0]),
-            (0.2, "mean_revenue_usd", "recorded", SERIES[1]),
+        for offset, heights, label, series in (
+            (-0.2, table["mean_expected_usd"], "expected", SERIES[0]),
+            (0.2, capped, recorded, SERIES[1]),
         ):
-            left.bar(x + offset, table[column], 0.4, color=series.color, hatch=series.hatch, edgecolor="white", linewidth=0, label=label)
+            left.bar(x + offset, heights, 0.4, color=series.color, hatch=series.hatch, edgecolor="white", linewidth=0, label=label)
         left.set_title(title)
         left.set_ylabel("mean revenue per impression (USD)")
         left.legend()

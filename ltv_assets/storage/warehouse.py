@@ -4,6 +4,7 @@
     lake/<asset>/window=D/       the same for small relations of windows
     models/window=D/<asset>/     LightGBM text, JSON and the asset's relation
     submissions/<first>_<last>/  submission.csv, submission_ungated.csv
+    reports/window=D/            report.html of a window and its pictures; ablations/window=D/ what `ltv ablate` measured
     verdicts/<asset>/<key>/      one JSON per check: what passed, for which content
     quarantine/<asset>/day=D/    rows and files set aside, with their reasons
 
@@ -28,7 +29,10 @@ from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, rea
 
 MODEL_ASSETS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
 WINDOW_ASSETS = ("histos_train", "hhistus_buyers", *MODEL_ASSETS, "holdout_metrics", "served_model")
+_IN_MODELS = (*MODEL_ASSETS, "served_model", "model_card")
 DAY_ASSETS = ("raw_partitions", "flattened_features", "predictions")
+DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablations"}
+"""What describes a window for readers: published like a partition, but nothing is made from it."""
 _KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
 
 
@@ -61,8 +65,10 @@ class Warehouse:
             raise PermanentError(f"{asset}: partition key {key!r} is not a day such as 2025-10-06")
         if asset == "submission":
             return self.root / "submissions" / key
-        if asset in MODEL_ASSETS or asset == "served_model":
+        if asset in _IN_MODELS:
             return self.root / "models" / f"window={key}" / asset
+        if asset in DOCUMENT_FOLDERS:
+            return self.root / DOCUMENT_FOLDERS[asset] / f"window={key}"
         clock = "window" if asset in WINDOW_ASSETS else "day"
         return self.root / "lake" / asset / f"{clock}={key}"
 
@@ -73,11 +79,12 @@ class Warehouse:
 
     def keys(self, asset: str) -> tuple[str, ...]:
         """Published partitions of an asset, in order."""
-        if asset in MODEL_ASSETS or asset == "served_model":
+        if asset in _IN_MODELS:
             folders = (p / asset for p in (self.root / "models").glob("window=*"))
             found = (p.parent.name.partition("=")[2] for p in folders if (p / MANIFEST_NAME).is_file())
         else:
-            base = self.root / "submissions" if asset == "submission" else self.root / "lake" / asset
+            named = {"submission": "submissions", **DOCUMENT_FOLDERS}
+            base = self.root / named[asset] if asset in named else self.root / "lake" / asset
             listed = list(base.glob("*")) if base.is_dir() else []
             found = (p.name.rpartition("=")[2] for p in listed if (p / MANIFEST_NAME).is_file())
         return tuple(sorted(k for k in found if _KEY.fullmatch(k)))
@@ -136,7 +143,13 @@ class Warehouse:
 
     def sweep(self) -> list[str]:
         """Delete what killed processes left in the staging area and undo half-done publications."""
-        for pattern in ("lake/*/.*.previous", "models/*/.*.previous", "submissions/.*.previous"):
+        for pattern in (
+            "lake/*/.*.previous",
+            "models/*/.*.previous",
+            "submissions/.*.previous",
+            "reports/.*.previous",
+            "ablations/.*.previous",
+        ):
             for previous in self.root.glob(pattern):
                 recover_folder(previous.with_name(previous.name[1:].removesuffix(".previous")))
         return sweep_staging(self.root)

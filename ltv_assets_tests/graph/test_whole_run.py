@@ -16,7 +16,7 @@ from ltv_assets.contract import ASSET_NAMES, RELATIONS
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.graph.conftest import Ran, command, environment
 
-IMMUTABLE = ("lake", "models", "submissions", "verdicts")
+IMMUTABLE = ("lake", "models", "submissions", "verdicts", "reports")
 
 
 def tree(root: Path, *parts: str) -> dict[str, bytes]:

@@ -342,7 +342,7 @@ def running(place: Place, log: Path) -> Iterator[Dagster]:
 
 
 class Browser:
-    """Headless Chromium, spoken to by its DevTools protocol."""
+    """Headless Chromium, spoken to by its DevTools protocol. ``events``: what it reported by itself, of the domains that are enabled."""
 
     PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -379,6 +379,7 @@ class Browser:
             page = next(t for t in json.load(response) if t["type"] == "page")
         self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
         self.number = 0
+        self.events: list[dict[str, Any]] = []
         self.width, self.height = width, height
         self.command("Page.enable")
         self.magnify(1.0)
@@ -392,6 +393,7 @@ class Browser:
                 assert "error" not in answer, answer["error"]
                 result: dict[str, Any] = answer["result"]
                 return result
+            self.events.append(answer)
 
     def open(self, url: str) -> None:
         self.command("Page.navigate", {"url": url})

@@ -1,0 +1,104 @@
+"""What a run leaves for readers: the report of its window and the model card of its champion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ltv_assets.modeling.ablation import COLUMNS
+from ltv_assets.storage.files import sha256_file
+from ltv_assets_tests.graph.conftest import Ran, command
+
+KEY = "2025-10-03"
+
+
+def opened(run: Ran, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    from ltv_assets.project import Project
+
+    monkeypatch.setenv("LTV_DATA_ROOT", str(run.data))
+    monkeypatch.setenv("LTV_WAREHOUSE", str(run.warehouse))
+    return Project.open()
+
+
+def report_of(run: Ran) -> Path:
+    return run.warehouse / "reports" / f"window={KEY}" / "report.html"
+
+
+def card_of(run: Ran) -> Path:
+    return run.warehouse / "models" / f"window={KEY}" / "model_card" / "model_card.md"
+
+
+@pytest.mark.parametrize("path", [report_of, card_of])
+def test_document_is_listed_in_its_manifest_with_its_hash(ran: Ran, path: Callable[[Ran], Path]) -> None:
+    file = path(ran)
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    assert {f["name"]: f["sha256"] for f in manifest["files"]}[file.name] == sha256_file(file)
+    present = {p.name for p in file.parent.iterdir()} - {"manifest.json"}
+    assert present == {f["name"] for f in manifest["files"]}
+    assert f"report: {report_of(ran)}" in ran.output
+
+
+def test_report_written_again_from_the_warehouse_has_the_same_bytes(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    before = {p.name: p.read_bytes() for p in report_of(run).parent.iterdir()}
+    report_of(run).unlink()
+    (report_of(run).parent / "manifest.json").unlink()
+    done = command("ltv", "report", env=run.environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(report_of(run))
+    assert {p.name: p.read_bytes() for p in report_of(run).parent.iterdir()} == before
+
+
+def test_ablation_joins_the_report_and_leaves_when_the_settings_change(copied: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ltv_assets.describing import store_ablation, write_report
+
+    run = copied()
+    assert f"ltv ablate --window {KEY}" in report_of(run).read_text()
+    table = pd.DataFrame([["no HistOS", 0.4321, 0.4, 0.5, 0.01, -0.01, 0.02, 0.44, 0.8, 0.002, 1.01]], columns=list(COLUMNS))
+    project = opened(run, monkeypatch)
+    store_ablation(project, KEY, table)
+    assert "0.4321" in report_of(run).read_text()
+    assert {project.lineage().status("served_model", KEY).state, project.lineage().status("holdout_metrics", KEY).state} == {"fresh"}
+    config = run.warehouse.parent / "other.yaml"
+    config.write_text("seed: 1\n")
+    monkeypatch.setenv("LTV_CONFIG", str(config))
+    write_report(opened(run, monkeypatch), KEY)
+    assert "0.4321" not in report_of(run).read_text()
+
+
+def test_model_card_names_the_model_its_figures_its_checks_and_its_limits(ran: Ran) -> None:
+    card, champion = card_of(ran).read_text(), json.loads((ran.warehouse / "champion.json").read_text())
+    assert champion["window"] == KEY
+    for words in (champion["fingerprint"], champion["why"], "simulated", "| RMSLE of ltv_d7 (ungated) |", "| `rmsle` | passed |"):
+        assert words in card
+    for heading in ("What it is", "Intended use", "Data", "Figures", "Calibration and gate", "Checks", "Limits", "With care"):
+        assert f"## {heading}\n" in card
+
+
+def test_promotion_by_hand_is_said_in_the_card(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    assert command("ltv", "promote", KEY, env=run.environment()).returncode == 0
+    assert "Why it is champion: promoted by hand." in card_of(run).read_text()
+
+
+def test_asset_pages_link_report_and_card(ran: Ran) -> None:
+    from dagster import AssetKey, DagsterInstance
+
+    with DagsterInstance.from_config(str(ran.warehouse / "dagster")) as instance:
+        found = {}
+        for asset in ("holdout_metrics", "served_model"):
+            event = instance.get_latest_materialization_event(AssetKey(asset))
+            assert event is not None
+            assert event.asset_materialization is not None
+            found[asset] = event.asset_materialization.metadata
+    assert found["holdout_metrics"]["report"].value == str(report_of(ran))
+    assert found["served_model"]["model_card"].value == card_of(ran).read_text()
+
+
+def test_report_is_an_artifact_of_the_window_in_mlflow(ran: Ran) -> None:
+    stored = list((ran.warehouse / "mlartifacts").rglob("report.html"))
+    assert [p.read_bytes() for p in stored] == [report_of(ran).read_bytes()]
