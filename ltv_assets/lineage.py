@@ -26,7 +26,7 @@ State = Literal["fresh", "stale", "failed", "missing"]
 
 CODE_VERSIONS: dict[str, str] = {
     "raw_partitions": "1",
-    "flattened_features": "1",
+    "flattened_features": "2",
     "histos_train": "1",
     "hhistus_buyers": "1",
     "buyer_classifier": "1",

@@ -20,6 +20,7 @@ import psutil
 from ltv_assets.errors import DataError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry
+from ltv_assets.storage.memory import release_memory
 
 
 def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[str, float]:
@@ -49,6 +50,7 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[s
             began = time.perf_counter()
             scan(files, threads)
             scan_seconds += time.perf_counter() - began
+            release_memory()
             with peak_memory() as memory:
                 began = time.perf_counter()
                 result = flatten_files(

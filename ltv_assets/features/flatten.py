@@ -584,9 +584,11 @@ def _read_columns(source: _Source, names: list[str]) -> pa.Table:
         return pa.table({})
     keys = [leaf for leaf in source.text_leaves if leaf.split(".", 1)[0] in names]
     with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=keys, memory_map=True) as parquet:
-        if source.part is not None:
-            return parquet.read_row_groups(list(source.part), columns=names, use_threads=False)
-        return parquet.read(columns=names, use_threads=False)
+        if source.metadata.num_row_groups <= 1:
+            return parquet.read(columns=names, use_threads=False)
+        # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
+        groups = range(source.metadata.num_row_groups) if source.part is None else source.part
+        return pa.concat_tables([parquet.read_row_group(group, columns=names, use_threads=False) for group in groups])
 
 
 class _Sink:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.errors import DataError
-from ltv_assets.features.bench import bench_flatten
+from ltv_assets.features.bench import bench_flatten, peak_memory
 from ltv_assets.features.drift import population_stability
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names, flattened_schema
+from ltv_assets.simulator import Simulator
+from ltv_assets.storage.memory import release_memory
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour
 
 HOUR, NEXT = "2025-10-01-05-00", "2025-10-01-06-00"
@@ -249,6 +252,45 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, registry: Registry)
         flatten_files(files, registry=registry, labelled=True, out=tmp_path / "day.parquet", threads=threads)
         digests.add(hashlib.sha256((tmp_path / "day.parquet").read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+def test_a_large_file_is_divided_between_its_row_groups_without_changing_the_day(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = awkward_rows(600, 0, START)
+    rows[450]["row_id"], rows[451]["row_id"] = rows[3]["row_id"], None
+    whole = write(tmp_path, "part-0.parquet", rows)
+    pq.write_table(pq.read_table(whole.path, partitioning=None), whole.path, row_group_size=100)
+    after = write(tmp_path, "part-1.parquet", awkward_rows(50, 7, START))
+    expected = flatten([whole, after], registry, tmp_path / "whole.parquet")
+    monkeypatch.setattr("ltv_assets.features.flatten.BLOCK_ROWS", 250)
+    divided = flatten([whole, after], registry, tmp_path / "divided.parquet")
+    assert (tmp_path / "divided.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert divided[1].quarantine.equals(expected[1].quarantine)
+    assert {3, 450, 451} & set(divided[1].quarantine["row_number"].to_pylist()) == {450, 451}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_hours_of_a_day(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, files = Simulator(rows_per_hour=10_000).hour(datetime(2025, 10, 1, 5, tzinfo=UTC))[0], []
+    at = table.column_names.index("row_id")
+    for number in range(12):
+        ids = pa.array([f"{number}-{i}" for i in range(table.num_rows)])
+        path = tmp_path / f"datetime=2025-10-01-{number:02}-00" / "part-0.parquet"
+        path.parent.mkdir()
+        pq.write_table(table.set_column(at, "row_id", ids), path)
+        files.append(RawFile(path, path.parent.name.removeprefix("datetime=")))
+    monkeypatch.setattr("ltv_assets.features.flatten.BLOCK_ROWS", 10_000)
+    monkeypatch.setattr("ltv_assets.features.flatten.ROW_GROUP", 10_000)
+    peaks = {}
+    for hours in (3, 3, 12):  # the first time also pays for imports and caches
+        release_memory()
+        with peak_memory() as peak:
+            result = flatten_files(files[:hours], registry=registry, labelled=True, out=tmp_path / "day.parquet")
+        assert result.rows_out == hours * table.num_rows
+        peaks[hours] = peak[0]
+    block = table.num_rows * len(registry.features) * 4
+    assert peaks[12] < peaks[3] + 6 * block, "nine more hours are held in memory"
 
 
 def test_names_with_brackets_and_quotes_are_files_not_patterns(tmp_path: Path, registry: Registry) -> None:
