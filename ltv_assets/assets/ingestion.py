@@ -115,7 +115,19 @@ def inventory_facts(inventory: DayInventory) -> dict[str, Any]:
     }
 
 
+def _hours_picture(inventory: DayInventory) -> bytes:
+    from ltv_assets.pictures import rows_by_hour
+
+    counts = {verdict: [0] * 24 for verdict in ("good", "quarantined")}
+    for f in inventory.files:
+        counts[f.verdict][int(f.datetime[-5:-3])] += f.rows or 0
+    missing = [int(hour[-5:-3]) for hour in inventory.missing_hours]
+    return rows_by_hour(counts, missing=missing, title=f"Raw rows by hour, {inventory.day}")
+
+
 def _inventory_metadata(inventory: DayInventory) -> dict[str, Any]:
+    from ltv_assets.pictures import to_markdown_image
+
     listed = [
         {
             "hour": f.datetime[-5:-3],
@@ -127,6 +139,7 @@ def _inventory_metadata(inventory: DayInventory) -> dict[str, Any]:
         for f in inventory.files
     ]
     return {
+        "rows_by_hour": dg.MetadataValue.md(to_markdown_image(_hours_picture(inventory), "rows by hour")),
         "raw_rows": inventory.rows,
         "raw_bytes": sum(f.bytes for f in inventory.files),
         "files_good": len(inventory.good),
@@ -211,6 +224,7 @@ def flatten_metadata(work: Publication, manifest: Manifest) -> dict[str, Any]:
         "rows_in": facts["rows_in"],
         "rows_quarantined": sum(facts["rows_quarantined"].values()),
         "future_timestamps": sum(facts["future_timestamps"].values()),
+        "rows_set_aside": markdown_table([{"reason": r, "rows": n} for r, n in sorted(facts["rows_quarantined"].items())]),
         "missing_by_group": dg.MetadataValue.md(to_markdown_image(picture, "missing values by group")),
         **_drift_metadata(work.project, work.key),
     }
@@ -220,7 +234,14 @@ def _drift_metadata(project: Project, key: str) -> dict[str, Any]:
     shifted = shifted_features(project, key)
     if shifted is None:
         return {}
-    return {"largest_psi": float(shifted[0]["psi"]) if shifted else 0.0, "most_shifted_features": markdown_table(shifted[:10])}
+    from ltv_assets.pictures import psi_bars, to_markdown_image
+
+    title = f"Most shifted features, {key} against {shifted[0]['compared with']}" if shifted else "Most shifted features"
+    picture = psi_bars([row["feature"] for row in shifted], [row["psi"] for row in shifted], title=title)
+    return {
+        "largest_psi": float(shifted[0]["psi"]) if shifted else 0.0,
+        "most_shifted_features": dg.MetadataValue.md(to_markdown_image(picture, "most shifted features")),
+    }
 
 
 def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:

@@ -4,6 +4,7 @@ Each asset rebuilds the window's rows (kept in memory inside one process), loads
 function, and publishes files that the next one verifies.
 """
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +108,15 @@ def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDe
             manifest = work.publish(lambda folder: write_stage(folder, work.key, stage))
             pictures = stage_pictures(name, stage, window)
             log_stage(tracking.open(work.project), work.project, name, work.key, stage, pictures, run_id=context.run_id)
-            return work.result(manifest, _metadata(stage, pictures))
+            return work.result(manifest, {**_metadata(stage, pictures), **_gate_metadata(stage)})
 
     return stage_asset
+
+
+def _gate_metadata(stage: Any) -> dict[str, dg.JsonMetadataValue]:
+    """The gate's files as they are read at scoring."""
+    names = ("buyer_threshold.json", "buyer_gating.json", "score_gate.json")
+    return {name: dg.MetadataValue.json(json.loads(data)) for name, data in stage.to_files().items() if name in names}
 
 
 def _metadata(stage: Any, pictures: dict[str, bytes]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, readable_failures
+from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
 from ltv_assets.lineage import CODE_VERSIONS
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
@@ -52,7 +52,7 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             key = project_resource.open().submission_key
             work = Publication.begin(project_resource, catalogue, "submission", key)
             manifest = work.publish(lambda folder: _write_submission(work, folder))
-            return work.result(manifest, {"file": str(work.project.warehouse.folder("submission", key) / "submission.csv")})
+            return work.result(manifest, _submission_metadata(work))
 
     return [predictions, submission]
 
@@ -82,13 +82,44 @@ def _score(work: Publication, folder: Path) -> dict[str, int | None]:
 def _prediction_metadata(work: Publication) -> dict[str, Any]:
     import duckdb
 
+    from ltv_assets.pictures import score_distribution
+
     files = [str(f) for f in work.project.warehouse.files("predictions", work.key, verify=False)]
     with duckdb.connect() as connection:
         row = connection.execute(
             "SELECT avg(predicted_zero::INT), avg(buyer_probability), sum(expected_revenue_d7), max(ltv_d7) FROM read_parquet(?)", [files]
         ).fetchone()
+        ltv = connection.execute(
+            "SELECT ltv_d7 FROM read_parquet(?) USING SAMPLE reservoir(200000 ROWS) REPEATABLE (0)", [files]
+        ).fetchnumpy()
     names = ("predicted_zero_rate", "mean_buyer_probability", "expected_revenue_d7_usd", "largest_ltv_d7_usd")
-    return {"champion": _champion_window(work), **{n: float(v) for n, v in zip(names, row or (), strict=False) if v is not None}}
+    figures = {n: float(v) for n, v in zip(names, row or (), strict=False) if v is not None}
+    picture = score_distribution(ltv["ltv_d7"], title=f"Distribution of ltv_d7, {work.key}")
+    return {"champion": _champion_window(work), **figures, **picture_metadata({"scores.png": picture})}
+
+
+def _submission_metadata(work: Publication) -> dict[str, Any]:
+    import duckdb
+
+    warehouse, days = work.project.warehouse, [str(day) for day in work.project.horizon.test_days]
+    query = (
+        "SELECT count(*) AS rows, avg(predicted_zero::INT) AS zero_rate, max(iap_revenue_d7) AS largest_usd, "
+        "sum(expected_revenue_d7) AS expected_revenue_usd FROM read_parquet(?)"
+    )
+    with duckdb.connect() as connection:
+        found = [
+            connection.execute(query, [[str(f) for f in warehouse.files("predictions", day, verify=False)]])
+            .fetch_df()
+            .to_dict("records")[0]
+            for day in days
+        ]
+    by_day = [{"day": day, **{str(k): v for k, v in row.items()}} for day, row in zip(days, found, strict=True)]
+    folder = warehouse.folder("submission", work.key)
+    return {
+        "file": dg.MetadataValue.path(str(folder / "submission.csv")),
+        "file_ungated": dg.MetadataValue.path(str(folder / "submission_ungated.csv")),
+        "by_day": markdown_table(by_day),
+    }
 
 
 def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:

@@ -7,7 +7,7 @@ What belongs here: drawing. What does not: computing figures (``modeling/metrics
 from __future__ import annotations
 
 from ltv_assets.pictures.canvas import no_data, to_markdown_image
-from ltv_assets.pictures.data import feature_importances, missing_shares, psi_bars, sampling_histogram, training_curves
+from ltv_assets.pictures.data import feature_importances, missing_shares, psi_bars, rows_by_hour, sampling_histogram, training_curves
 from ltv_assets.pictures.quality import (
     decile_chart,
     gain_curves,
@@ -30,6 +30,7 @@ __all__ = [
     "residuals_by_revenue",
     "revenue_against_spend",
     "rmsle_bars",
+    "rows_by_hour",
     "sampling_histogram",
     "score_distribution",
     "to_markdown_image",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from ltv_assets.pictures import canvas
@@ -129,6 +129,42 @@ def training_curves(
         axes.legend(loc="best")
 
     return render(draw)
+
+
+def rows_by_hour(rows: Mapping[str, ArrayLike], *, missing: Sequence[int] = (), title: str = "Rows by hour") -> bytes:
+    """Rows in each of the 24 hours of a day as stacked bars, one part per name; hours that did not arrive are marked.
+
+    Every value of ``rows`` has 24 counts; ``missing`` are hours 0..23.
+    """
+    counts = {name: np.nan_to_num(np.asarray(c, dtype=np.float64).ravel()) for name, c in rows.items()}
+    if any(c.size != 24 for c in counts.values()):
+        raise ValueError(f"expected 24 counts per name, found {[c.size for c in counts.values()]}")
+    if sum(c.sum() for c in counts.values()) <= 0:
+        return no_data(title, "no rows in any hour")
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        hours, bottom = np.arange(24), np.zeros(24)
+        for (name, count), series in zip(counts.items(), SERIES, strict=False):
+            if count.sum() > 0:
+                label = f"{name}: {canvas.count(count.sum())}"
+                axes.bar(hours, count, 0.8, bottom, color=series.color, hatch=series.hatch, edgecolor="white", linewidth=0, label=label)
+                bottom = bottom + count
+        if len(missing):
+            axes.plot(
+                list(missing), np.zeros(len(missing)), linestyle="none", marker="X", color=RED, label=f"hours missing: {len(missing)}"
+            )
+        axes.set_title(title)
+        axes.set_xticks(hours[::2], [f"{h:02d}" for h in hours[::2]])
+        axes.set_xlim(-0.7, 23.7)
+        axes.set_ylim(0, 1.25 * float(bottom.max()))
+        axes.set_xlabel("hour (UTC)")
+        axes.set_ylabel("rows")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: canvas.count(value)))
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper right", ncols=3)
+
+    return render(draw, width=7.2, height=2.8)
 
 
 def missing_shares(shares: Mapping[str, float], *, title: str = "Missing values by group") -> bytes:
