@@ -107,7 +107,7 @@ def _pictures_again(project: Project, key: str, metrics: Manifest) -> dict[str, 
 
 
 def write_card(project: Project, champion: Champion) -> Path:
-    """Write the model card of a champion beside its models and return its path. Raises StaleError if its window is gone."""
+    """Write the model card of a champion and return its path. Raises StaleError if its window is gone."""
     warehouse, key = project.warehouse, champion.window
     metrics = warehouse.require("holdout_metrics", key, f"run `ltv run --window {key}`")
 

@@ -137,7 +137,7 @@ def _window_keys(warehouse: Warehouse) -> set[str]:
 def _window_paths(warehouse: Warehouse, key: str) -> list[Path]:
     # The served model goes first: without it the window cannot be champion, whatever else is still there.
     root = warehouse.root
-    folders = [warehouse.folder(asset, key) for asset in (*reversed(WINDOW_ASSETS), "model_card", *DOCUMENT_FOLDERS)]
+    folders = [warehouse.folder(asset, key) for asset in (*reversed(WINDOW_ASSETS), *DOCUMENT_FOLDERS)]
     verdicts = [root / "verdicts" / asset / key for asset in WINDOW_ASSETS]
     comparisons = sorted((root / "comparisons").glob(f"{key}_against_*.json")) + sorted(
         (root / "comparisons").glob(f"*_against_{key}.json")

@@ -4,7 +4,9 @@
     lake/<asset>/window=D/       the same for small relations of windows
     models/window=D/<asset>/     LightGBM text, JSON and the asset's relation
     submissions/<first>_<last>/  submission.csv, submission_ungated.csv
-    reports/window=D/            report.html of a window and its pictures; ablations/window=D/ what `ltv ablate` measured
+    reports/window=D/            report.html of a window and its pictures
+    ablations/window=D/          what `ltv ablate` measured
+    champions/window=D/          model_card.md of a window that is or was champion
     verdicts/<asset>/<key>/      one JSON per check: what passed, for which content
     quarantine/<asset>/day=D/    rows and files set aside, with their reasons
 
@@ -29,9 +31,9 @@ from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, rea
 
 MODEL_ASSETS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
 WINDOW_ASSETS = ("histos_train", "hhistus_buyers", *MODEL_ASSETS, "holdout_metrics", "served_model")
-_IN_MODELS = (*MODEL_ASSETS, "served_model", "model_card")
+_IN_MODELS = (*MODEL_ASSETS, "served_model")
 DAY_ASSETS = ("raw_partitions", "flattened_features", "predictions")
-DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablations"}
+DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablations", "model_card": "champions"}
 """What describes a window for readers: published like a partition, but nothing is made from it."""
 _KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
 
@@ -147,8 +149,7 @@ class Warehouse:
             "lake/*/.*.previous",
             "models/*/.*.previous",
             "submissions/.*.previous",
-            "reports/.*.previous",
-            "ablations/.*.previous",
+            *(f"{folder}/.*.previous" for folder in DOCUMENT_FOLDERS.values()),
         ):
             for previous in self.root.glob(pattern):
                 recover_folder(previous.with_name(previous.name[1:].removesuffix(".previous")))

@@ -29,7 +29,7 @@ def report_of(run: Ran) -> Path:
 
 
 def card_of(run: Ran) -> Path:
-    return run.warehouse / "models" / f"window={KEY}" / "model_card" / "model_card.md"
+    return run.warehouse / "champions" / f"window={KEY}" / "model_card.md"
 
 
 @pytest.mark.parametrize("path", [report_of, card_of])
