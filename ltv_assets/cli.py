@@ -503,6 +503,61 @@ def report(window: datetime | None) -> None:
 
 
 @main.command()
+@click.option(
+    "--trials", default=None, type=click.IntRange(1), help="stop when the study holds this many trials  [default: 20, unless --minutes]"
+)
+@click.option("--minutes", default=None, type=click.FloatRange(0, min_open=True), help="begin no trial after this many minutes")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["classifier", "regressor", "stacker"]),
+    help="search this part only; may be given more than once  [default: all]",
+)
+@click.option(
+    "--windows", default=2, show_default=True, type=click.IntRange(1), help="windows a trial is judged on, the newest before the last"
+)
+@click.option(
+    "--out",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="file for the YAML snippet; default: tuning/best.yaml",
+)
+@readable
+def tune(trials: int | None, minutes: float | None, parts: tuple[str, ...], windows: int, target: Path | None) -> None:
+    """Search better hyperparameters on walk-forward windows; the same command goes on where it stopped.
+
+    The newest window is not searched: it compares the best settings with the present ones at the end. Needs Optuna:
+    pip install 'ltv-assets[tune]'.
+
+    \b
+    Example:
+      ltv tune --trials 20
+      ltv tune --minutes 30 --part classifier --out classifier.yaml
+    """
+    from ltv_assets.storage.files import write_atomic
+    from ltv_assets.tuning import SPACE
+    from ltv_assets.tuning import tune as search
+
+    project = Project.open()
+    found = search(
+        project,
+        parts=parts or tuple(SPACE),
+        windows=windows,
+        trials=trials,
+        minutes=minutes,
+        report=lambda line: err.print(line, markup=False),
+    )
+    target = target or project.warehouse.root / "tuning" / "best.yaml"
+    write_atomic(target, found.snippet().encode())
+    click.echo(found.snippet(), nl=False)
+    console.print(f"to paste into the configuration: {target}", markup=False)
+    if found.problem is not None:
+        err.print(f"[yellow]warning:[/] {escape(found.problem)}")
+
+
+@main.command()
 @click.option("--apply", is_flag=True, help="delete; without it the plan is only shown")
 @readable
 def gc(apply: bool) -> None:

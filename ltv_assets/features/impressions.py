@@ -69,7 +69,7 @@ def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impress
     None and NaN are missing values. No value raises: what cannot be read is NULL in the table and named in ``problems``.
     """
     problems: dict[int, list[str]] = {}
-    hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), hour_start, problems, missing="is missing")
+    hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), _hour, problems, missing="is missing")
     arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array((h or 0 for h in hours), pa.int64())]
     for column in COLUMNS:
         kind = _TYPES[kind_of(column)]
@@ -126,30 +126,38 @@ def _is_missing(value: Any) -> bool:
 _HOUR = "the hour as text such as 2025-10-07-13-00"
 
 
-@lru_cache(maxsize=1024)
-def hour_start(value: str) -> int:
-    """Unix seconds of an hour written as ``YYYY-MM-DD-HH-00``. Raises MalformedValue for anything else."""
+def _hour(value: Any) -> int:
     try:
-        return int(datetime.strptime(value, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
-    except (TypeError, ValueError):
+        return _hour_start(_text(value))
+    except ValueError:
         raise MalformedValue(_HOUR, value) from None
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    raise MalformedValue("text", value)
+@lru_cache(maxsize=1024)
+def _hour_start(text: str) -> int:
+    return int(datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
+
+
+def _text(value: Any, where: str = "") -> str:
+    if not isinstance(value, str):
+        raise MalformedValue("text", value, where)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON's escapes can say
+            raise MalformedValue("text that UTF-8 can hold", value, where) from None
+    return value
 
 
 def _number(value: Any) -> float | None:
-    if type(value) is float or type(value) is int:
-        return float(value)
+    if type(value) is float:
+        return value
     if value is None:
         return None
     try:
-        if isinstance(value, (str, np.number)):
+        if type(value) is int or isinstance(value, (str, np.number)):
             return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise MalformedValue("a number", value)
 
@@ -162,7 +170,7 @@ def _timestamp(value: Any) -> float | None:
     try:
         when = datetime.fromisoformat(value) if isinstance(value, str) else value
         return float((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise MalformedValue("a timestamp (unix seconds or ISO 8601 text)", value) from None
 
 
@@ -172,10 +180,7 @@ def _list(value: Any) -> list[str | None] | None:
         return None
     if not isinstance(elements, (list, tuple)):
         raise MalformedValue("a list of texts or its JSON text", value)
-    for position, element in enumerate(elements):
-        if element is not None and not isinstance(element, str):
-            raise MalformedValue("text", element, f", element {position}")
-    return list(elements)
+    return [element if element is None else _text(element, f", element {position}") for position, element in enumerate(elements)]
 
 
 def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]] | None]:
@@ -185,10 +190,8 @@ def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]
             return None
         out = []
         for key, inner in pairs:
-            if not isinstance(key, str):
-                raise MalformedValue("a key that is text", key)
             try:
-                out.append((key, item(inner)))
+                out.append((_text(key), item(inner)))
             except MalformedValue as error:
                 raise MalformedValue(error.expected, error.found, f", key {key!r}{error.where}") from None
         return out

@@ -1,0 +1,136 @@
+"""Impressions in any JSON form are read alike, and a malformed one is named without harm to its neighbours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from ltv_assets.config import load_config
+from ltv_assets.contract import LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
+from ltv_assets.features.registry import load_registry
+from ltv_assets.features.rows import RowFlattener
+from ltv_assets.features.schema import feature_names
+from ltv_assets.features.statistics import kind_of
+
+EXAMPLE = example_impression()
+
+
+def table(**changed: Any) -> pa.Table:
+    row = {**EXAMPLE, **changed}
+    found = read_impressions({name: [value] for name, value in row.items()}, 1)
+    assert found.problems == {}
+    return found.table
+
+
+def problem(**changed: Any) -> str:
+    found = read_impressions({name: [value] for name, value in {**EXAMPLE, **changed}.items()}, 1)
+    return found.problems.get(0, "")
+
+
+def as_pairs(value: Any) -> Any:
+    return [[k, as_pairs(v)] for k, v in value.items()] if isinstance(value, dict) else value
+
+
+def as_entries(value: Any) -> Any:
+    return [{"key": k, "value": as_entries(v)} for k, v in value.items()] if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("form", [as_pairs, as_entries, json.dumps, lambda v: json.dumps(as_pairs(v)), lambda v: json.dumps(as_entries(v))])
+def test_every_json_form_of_a_nested_column_is_read_alike(form: Any) -> None:
+    nested = {c.name: EXAMPLE[c.name] for c in COLUMNS if c.is_nested}
+    assert len(nested) == 42
+    assert table(**{name: form(value) for name, value in nested.items()}).equals(table())
+
+
+def test_arrays_and_tuples_of_a_data_frame_are_read_like_lists() -> None:
+    assert table(bundles_ins=np.array(["a", "b"], dtype=object)).equals(table(bundles_ins=["a", "b"]))
+    assert table(bcat=[("x", 1.0)]).equals(table(bcat={"x": 1.0}))
+
+
+def test_timestamps_may_be_numbers_or_text() -> None:
+    moment = {"a": 1759276800}
+    for form in ({"a": "1759276800"}, {"a": "2025-10-01T00:00:00Z"}, {"a": "2025-10-01 00:00:00"}, {"a": "2025-10-01T02:00:00+02:00"}):
+        assert table(last_buy_ts_bundle=form).equals(table(last_buy_ts_bundle=moment))
+
+
+def test_missing_is_null_nothing_and_nan_alike_and_empty_is_not_missing() -> None:
+    absent = {k: v for k, v in EXAMPLE.items() if k != "bcat"}
+    found = read_impressions({name: [value] for name, value in absent.items()}, 1)
+    assert found.table.equals(table(bcat=None)) and found.table.equals(table(bcat=float("nan")))
+    assert table(bcat={}).column("bcat").null_count == 0
+    assert table(bcat=None).column("bcat").null_count == 1
+
+
+def test_labels_are_never_read() -> None:
+    with_labels = {name: [1.0] for name in LABEL_NAMES} | {name: [value] for name, value in EXAMPLE.items()}
+    assert read_impressions(with_labels, 1).table.equals(table())
+    assert {c.name for c in COLUMNS} == {c.name for c in RAW_COLUMNS} - set(LABEL_NAMES) - {"row_id", "datetime"}
+
+
+MALFORMED = [
+    ({"bcat": 5}, "row 0, column bcat: expected an object, a list of pairs, or the JSON text of either, found a number 5"),
+    ({"bcat": "{broken"}, 'row 0, column bcat: expected an object, a list of pairs, or the JSON text of either, found text "{broken"'),
+    ({"bcat": {"x": "much"}}, "row 0, column bcat, key 'x': expected a number, found text \"much\""),
+    ({"bcat": [["x", 1, 2]]}, 'row 0, column bcat: expected [key, value] or {"key": ..., "value": ...}, found a list ["x", 1, 2]'),
+    ({"bcat": [[1, 2]]}, "row 0, column bcat, key 1: expected text, found a number 1"),
+    ({"bcat": {"x": True}}, "row 0, column bcat, key 'x': expected a number, found true or false true"),
+    (
+        {"user_actions_bundles_action_count": {"a": {"b": [1]}}},
+        "row 0, column user_actions_bundles_action_count, key 'a', key 'b': expected a number, found a list [1]",
+    ),
+    ({"bundles_ins": {"a": 1}}, 'row 0, column bundles_ins: expected a list of texts or its JSON text, found an object {"a": 1}'),
+    ({"bundles_ins": ["a", 7]}, "row 0, column bundles_ins, element 1: expected text, found a number 7"),
+    ({"country": 34}, "row 0, column country: expected text, found a number 34"),
+    ({"release_msrp": "dear"}, 'row 0, column release_msrp: expected a number, found text "dear"'),
+    ({"last_buy": "long ago"}, 'row 0, column last_buy: expected a timestamp (unix seconds or ISO 8601 text), found text "long ago"'),
+    ({"datetime": "2025-10-07"}, 'row 0, column datetime: expected the hour as text such as 2025-10-07-13-00, found text "2025-10-07"'),
+    ({"datetime": None}, "row 0, column datetime: expected the hour as text such as 2025-10-07-13-00, found nothing"),
+    ({"datetime": ["2025"]}, 'row 0, column datetime: expected the hour as text such as 2025-10-07-13-00, found a list ["2025"]'),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), MALFORMED, ids=[m.split(": ")[0] + str(i) for i, (_, m) in enumerate(MALFORMED)])
+def test_malformed_value_is_named_with_row_column_expected_and_found(changed: dict[str, Any], message: str) -> None:
+    assert problem(**changed) == message
+
+
+COLUMNS_OF_EVERY_KIND = ["bcat", "bundles_ins", "country", "last_buy", "release_msrp", "advertiser_actions_action_count", "datetime"]
+JUNK = [object(), b"bytes", float("inf"), 10**400, "\udcff", {"k": object()}, [[]], [None], {"k": {"k": {"k": 1}}}]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:12])
+@pytest.mark.parametrize("column", COLUMNS_OF_EVERY_KIND)
+def test_no_value_whatever_raises(column: str, junk: Any) -> None:
+    row = {**EXAMPLE, column: junk}
+    found = read_impressions({name: [value, EXAMPLE.get(name)] for name, value in row.items()}, 2)
+    assert found.table.num_rows == 2
+    assert 1 not in found.problems, "its neighbour is not to blame"
+
+
+def test_one_row_or_many_give_the_same_features() -> None:
+    registry = load_registry(load_config().features)
+    flattener = RowFlattener(registry)
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for hour in range(24):
+        row = {**EXAMPLE, "datetime": f"2025-10-07-{hour:02d}-00", "hour": f"{hour:02d}"}
+        for column in COLUMNS:
+            if rng.random() < 0.4:
+                row[column.name] = None
+            elif kind_of(column) in ("number_map", "histogram"):
+                row[column.name] = {f"k{i}": float(v) for i, v in enumerate(rng.exponential(size=rng.integers(0, 9)))}
+        rows.append(row)
+    columns = {name: [row[name] for row in rows] for name in EXAMPLE}
+    together = flattener.features(read_impressions(columns, len(rows)).table).to_pandas()
+    assert list(together.columns) == feature_names(registry)
+    for i, row in enumerate(rows):
+        alone = flattener.features(read_impressions({name: [value] for name, value in row.items()}, 1).table).to_pandas()
+        pd.testing.assert_frame_equal(
+            alone.astype(object), together.iloc[[i]].reset_index(drop=True).astype(object), check_exact=True, check_dtype=False
+        )
