@@ -21,6 +21,7 @@ from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 CHAMPION_FILE = "champion.json"
+COMPARISON_FOLDER = "comparisons"
 REQUIRED_CHECKS = ("zero_rate", "rmsle")
 MAX_HISTORY = 50
 
@@ -135,3 +136,12 @@ def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
 def eligible_windows(warehouse: Warehouse) -> tuple[str, ...]:
     """Windows whose evaluation passed every blocking check and whose served model belongs to that evaluation, in order of time."""
     return tuple(key for key in warehouse.keys("served_model") if ineligible_because(warehouse, key) is None)
+
+
+def is_judged(warehouse: Warehouse, key: str) -> bool:
+    """False for an eligible window that was neither made champion nor compared: its run was killed before it came to that."""
+    champion = read_champion(warehouse)
+    if champion is not None and (champion.window, champion.fingerprint) == (key, warehouse.fingerprint("served_model", key)):
+        return True
+    compared = any((warehouse.root / COMPARISON_FOLDER).glob(f"{key}_against_*.json"))
+    return compared or ineligible_because(warehouse, key) is not None

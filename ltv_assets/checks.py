@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import markdown_table, readable_failures
 from ltv_assets.contract import LABEL_NAMES, RELATIONS
-from ltv_assets.errors import DataError, LtvError, StaleError
+from ltv_assets.errors import DataError, LtvError, StaleError, TransientError
 from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.resources import ProjectResource, TrackingResource
@@ -449,8 +449,11 @@ CHECKS: tuple[CheckSpec, ...] = (
 
 
 def run_check(project: Project, spec: CheckSpec, key: str) -> Outcome:
-    """Run one check and remember its verdict for the partition's present content."""
+    """Run one check and remember its verdict for the content it saw. Raises TransientError if that was replaced meanwhile."""
+    fingerprint = project.warehouse.fingerprint(spec.asset, key) or ""
     outcome = spec.function(project, key)
+    if (project.warehouse.fingerprint(spec.asset, key) or "") != fingerprint:
+        raise TransientError(f"{spec.asset} {key}: replaced by another run while the check {spec.name} looked at it; run the check again")
     project.warehouse.record_verdict(
         Verdict(
             asset=spec.asset,
@@ -458,7 +461,7 @@ def run_check(project: Project, spec: CheckSpec, key: str) -> Outcome:
             check=spec.name,
             passed=outcome.passed,
             blocking=spec.blocking,
-            fingerprint=project.warehouse.fingerprint(spec.asset, key) or "",
+            fingerprint=fingerprint,
             bounds=project.lineage().bounds_hash(spec.name),
             message=outcome.message,
             figures=dict(outcome.figures),

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ltv_assets import __version__
-from ltv_assets.errors import LtvError, TransientError
+from ltv_assets.errors import LtvError, TransientError, explained
 from ltv_assets.project import Project
 
 PIPED_WIDTH = 180
@@ -45,6 +45,12 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1 if isinstance(error, TransientError) else 2)
         except BrokenPipeError:
             sys.exit(0)
+        except Exception as error:
+            known = explained(error)
+            if known is None:
+                raise
+            err.print(f"[bold red]error:[/] {escape(str(known))}")
+            sys.exit(1 if isinstance(known, TransientError) else 2)
 
     return wrapped
 

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ltv_assets.champion import (
+    COMPARISON_FOLDER,
     Champion,
     Reign,
     champion_lock,
@@ -38,7 +39,6 @@ from ltv_assets.project import Project
 from ltv_assets.storage.files import write_atomic
 from ltv_assets.windows import WindowRows, read_served
 
-COMPARISON_FOLDER = "comparisons"
 ROLLED_BACK = "rolled back by hand"
 
 

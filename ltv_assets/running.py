@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
+from ltv_assets.champion import is_judged
+from ltv_assets.errors import LtvError
 from ltv_assets.horizon import today
 from ltv_assets.instance import open_instance
 from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.lineage import has_raw_data
 from ltv_assets.project import Project
+from ltv_assets.storage.files import STAGING_FOLDER, staging
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
 
 Progress = Callable[[str], None]
+PROCESS_TAG = "ltv/process"
+"""Tag of a Dagster run: the staging folder that lives as long as the process that executes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,13 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     project.warehouse.sweep()
     days = _days_needed(project, target)
     announce(len(days) + 1 + len(project.horizon.test_days) + 1)
-    with open_instance(project.warehouse.root) as instance:
-        runner = _Runner(project, instance, report, advance)
+    with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
+        _end_abandoned_runs(project, instance)
+        runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
         for day in days:
             runner.make("ingest_days", str(day), DAY_ASSETS)
         runner.make("train_window", str(target), WINDOW_ASSETS)
+        _judge(project, str(target))
         for day in project.horizon.test_days:
             runner.make("score_days", str(day), ("predictions",))
         if project.horizon.test_days:
@@ -75,6 +83,26 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     project.sync_catalogue()
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
+    """Mark Dagster runs as failed whose `ltv run` was killed; the staging folder a run names is gone when its process is."""
+    from dagster import RunsFilter
+    from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+
+    for run in instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
+        process = run.tags.get(PROCESS_TAG)
+        if process is not None and not (project.warehouse.root / STAGING_FOLDER / process).is_dir():
+            instance.report_run_failed(run, "the process of this `ltv run` ended before the run did; what it left undone is made again")
+
+
+def _judge(project: Project, window: str) -> None:
+    """Let a window compete for champion whose run was killed after its served model was published."""
+    if not is_judged(project.warehouse, window):
+        from ltv_assets.promotion import update_champion
+
+        with suppress(LtvError):
+            update_champion(project)
 
 
 def _days_needed(project: Project, window: date) -> Sequence[date]:
@@ -87,8 +115,9 @@ def _days_needed(project: Project, window: date) -> Sequence[date]:
 class _Runner:
     """Executes the stale part of one job for one partition and collects what went wrong."""
 
-    def __init__(self, project: Project, instance: DagsterInstance, report: Report, advance: Progress) -> None:
+    def __init__(self, project: Project, instance: DagsterInstance, report: Report, advance: Progress, tags: dict[str, str]) -> None:
         self.project = project
+        self.tags = tags
         self.instance = instance
         self.report = report
         self.advance = advance
@@ -151,6 +180,7 @@ class _Runner:
             asset_selection=[AssetKey(a) for a in step.assets],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
+            tags=self.tags,
         )
 
 

@@ -105,9 +105,10 @@ def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDe
             work = Publication.begin(project_resource, catalogue, name, context.partition_key)
             window = window_context(work.project, work.key)
             stage = function(work, window)
-            manifest = work.publish(lambda folder: write_stage(folder, work.key, stage))
             pictures = stage_pictures(name, stage, window)
+            # Recorded before it is published: a run killed in between is repeated, record and all; a fresh stage never is.
             log_stage(tracking.open(work.project), work.project, name, work.key, stage, pictures, run_id=context.run_id)
+            manifest = work.publish(lambda folder: write_stage(folder, work.key, stage))
             return work.result(manifest, {**_metadata(stage, pictures), **_gate_metadata(stage)})
 
     return stage_asset

@@ -12,10 +12,11 @@ from typing import Any
 import dagster as dg
 
 from ltv_assets.contract import RELATIONS, OutputColumn
-from ltv_assets.errors import LtvError, TransientError
+from ltv_assets.errors import LtvError, TransientError, explained
 from ltv_assets.lineage import CODE_VERSIONS
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
+from ltv_assets.storage.files import sweep_staging
 from ltv_assets.storage.manifest import Manifest
 
 OWNERS = ["team:ltv"]
@@ -34,6 +35,12 @@ def readable_failures() -> Iterator[None]:
         raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=RETRY_SECONDS) from error
     except LtvError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        # A full disk does not empty itself in seconds: the run fails, and the next one heals.
+        raise dg.Failure(str(known), allow_retries=False) from error
 
 
 @dataclass
@@ -54,15 +61,29 @@ class Publication:
         Raises StaleError naming the input at fault and the command that repairs it.
         """
         project = resource.open()
+        sweep_staging(project.warehouse.root)
         project.warehouse.writable()
         return cls(project, catalogue, asset, key, project.lineage().require_ready(asset, key), time.perf_counter())
 
     def publish(self, fill: Fill, facts: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None) -> Manifest:
-        """Write the partition and show it in the catalogue; a locked catalogue is left to the next sync."""
+        """Write the partition and show it in the catalogue; a locked catalogue is left to the next sync.
+
+        Raises TransientError if an input was replaced while it was read: what was made then belongs to neither of the two.
+        """
+
+        def filled(folder: Path) -> Mapping[str, int | None]:
+            try:
+                listed = fill(folder)
+            except Exception:
+                self._refuse_replaced_inputs()
+                raise
+            self._refuse_replaced_inputs()
+            return listed
+
         manifest = self.project.warehouse.write(
             self.asset,
             self.key,
-            fill,
+            filled,
             code_version=CODE_VERSIONS[self.asset],
             config=self.project.lineage().config_hash(self.asset, self.key),
             inputs=self.inputs,
@@ -73,6 +94,14 @@ class Publication:
         except TransientError as error:
             dg.get_dagster_logger().warning(str(error))
         return manifest
+
+    def _refuse_replaced_inputs(self) -> None:
+        now = self.project.lineage().inputs(self.asset, self.key)
+        replaced = sorted(name for name in now.keys() | self.inputs.keys() if now.get(name) != self.inputs.get(name))
+        if replaced:
+            raise TransientError(
+                f"{self.asset} {self.key}: its input {replaced[0]} was replaced by another run while it was read; run it again"
+            )
 
     def result(self, manifest: Manifest, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult:
         """The materialization: rows, bytes, seconds and whatever the asset adds."""

@@ -24,6 +24,7 @@ from typing import Any
 from ltv_assets.errors import PermanentError, TransientError
 
 STAGING_FOLDER = ".staging"
+TEMPORARY_SUFFIX = ".tmp"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -49,18 +50,23 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: readers see the old bytes or the new ones, also after a crash."""
+    """Replace ``path`` by ``data``: readers see the old bytes or the new ones, also after a crash.
+
+    The file it is written to first is locked until it has its name, so `sweep_temporary` can tell a killed writer's from a live one's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    descriptor = _locked(temporary)
     try:
-        with temporary.open("wb") as handle:
+        with os.fdopen(descriptor, "wb", closefd=False) as handle:
             handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        os.fsync(descriptor)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
     fsync_path(path.parent)
 
 
@@ -160,6 +166,20 @@ def _locked(lock: Path) -> int:
         os.close(descriptor)
 
 
+def _abandoned(lock: Path) -> int | None:
+    """A locked descriptor of a file whose process is gone; None while it lives, or when the file is gone itself."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def sweep_staging(root: Path) -> list[str]:
     """Delete staging folders whose process is gone; returns their names."""
     swept: list[str] = []
@@ -167,19 +187,30 @@ def sweep_staging(root: Path) -> list[str]:
     if not base.is_dir():
         return swept
     for lock in sorted(base.glob("*.lock")):
-        try:
-            descriptor = os.open(lock, os.O_RDWR)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = _abandoned(lock)
+        if descriptor is not None:
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink(missing_ok=True)
-            swept.append(lock.stem)
-        except BlockingIOError:
-            pass
-        finally:
             os.close(descriptor)
+            swept.append(lock.stem)
+    # A folder lives and dies under its lock, so one without a lock belongs to nobody.
+    for folder in sorted(p for p in base.iterdir() if p.is_dir()):
+        if not folder.with_suffix(".lock").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            swept.append(folder.name)
+    return swept
+
+
+def sweep_temporary(folder: Path, *, deep: bool = True) -> list[str]:
+    """Delete what killed `write_atomic` calls left in ``folder`` (``deep``: and below it); returns the file names."""
+    swept: list[str] = []
+    pattern = f"**/.*{TEMPORARY_SUFFIX}" if deep else f".*{TEMPORARY_SUFFIX}"
+    for path in sorted(folder.glob(pattern)):
+        descriptor = _abandoned(path)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            swept.append(path.name)
     return swept
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ltv_assets.errors import ModelFileError
-from ltv_assets.storage.files import sha256_file
+from ltv_assets.storage.files import sha256_bytes, sha256_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -87,9 +88,19 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not isinstance(raw, dict) or raw.pop("manifest_version", None) != MANIFEST_VERSION:
         raise ModelFileError(f"{path}: expected manifest version {MANIFEST_VERSION}; materialize the partition again with this version")
     try:
-        return Manifest(**{**raw, "files": tuple(StoredFile(**f) for f in raw["files"])})
+        manifest = Manifest(**{**raw, "files": tuple(StoredFile(**f) for f in raw["files"])})
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"{path}: manifest lacks or adds a field ({error}); materialize the partition again") from None
+    for stored in manifest.files:
+        if not is_below(stored.name):
+            raise ModelFileError(f"{path}: the file name {stored.name!r} leaves the partition's folder; materialize the partition again")
+    return manifest
+
+
+def is_below(name: Any) -> bool:
+    """True for a relative file name that stays in the folder it is joined to."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
+    return bool(parts) and parts[0] != "/" and ".." not in parts
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
@@ -100,9 +111,39 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     for stored in manifest.files:
         path = folder / stored.name
         if not path.is_file():
-            raise ModelFileError(f"{path}: listed in the manifest but missing; materialize {manifest.asset} {manifest.partition} again")
-        if path.stat().st_size != stored.bytes or sha256_file(path) != stored.sha256:
-            raise ModelFileError(
-                f"{path}: content differs from its recorded hash {stored.sha256[:12]}; "
-                f"the file was changed or torn, materialize {manifest.asset} {manifest.partition} again"
-            )
+            raise _missing(path, manifest)
+        try:
+            same = path.stat().st_size == stored.bytes and sha256_file(path) == stored.sha256
+        except FileNotFoundError:
+            raise _missing(path, manifest) from None
+        if not same:
+            raise _differs(path, stored, manifest)
+
+
+def read_files(folder: Path, manifest: Manifest, chosen: Iterable[StoredFile]) -> dict[str, bytes]:
+    """Bytes of the ``chosen`` files by name; what is returned is what was hashed, however the folder changes meanwhile.
+
+    Raises ModelFileError naming the first file that differs from its record.
+    """
+    contents = {}
+    for stored in chosen:
+        path = folder / stored.name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise _missing(path, manifest) from None
+        if len(data) != stored.bytes or sha256_bytes(data) != stored.sha256:
+            raise _differs(path, stored, manifest)
+        contents[stored.name] = data
+    return contents
+
+
+def _missing(path: Path, manifest: Manifest) -> ModelFileError:
+    return ModelFileError(f"{path}: listed in the manifest but missing; materialize {manifest.asset} {manifest.partition} again")
+
+
+def _differs(path: Path, stored: StoredFile, manifest: Manifest) -> ModelFileError:
+    return ModelFileError(
+        f"{path}: content differs from its recorded hash {stored.sha256[:12]}; "
+        f"the file was changed or torn, materialize {manifest.asset} {manifest.partition} again"
+    )

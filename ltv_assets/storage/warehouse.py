@@ -18,23 +18,34 @@ Dagster's blocking checks do not do. ``catalogue.py`` shows all of it as DuckDB 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ltv_assets.errors import ModelFileError, PermanentError, StaleError
-from ltv_assets.storage.files import publish_folder, recover_folder, sha256_file, staging, sweep_staging, write_atomic
-from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, read_manifest, verify_files
+from ltv_assets.errors import ModelFileError, PermanentError, StaleError, explained
+from ltv_assets.storage.files import (
+    publish_folder,
+    recover_folder,
+    sha256_file,
+    staging,
+    sweep_staging,
+    sweep_temporary,
+    write_atomic,
+)
+from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, read_files, read_manifest, verify_files
 
+T = TypeVar("T")
 MODEL_ASSETS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
 WINDOW_ASSETS = ("histos_train", "hhistus_buyers", *MODEL_ASSETS, "holdout_metrics", "served_model")
 _IN_MODELS = (*MODEL_ASSETS, "served_model")
 DAY_ASSETS = ("raw_partitions", "flattened_features", "predictions")
 DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablations", "model_card": "champions"}
 """What describes a window for readers: published like a partition, but nothing is made from it."""
+PLAIN_FOLDERS = ("verdicts", "comparisons", "tracking", "quarantine", "cache")
+"""Folders of single files, each replaced by `write_atomic`."""
+PROBE_BYTES = 1 << 16
 _KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
 
 
@@ -144,7 +155,7 @@ class Warehouse:
         return present == {MANIFEST_NAME, *(f.name for f in manifest.files)}
 
     def sweep(self) -> list[str]:
-        """Delete what killed processes left in the staging area and undo half-done publications."""
+        """Delete what killed processes left and undo half-done publications; returns the names. The work of the living is spared."""
         for pattern in (
             "lake/*/.*.previous",
             "models/*/.*.previous",
@@ -153,13 +164,22 @@ class Warehouse:
         ):
             for previous in self.root.glob(pattern):
                 recover_folder(previous.with_name(previous.name[1:].removesuffix(".previous")))
-        return sweep_staging(self.root)
+        plain = [name for folder in (self.root, self.root / "dagster") for name in sweep_temporary(folder, deep=False)]
+        deep = [name for folder in PLAIN_FOLDERS for name in sweep_temporary(self.root / folder)]
+        return [*sweep_staging(self.root), *plain, *deep]
 
     # ------------------------------------------------------------------------------------------------------------- read
 
     def manifest(self, asset: str, key: str) -> Manifest | None:
-        """Manifest of a partition, None if it was never published."""
-        return read_manifest(self.folder(asset, key))
+        """Manifest of a partition, None if it was never published. Raises ModelFileError if it is damaged or another partition's."""
+        folder = self.folder(asset, key)
+        manifest = read_manifest(folder)
+        if manifest is not None and (manifest.asset, manifest.partition) != (asset, key):
+            raise ModelFileError(
+                f"{folder / MANIFEST_NAME}: expected the manifest of {asset} {key}, found that of {manifest.asset} {manifest.partition}; "
+                "delete the folder and materialize the partition again"
+            )
+        return manifest
 
     def require(self, asset: str, key: str, remedy: str) -> Manifest:
         """Manifest of a partition that must exist; raises StaleError with ``remedy`` otherwise."""
@@ -173,21 +193,32 @@ class Warehouse:
 
         Raises StaleError if the partition does not exist, ModelFileError if a file differs from its hash.
         """
-        manifest = self.require(asset, key, f"materialize {asset} for {key} first")
         folder = self.folder(asset, key)
-        if verify:
-            verify_files(folder, manifest)
-        return tuple(folder / f.name for f in manifest.relation_files)
+
+        def listed(manifest: Manifest) -> tuple[Path, ...]:
+            if verify:
+                verify_files(folder, manifest)
+            return tuple(folder / f.name for f in manifest.relation_files)
+
+        return self._consistently(asset, key, listed)
 
     def artifacts(self, asset: str, key: str) -> dict[str, bytes]:
         """Verified bytes of every file of a partition that is not part of its relation.
 
         Raises StaleError if the partition does not exist, ModelFileError if a file differs from its hash.
         """
-        manifest = self.require(asset, key, f"materialize {asset} for {key} first")
         folder = self.folder(asset, key)
-        verify_files(folder, manifest)
-        return {f.name: (folder / f.name).read_bytes() for f in manifest.files if f.rows is None}
+        return self._consistently(asset, key, lambda manifest: read_files(folder, manifest, [f for f in manifest.files if f.rows is None]))
+
+    def _consistently(self, asset: str, key: str, read: Callable[[Manifest], T]) -> T:
+        """``read`` the manifest's files; once more with the new manifest if the partition was replaced meanwhile."""
+        while True:
+            manifest = self.require(asset, key, f"materialize {asset} for {key} first")
+            try:
+                return read(manifest)
+            except ModelFileError:
+                if self.manifest(asset, key) == manifest:
+                    raise
 
     def fingerprint(self, asset: str, key: str) -> str | None:
         """Content hash of a partition, None if it was never published."""
@@ -218,11 +249,9 @@ class Warehouse:
     def writable(self) -> None:
         """Create the root and prove that it can be written; raises PermanentError naming it otherwise."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with staging(self.root, "probe") as folder:
+                (folder / "probe").write_bytes(b"0" * PROBE_BYTES)
         except OSError as error:
-            raise PermanentError(
+            raise explained(error, self.root) or PermanentError(
                 f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE"
             ) from None
