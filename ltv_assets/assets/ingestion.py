@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import (
@@ -206,10 +207,9 @@ def set_rows_aside(project: Project, key: str, result: "FlattenResult") -> None:
         for name in ("rows.parquet", "summary.json"):
             (folder / name).unlink(missing_ok=True)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".rows.parquet.tmp"
-    pq.write_table(result.quarantine, temporary)
-    temporary.replace(folder / "rows.parquet")
+    rows = pa.BufferOutputStream()
+    pq.write_table(result.quarantine, rows)
+    write_atomic(folder / "rows.parquet", rows.getvalue())
     write_atomic(folder / "summary.json", json.dumps(dict(result.rows_quarantined), sort_keys=True, indent=1).encode())
 
 
