@@ -139,9 +139,10 @@ def eligible_windows(warehouse: Warehouse) -> tuple[str, ...]:
 
 
 def is_judged(warehouse: Warehouse, key: str) -> bool:
-    """False for an eligible window that was neither made champion nor compared: its run was killed before it came to that."""
+    """False for an eligible window whose run was killed before it was compared, or before the card of a new champion was written."""
     champion = read_champion(warehouse)
     if champion is not None and (champion.window, champion.fingerprint) == (key, warehouse.fingerprint("served_model", key)):
-        return True
+        card = warehouse.manifest("model_card", key)
+        return card is not None and card.inputs.get(f"served_model/{key}") == champion.fingerprint
     compared = any((warehouse.root / COMPARISON_FOLDER).glob(f"{key}_against_*.json"))
     return compared or ineligible_because(warehouse, key) is not None

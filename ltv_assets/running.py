@@ -99,10 +99,12 @@ def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
 def _judge(project: Project, window: str) -> None:
     """Let a window compete for champion whose run was killed after its served model was published."""
     if not is_judged(project.warehouse, window):
+        from ltv_assets.describing import describe_champion
         from ltv_assets.promotion import update_champion
 
         with suppress(LtvError):
             update_champion(project)
+        describe_champion(project)
 
 
 def _days_needed(project: Project, window: date) -> Sequence[date]:

@@ -38,7 +38,7 @@ from ltv_assets.storage.manifest import MANIFEST_NAME, read_manifest, verify_fil
 
 Trace = Callable[[str], None]
 
-PARTITIONS = ("lake", "models", "submissions")
+PARTITIONS = ("lake", "models", "submissions", "reports", "champions")
 BY_BYTES = (*PARTITIONS, "verdicts", "comparisons", "quarantine")
 """Compared byte by byte with the undisturbed warehouse."""
 BY_CONTENT = ("dagster", "mlartifacts", "mlflow.db", "ltv.duckdb", "champion.json", "tracking", "cache")
@@ -153,6 +153,7 @@ def warm_up() -> None:
 
     import ltv_assets.cli
     import ltv_assets.definitions
+    import ltv_assets.describing
     import ltv_assets.evaluating
     import ltv_assets.promotion
     import ltv_assets.running
@@ -238,8 +239,8 @@ _KINDS = (
     (re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?"), "D"),
     (re.compile(r"\.staging/\w+-D"), ".staging/<partition>"),
     (re.compile(r"content/(?!manifest)\w+(-<hash>)?\.\w+"), "content/<file>"),
-    (re.compile(r"(lake/\w+/\w+=D|models/window=D/\w+|submissions/D)"), "<partition>"),
-    (re.compile(r"(lake/\w+|models/window=D|submissions)(?= |$)"), "<folder of partitions>"),
+    (re.compile(r"(lake/\w+/\w+=D|models/window=D/\w+|submissions/D|(reports|champions)/window=D)"), "<partition>"),
+    (re.compile(r"(lake/\w+|models/window=D|submissions|reports|champions)(?= |$)"), "<folder of partitions>"),
     (re.compile(r"(verdicts/\w+/D)/\.?\w+\.json(\.tmp)?"), "verdicts/<check>"),
     (re.compile(r"verdicts/\w+(/D)?"), "verdicts/<asset>"),
     (re.compile(r"tracking/window=D/\w+/\.?(?!record|pushed)\w+\.\w+(\.tmp)?"), "tracking/<artifact>"),
