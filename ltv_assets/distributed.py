@@ -372,6 +372,8 @@ def fit_part(
     """
     import lightgbm as lgb
 
+    # LightGBM tells of every port it opens on standard output, before it has read how much it is to say.
+    lgb.register_logger(logging.getLogger("lightgbm"))
     categorical, max_bin = columns
     values, label, weight, start = (list(column) for column in zip(*parts, strict=True))
     dataset = lgb.Dataset(
