@@ -1,0 +1,186 @@
+"""Random damage to tiny inputs: bytes of a file, types of its columns, values of its rows, text of a configuration.
+
+Every generator takes a seeded ``random.Random``, so a failing case is repeated by its number. Nothing here judges;
+``test_fuzz.py`` does.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORDS = ("", "a", "b1", "1.5", "-3", "nan", "inf", "1e400", "{", "[1", '{"a": 1}', '[["a", 2]]', "2025-10-01", "é🎮", "=1+1", "'; DROP", "x" * 300)
+NUMBERS = (0.0, 1.0, -1.0, 0.5, 1e-320, 1e10, 1e38, 1e308, -1e308, math.nan, math.inf, -math.inf, 1.7e9, 1.7e12)
+WHOLE = (0, 1, -1, 7, 255, 65_536, 2**31 - 1, -(2**31), 2**53, 2**63 - 1, -(2**63), 1_759_000_000)
+MOMENTS = (datetime(1, 1, 1), datetime(1969, 12, 31), datetime(2025, 9, 30, 23), datetime(2200, 1, 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------- bytes
+
+
+def flip_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Overwrite one to eight bytes."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        out[rng.randrange(len(out))] = rng.randrange(256)
+    return bytes(out)
+
+
+def cut(data: bytes, rng: random.Random) -> bytes:
+    """Keep a part from the front or from the back."""
+    at = rng.randrange(len(data))
+    return data[:at] if rng.random() < 0.7 else data[at:]
+
+
+def zero_stretch(data: bytes, rng: random.Random) -> bytes:
+    """Overwrite a stretch with zeros, as a disk that lost a block does."""
+    at, size = rng.randrange(len(data)), rng.choice((16, 512, 4096))
+    return data[:at] + b"\0" * min(size, len(data) - at) + data[at + size :]
+
+
+def insert(data: bytes, rng: random.Random) -> bytes:
+    """Insert bytes, which moves everything behind them."""
+    at = rng.randrange(len(data))
+    return data[:at] + rng.randbytes(rng.choice((1, 3, 100))) + data[at:]
+
+
+BYTE_DAMAGE: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip_bytes, flip_bytes, cut, zero_stretch, insert)
+
+
+# ---------------------------------------------------------------------------------------------------------------- types
+
+SIMPLE: tuple[pa.DataType, ...] = (
+    pa.null(),
+    pa.bool_(),
+    pa.int8(),
+    pa.uint64(),
+    pa.int32(),
+    pa.int64(),
+    pa.float16(),
+    pa.float32(),
+    pa.float64(),
+    pa.decimal128(38, 9),
+    pa.date32(),
+    pa.time64("us"),
+    pa.timestamp("s"),
+    pa.timestamp("ms", "UTC"),
+    pa.timestamp("ns"),
+    pa.duration("ms"),
+    pa.string(),
+    pa.large_string(),
+    pa.binary(),
+    pa.binary(4),
+    pa.dictionary(pa.int8(), pa.string()),
+)
+
+
+def any_type(rng: random.Random, depth: int = 0) -> pa.DataType:
+    """A type parquet can hold: simple, or a list, struct or map of such."""
+    shape = rng.random()
+    if depth > 2 or shape < 0.5:
+        return rng.choice(SIMPLE[1:] if depth else SIMPLE)
+    if shape < 0.65:
+        return rng.choice((pa.list_, pa.large_list))(any_type(rng, depth + 1))
+    if shape < 0.8:
+        return pa.struct([(name, any_type(rng, depth + 1)) for name in rng.sample(("key", "value", "a b", 'q"'), rng.randint(1, 3))])
+    return pa.map_(rng.choice((pa.string(), pa.int32(), pa.binary())), any_type(rng, depth + 1))
+
+
+def any_value(kind: pa.DataType, rng: random.Random) -> Any:
+    """A value of a type, null now and then, odd often."""
+    if rng.random() < 0.15 or pa.types.is_null(kind):
+        return None
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_boolean(kind):
+        return rng.random() < 0.5
+    if pa.types.is_integer(kind):
+        low, high = (0, 2**kind.bit_width - 1) if pa.types.is_unsigned_integer(kind) else (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
+        return max(low, min(high, rng.choice(WHOLE)))
+    if pa.types.is_float16(kind):
+        import numpy as np
+
+        return np.float16(rng.choice((0.0, 1.5, math.nan, math.inf)))
+    if pa.types.is_floating(kind):
+        return rng.choice(NUMBERS)
+    if pa.types.is_decimal(kind):
+        return Decimal(rng.choice(("0", "1.5", "-3", "99999999999999999999999999999.5")))
+    if pa.types.is_date(kind):
+        return rng.choice((date(1, 1, 1), date(2025, 9, 30), date(9999, 12, 31)))
+    if pa.types.is_timestamp(kind):
+        return rng.choice(MOMENTS[1:]) if kind.unit == "ns" else rng.choice(MOMENTS)
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        return rng.choice((0, 1, 86_399_000))
+    if pa.types.is_fixed_size_binary(kind):
+        return rng.randbytes(kind.byte_width)
+    if pa.types.is_binary(kind):
+        return rng.choice((b"", b"\xff\xfe", b"\0", b"ok", '{"é": 1}'.encode()))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return rng.choice(WORDS)
+    if pa.types.is_map(kind):
+        keys = [k for k in (any_value(kind.key_type, rng) for _ in range(rng.randint(0, 4))) if k is not None]
+        return [(k, any_value(kind.item_type, rng)) for k in keys]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [any_value(kind.value_type, rng) for _ in range(rng.randint(0, 4))]
+    return {f.name: any_value(f.type, rng) for f in kind}
+
+
+def any_column(kind: pa.DataType, rows: int, rng: random.Random) -> pa.Array:
+    """An array of a type with odd values."""
+    return pa.array([any_value(kind, rng) for _ in range(rows)], kind)
+
+
+def damage_schema(table: pa.Table, rng: random.Random) -> pa.Table:
+    """Drop, retype, rename, repeat, reorder or add columns, one to five times."""
+    for _ in range(rng.randint(1, 5)):
+        if not table.num_columns:
+            break
+        index = rng.randrange(table.num_columns)
+        name = table.column_names[index]
+        action = rng.random()
+        if action < 0.15:
+            table = table.remove_column(index)
+        elif action < 0.7:
+            table = table.set_column(index, name, any_column(any_type(rng), table.num_rows, rng))
+        elif action < 0.8:
+            new = rng.choice((name.upper(), name + " ", "hour_start", "file_row_number", "row_id", 'we"ird', "ünï", ""))
+            table = table.rename_columns([new if i == index else n for i, n in enumerate(table.column_names)])
+        elif action < 0.9:
+            order = list(range(table.num_columns))
+            rng.shuffle(order)
+            table = table.select(order)
+        else:
+            table = table.append_column(rng.choice(("extra", name, "filename", "file_index")), any_column(any_type(rng), table.num_rows, rng))
+    return table
+
+
+def damage_values(table: pa.Table, rng: random.Random, names: Sequence[str] = ()) -> pa.Table:
+    """Give some columns (``names``, or any) odd values of their own type."""
+    for name in rng.sample(list(names) or table.column_names, rng.randint(1, 4)):
+        index = table.column_names.index(name)
+        kind = table.schema.field(index).type
+        old = table.column(index).to_pylist()
+        new = [any_value(kind, rng) if rng.random() < 0.5 else value for value in old]
+        table = table.set_column(index, name, pa.array(new, kind))
+    return table
+
+
+def write(table: pa.Table, path: Path, rng: random.Random) -> None:
+    """Write a table with a random choice of what parquet leaves to the writer."""
+    pq.write_table(
+        table,
+        path,
+        compression=rng.choice(("snappy", "zstd", "none", "gzip")),
+        use_dictionary=rng.random() < 0.5,
+        row_group_size=rng.choice((3, 1000)),
+        data_page_version=rng.choice(("1.0", "2.0")),
+        store_schema=rng.random() < 0.5,
+    )
