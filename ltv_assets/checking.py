@@ -85,6 +85,7 @@ def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> 
             threads=config.compute.threads,
             memory_limit=f"{config.compute.duckdb_memory_gb}GB",
         )
+        findings.problems += [f"{f.path.relative_to(config.data.root)}: {f.reason}" for f in result.files_aside]
         for reason, count in result.rows_quarantined.items():
             findings.problems.append(f"day {inventory.day} ({inventory.split}): {count} rows: {reason}")
         findings.warnings += list(result.warnings)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ltv_assets.assets.publishing import markdown_table, readable_failures
 from ltv_assets.contract import LABEL_NAMES, RELATIONS
 from ltv_assets.errors import DataError, LtvError, StaleError, TransientError
+from ltv_assets.horizon import parse_day
 from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.resources import ProjectResource, TrackingResource
@@ -94,35 +95,37 @@ def hours_complete(project: Project, key: str) -> Outcome:
 
 
 def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
-    """Rows of the raw files = rows flattened + rows quarantined + rows sampled out; quarantined ones stay few."""
-    raw = project.warehouse.require("raw_partitions", key, "materialize it first").facts["rows"]
+    """Rows of the raw files = rows flattened + set aside (singly or with their file) + sampled out; few are set aside."""
+    inventory = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     manifest = project.warehouse.require("flattened_features", key, "materialize it first")
-    facts = manifest.facts
-    quarantined = sum(facts["rows_quarantined"].values())
-    accounted = manifest.rows + quarantined + facts["rows_sampled_out"]
+    facts, data = manifest.facts, project.config.data
+    quarantined, sampled_out = sum(facts["rows_quarantined"].values()), facts["rows_sampled_out"]
+    with_files = facts.get("rows_in_files_quarantined", 0)
+    raw, accounted = inventory["rows"], manifest.rows + quarantined + with_files + sampled_out
     figures = {
         "rows_raw": raw,
         "rows_flattened": manifest.rows,
         "rows_quarantined": quarantined,
-        "rows_sampled_out": facts["rows_sampled_out"],
+        "rows_in_files_quarantined": with_files,
+        "rows_sampled_out": sampled_out,
     }
+    undecodable = facts.get("files_quarantined", [])
     rows = [{"reason": r, "rows": n} for r, n in facts["rows_quarantined"].items()]
+    rows += [{"reason": f"{path}: {reason}", "rows": ""} for path, reason in undecodable[:MAX_FAILING_ROWS]]
     if raw != accounted:
         return Outcome(False, f"day {key}: {raw} raw rows but {accounted} accounted for ({raw - accounted} lost)", figures, rows)
-    limit = project.config.data.max_bad_row_share
-    if quarantined > limit * raw:
+    aside = [*undecodable, *inventory.get("files_quarantined", [])]
+    problem = files_problem(key, inventory["files_good"] - len(undecodable), aside, data.max_bad_file_share) if undecodable else None
+    if problem is not None:
+        return Outcome(False, problem, figures, rows)
+    if quarantined > data.max_bad_row_share * raw:
         worst = max(facts["rows_quarantined"], key=facts["rows_quarantined"].get)
-        return Outcome(
-            False,
-            f"day {key}: {quarantined} of {raw} rows quarantined, more than max_bad_row_share = {limit:.1%}; most: {worst}",
-            figures,
-            rows,
-        )
-    if manifest.rows < project.config.checks.min_rows_per_day:
-        return Outcome(
-            False, f"day {key}: {manifest.rows} rows, fewer than min_rows_per_day = {project.config.checks.min_rows_per_day}", figures, rows
-        )
-    return Outcome(True, f"{raw} rows in, {manifest.rows} out, {quarantined} quarantined", figures, rows)
+        bound = f"max_bad_row_share = {data.max_bad_row_share:.1%}"
+        return Outcome(False, f"day {key}: {quarantined} of {raw} rows quarantined, more than {bound}; most: {worst}", figures, rows)
+    least = project.config.checks.min_rows_per_day
+    if manifest.rows < least:
+        return Outcome(False, f"day {key}: {manifest.rows} rows, fewer than min_rows_per_day = {least}", figures, rows)
+    return Outcome(True, f"{raw} rows in, {manifest.rows} out, {quarantined + with_files} quarantined", figures, rows)
 
 
 def no_label_among_features(project: Project, key: str) -> Outcome:
@@ -194,6 +197,29 @@ def adversarial_drift(project: Project, key: str) -> Outcome:
 
 
 # ------------------------------------------------------------------------------------------------------------- windows
+
+
+def training_rows_reconciled(project: Project, key: str) -> Outcome:
+    """The window was trained on every flattened row of its training days, each once."""
+    from ltv_assets.windows import OOF_FILE
+
+    days = [str(day) for day in project.horizon.training_days(parse_day(key))]
+    flattened = sum(project.warehouse.require("flattened_features", day, "materialize it first").rows for day in days)
+    project.warehouse.files("buyer_classifier", key)
+    path = project.warehouse.folder("buyer_classifier", key) / OOF_FILE
+    trained = pq.read_metadata(path).num_rows
+    text = f"{flattened} flattened rows of {days[0]} .. {days[-1]}, {trained} trained on"
+    figures = {"rows_flattened": flattened, "rows_trained": trained}
+    return Outcome(flattened == trained, text if flattened == trained else f"window {key}: {text}", figures)
+
+
+def holdout_rows_reconciled(project: Project, key: str) -> Outcome:
+    """The window was evaluated on every flattened row of its holdout day."""
+    flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
+    evaluated = int(_value(holdout_figures(project, key), "rows", key))
+    text = f"{flattened} flattened rows, {evaluated} evaluated"
+    figures = {"rows_flattened": flattened, "rows_evaluated": evaluated}
+    return Outcome(flattened == evaluated, text if flattened == evaluated else f"window {key}: {text}", figures)
 
 
 def no_label_in_model(project: Project, key: str) -> Outcome:
@@ -325,6 +351,16 @@ def scores_valid(project: Project, key: str) -> Outcome:
     return Outcome(True, f"all scores valid, predicted zero rate {zero_share:.4f}", {"zero_rate": zero_share})
 
 
+def submission_rows_reconciled(project: Project, key: str) -> Outcome:
+    """One line for every prediction of every test day."""
+    days = [str(day) for day in project.horizon.test_days]
+    scored = sum(project.warehouse.require("predictions", day, "materialize it first").rows for day in days)
+    written = project.warehouse.require("submission", key, "materialize it first").rows
+    text = f"{scored} predictions, {written} lines"
+    figures = {"rows_scored": scored, "rows_written": written}
+    return Outcome(scored == written, text if scored == written else f"submission {key}: {text}", figures)
+
+
 def submission_valid(project: Project, key: str) -> Outcome:
     """The CSV has one finite, non-negative value for every test row and nothing else, in the right order."""
     from ltv_assets.submission import validate_submission
@@ -396,7 +432,7 @@ def days_fresh(project: Project) -> Outcome:
 
 def champion_fresh(project: Project) -> Outcome:
     """The champion's window lies at most ``champion_max_age_days`` behind the newest day with final labels."""
-    from ltv_assets.horizon import mature_horizons, parse_day
+    from ltv_assets.horizon import mature_horizons
 
     champion = project.lineage().champion()
     if champion is None:
@@ -437,13 +473,16 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("flattened_features", "no_label_among_features", no_label_among_features),
     CheckSpec("flattened_features", "drift", drift),
     CheckSpec("flattened_features", "adversarial_drift", adversarial_drift),
+    CheckSpec("buyer_classifier", "training_rows_reconciled", training_rows_reconciled),
     CheckSpec("buyer_classifier", "no_label_in_model", no_label_in_model),
+    CheckSpec("holdout_metrics", "holdout_rows_reconciled", holdout_rows_reconciled),
     CheckSpec("holdout_metrics", "zero_rate", zero_rate),
     CheckSpec("holdout_metrics", "rmsle", rmsle),
     CheckSpec("holdout_metrics", "calibration", calibration),
     CheckSpec("holdout_metrics", "expected_revenue", expected_revenue),
     CheckSpec("predictions", "rows_reconciled", predictions_rows_reconciled),
     CheckSpec("predictions", "scores_valid", scores_valid),
+    CheckSpec("submission", "submission_rows_reconciled", submission_rows_reconciled),
     CheckSpec("submission", "submission_valid", submission_valid),
 )
 

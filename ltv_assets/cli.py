@@ -201,18 +201,22 @@ STATE_STYLE = {"fresh": "green", "stale": "yellow", "failed": "bold red", "missi
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per partition")
+@click.option("--verify", is_flag=True, help="first read every file and compare it with its hash; what differs becomes stale")
 @readable
-def status(as_json: bool) -> None:
+def status(as_json: bool, verify: bool) -> None:
     """Say of every asset and partition whether it is fresh, stale (and why), failed or missing.
 
     \b
     Example:
       ltv status
       ltv status --json | grep '"stale"'
+      ltv status --verify && ltv run
     """
-    from ltv_assets.reporting import partition_states
+    from ltv_assets.reporting import partition_states, verify_everything
 
     project = Project.open()
+    if verify:
+        verify_everything(project)
     rows = partition_states(project)
     if as_json:
         for row in rows:
@@ -326,6 +330,69 @@ def validate_submission(file: Path, sample: Path | None) -> None:
     sys.exit(2 if problems else 0)
 
 
+# ----------------------------------------------------------------------------------------------------------- quarantine
+
+
+@main.group("quarantine")
+def quarantine_group() -> None:
+    """Show what was set aside, and take in what was repaired since.
+
+    \b
+    Example:
+      ltv quarantine list
+      ltv quarantine replay
+    """
+
+
+@quarantine_group.command("list")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per file, and per reason for rows")
+@readable
+def quarantine_list(as_json: bool) -> None:
+    """List every file and the number of rows set aside, with reason and origin.
+
+    The rows themselves are in quarantine/flattened_features/day=D/rows.parquet of the warehouse.
+
+    \b
+    Example:
+      ltv quarantine list
+      ltv quarantine list --json | grep '"zero bytes'
+    """
+    from ltv_assets.replaying import listing
+
+    lines = listing(Project.open())
+    for line in lines:
+        click.echo(
+            json.dumps(line) if as_json else f"{line['day']}  {line['what']}: {line['reason']}{line['repaired'] and '  [changed since]'}"
+        )
+    if not lines:
+        err.print("nothing is set aside")
+
+
+@quarantine_group.command("replay")
+@click.argument("day", type=DAY, required=False)
+@readable
+def quarantine_replay(day: datetime | None) -> None:
+    """Make the days (or DAY) again whose set-aside files, or files with set-aside rows, were repaired where they lie.
+
+    Raw files belong to whoever delivers them: repair or replace them in the data root, then replay. What is still broken stays
+    set aside. Windows and scores made from a replayed day become stale; `ltv run` makes them again. Exit code 1 if a day fails.
+
+    \b
+    Example:
+      ltv quarantine replay
+      ltv quarantine replay 2025-10-02
+    """
+    from ltv_assets.replaying import replay
+
+    project = Project.open()
+    report, lines = replay(project, day.date() if day else None, advance=lambda line: err.print(escape(line)))
+    for problem in report.problems:
+        err.print(f"[bold red]failed:[/] {escape(problem)}")
+    for line in lines:
+        click.echo(line)
+    sys.exit(report.exit_code)
+
+
 # ------------------------------------------------------------------------------------------------------------- champion
 
 
@@ -410,17 +477,21 @@ def _print_champion(project: Project) -> None:
 @main.command()
 @readable
 def catalog() -> None:
-    """Rebuild ltv.duckdb from what the warehouse holds.
+    """Rebuild ltv.duckdb from what the warehouse holds. Exit code 1 if a partition had to be left out.
 
     \b
     Example:
       ltv catalog
     """
     project = Project.open()
-    changed = project.sync_catalogue(rebuild=True)
+    problems: list[str] = []
+    changed = project.sync_catalogue(rebuild=True, problems=problems)
     for asset, partitions in changed.items():
         console.print(f"{asset}: {partitions} partitions", markup=False)
     console.print(f"catalogue: {project.warehouse.database}", markup=False)
+    for problem in problems:
+        err.print(f"[yellow]warning:[/] {escape(problem)}")
+    sys.exit(1 if problems else 0)
 
 
 @main.command("explain-sql")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ltv_assets.champion import Champion, read_champion
 from ltv_assets.config import Config
-from ltv_assets.errors import DataError, LtvError, StaleError
+from ltv_assets.errors import LtvError, StaleError
 from ltv_assets.horizon import Horizon, mature_horizons, parse_day, split_folder
 from ltv_assets.storage.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
 from ltv_assets.storage.warehouse import Verdict, Warehouse
@@ -72,16 +72,16 @@ RAW_CONTRACT_CHECKS = ("files_readable", "schema_contract")
 BLOCKING_CHECKS: dict[str, tuple[str, ...]] = {
     "raw_partitions": RAW_CONTRACT_CHECKS,
     "flattened_features": ("rows_reconciled", "no_label_among_features"),
-    "buyer_classifier": ("no_label_in_model",),
-    "holdout_metrics": ("zero_rate", "rmsle"),
+    "buyer_classifier": ("training_rows_reconciled", "no_label_in_model"),
+    "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
     "predictions": ("rows_reconciled", "scores_valid"),
-    "submission": ("submission_valid",),
+    "submission": ("submission_rows_reconciled", "submission_valid"),
 }
 """Checks that must have passed on a partition's present content before anything downstream uses it."""
 
 CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
     "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
-    "rows_reconciled": ("data.max_bad_row_share", "checks.min_rows_per_day"),
+    "rows_reconciled": ("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
     "zero_rate": ("checks.zero_rate_tolerance",),
     "rmsle": ("checks.rmsle_max",),
     "calibration": ("checks.ece_max",),
@@ -234,6 +234,9 @@ class Lineage:
             return status("stale", str(error))
         if manifest is None:
             return status("missing", "never materialized")
+        damage = self.warehouse.damage(asset, key)
+        if damage is not None:
+            return status("stale", damage)
         if manifest.code_version != CODE_VERSIONS[asset]:
             return status("stale", f"made by code version {manifest.code_version}, now {CODE_VERSIONS[asset]}")
         try:
@@ -248,7 +251,7 @@ class Lineage:
                 if above.state != "fresh":
                     return status("stale", f"{name} {partition} is {above.state}")
             inputs = self.inputs(asset, key)
-        except (StaleError, DataError) as error:
+        except LtvError as error:
             return status("stale", str(error))
         if inputs != manifest.inputs:
             different = sorted(k for k in inputs.keys() | manifest.inputs.keys() if inputs.get(k) != manifest.inputs.get(k))
@@ -297,7 +300,7 @@ def hash_cache_path(warehouse: Warehouse, day: date) -> Path:
 def _read_inventory(warehouse: Warehouse, key: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    files = warehouse.files("raw_partitions", key, verify=False)
+    files = warehouse.files("raw_partitions", key)
     return [row for f in files for row in pq.read_table(f).to_pylist()]
 
 

@@ -69,6 +69,8 @@ def predict_folder(
                     threads=config.threads,
                     memory_limit=f"{config.duckdb_memory_gb}GB",
                 )
+                if result.files_aside:
+                    raise DataError(f"{result.files_aside[0].path}: {result.files_aside[0].reason}")
                 quarantined += sum(result.rows_quarantined.values())
                 for table in scored_batches(models, [flat], features, chunk_rows=config.chunk_rows):
                     writer.write_table(table)

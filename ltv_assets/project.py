@@ -66,10 +66,12 @@ class Project:
         types = {"string": "VARCHAR", "category": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "float": "FLOAT"}
         return tuple(OutputColumn(name, types[kind], text, unit or None) for name, kind, unit, text in column_table(self.registry))
 
-    def sync_catalogue(self, *, rebuild: bool = False, connect: Connector | None = None) -> dict[str, int]:
+    def sync_catalogue(
+        self, *, rebuild: bool = False, connect: Connector | None = None, problems: list[str] | None = None
+    ) -> dict[str, int]:
         """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalogue.sync`."""
         timeout = self.config.warehouse.lock_timeout_seconds
-        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, rebuild=rebuild, connect=connect)
+        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, rebuild=rebuild, connect=connect, problems=problems)
 
     @property
     def submission_key(self) -> str:

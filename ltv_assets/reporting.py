@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ltv_assets.contract import ASSET_NAMES
 from ltv_assets.errors import LtvError
 from ltv_assets.lineage import Lineage, has_raw_data
 from ltv_assets.project import Project
@@ -46,6 +47,12 @@ def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
     yield from (("predictions", key) for key in sorted(scored))
     if horizon.test_days:
         yield ("submission", project.submission_key)
+
+
+def verify_everything(project: Project) -> list[str]:
+    """Compare every file of the warehouse with its hash; what differs is marked, so that it counts as stale, and returned."""
+    found = (project.warehouse.verify(asset, key) for asset in ASSET_NAMES for key in project.warehouse.keys(asset))
+    return [problem for problem in found if problem is not None]
 
 
 def partition_states(project: Project) -> list[dict[str, Any]]:

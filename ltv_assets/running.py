@@ -72,15 +72,29 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
         _end_abandoned_runs(project, instance)
         runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
+        runner.make_everything(days, target)
+        damaged = project.warehouse.damaged()
+        if damaged:
+            # A file that differed from its hash when it was read: what it belongs to is stale now, and made again.
+            report.problems.clear()
+            report.warnings += [f"{folder}: a file differed from its hash; the partition was made again" for folder in damaged]
+            runner.make_everything(days, target)
+    report.warnings = list(dict.fromkeys(report.warnings))
+    project.sync_catalogue(problems=report.warnings)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def replay_days(project: Project, days: Sequence[date], *, advance: Progress) -> Report:
+    """Make the given days again if anything of them changed since they were made; nothing downstream is touched."""
+    report = Report()
+    started = time.perf_counter()
+    project.warehouse.writable()
+    with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
+        runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
         for day in days:
             runner.make("ingest_days", str(day), DAY_ASSETS)
-        runner.make("train_window", str(target), WINDOW_ASSETS)
-        _judge(project, str(target))
-        for day in project.horizon.test_days:
-            runner.make("score_days", str(day), ("predictions",))
-        if project.horizon.test_days:
-            runner.make("make_submission", None, ("submission",))
-    project.sync_catalogue()
+    project.sync_catalogue(problems=report.warnings)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -133,6 +147,17 @@ class _Runner:
 
             self._defs = build_defs()
         return self._defs
+
+    def make_everything(self, days: Sequence[date], window: date) -> None:
+        """Days first, then the window, the scores and the submission."""
+        for day in days:
+            self.make("ingest_days", str(day), DAY_ASSETS)
+        self.make("train_window", str(window), WINDOW_ASSETS)
+        _judge(self.project, str(window))
+        for day in self.project.horizon.test_days:
+            self.make("score_days", str(day), ("predictions",))
+        if self.project.horizon.test_days:
+            self.make("make_submission", None, ("submission",))
 
     def make(self, job: str, partition: str | None, assets: Sequence[str]) -> None:
         """Execute what is not fresh of one partition."""

@@ -1,13 +1,11 @@
 """From hourly folders to flattened days: ``raw_partitions`` (what is there) and ``flattened_features`` (what it says)."""
 
-import json
 import time
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import (
@@ -22,9 +20,10 @@ from ltv_assets.features.schema import feature_names
 from ltv_assets.lineage import CODE_VERSIONS, hash_cache_path
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
-from ltv_assets.storage.files import write_atomic
+from ltv_assets.storage import quarantine
 from ltv_assets.storage.inventory import DayInventory, HashCache, inspect_day
 from ltv_assets.storage.manifest import Manifest
+from ltv_assets.storage.quarantine import FileAside
 
 if TYPE_CHECKING:
     from ltv_assets.features.flatten import FlattenResult
@@ -56,6 +55,7 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             day = context.partition_time_window.start.date()
             cache = HashCache.load(hash_cache_path(work.project.warehouse, day))
             inventory = inspect_day(work.project.config, work.project.horizon, day, cache)
+            set_files_aside(work.project, inventory)
             manifest = work.publish(lambda folder: _write_inventory(inventory, folder), inventory_facts(inventory))
             for warning in inventory.warnings:
                 context.log.warning(warning)
@@ -181,36 +181,44 @@ class FlattenedDay:
             seed=config.seed,
             workers=workers_of(config),
         )
-        set_rows_aside(self.project, self.key, self.result)
+        set_rows_aside(self.project, self.key, self.result, listed)
         return {FLATTENED_FILE: self.result.rows_out}
 
     def facts(self) -> dict[str, Any]:
         """Figures of the flattened day that checks and the UI read from the manifest."""
         result = self.result
         assert result is not None, "write comes first"
+        root = self.project.config.data.root
         return {
             "rows_in": result.rows_in,
             "rows_out": result.rows_out,
             "rows_sampled_out": result.rows_sampled_out,
             "rows_quarantined": dict(result.rows_quarantined),
+            "rows_in_files_quarantined": sum(file.rows for file in result.files_aside),
+            "files_quarantined": [[str(file.path.relative_to(root)), file.reason] for file in result.files_aside],
             "missing": {k: round(float(v), 6) for k, v in result.missing.items()},
             "future_timestamps": dict(result.future_timestamps),
             "nonfinite_values": dict(result.nonfinite_values),
-            "warnings": [w.replace(f"{self.project.config.data.root}/", "") for w in result.warnings],
+            "warnings": [w.replace(f"{root}/", "") for w in result.warnings],
         }
 
 
-def set_rows_aside(project: Project, key: str, result: "FlattenResult") -> None:
-    """Publish a day's quarantined rows with their reasons, or remove the record of an earlier run if there are none."""
-    folder = project.warehouse.root / "quarantine" / "flattened_features" / f"day={key}"
-    if result.quarantine.num_rows == 0:
-        for name in ("rows.parquet", "summary.json"):
-            (folder / name).unlink(missing_ok=True)
-        return
-    rows = pa.BufferOutputStream()
-    pq.write_table(result.quarantine, rows)
-    write_atomic(folder / "rows.parquet", rows.getvalue())
-    write_atomic(folder / "summary.json", json.dumps(dict(result.rows_quarantined), sort_keys=True, indent=1).encode())
+def set_files_aside(project: Project, inventory: DayInventory) -> None:
+    """Record the day's files that the inventory could not use, or remove the record of an earlier run if there are none."""
+    root = str(project.config.data.root)
+    files = [FileAside(f.path, root, f.reason or "", f.bytes, f.rows, f.sha256) for f in inventory.quarantined]
+    quarantine.record(project.warehouse, "raw_partitions", str(inventory.day), files=files)
+
+
+def set_rows_aside(project: Project, key: str, result: "FlattenResult", listed: list[dict[str, Any]]) -> None:
+    """Record a day's unusable rows and undecodable files with their reasons; ``listed`` is the day's inventory."""
+    root = project.config.data.root
+    known = {row["path"]: row for row in listed}
+    paths = [(str(file.path.relative_to(root)), file) for file in result.files_aside]
+    files = [FileAside(path, str(root), file.reason, known[path]["bytes"], file.rows, known[path]["sha256"]) for path, file in paths]
+    quarantine.record(
+        project.warehouse, "flattened_features", key, files=files, rows=result.quarantine, reasons=dict(result.rows_quarantined)
+    )
 
 
 def flatten_metadata(work: Publication, manifest: Manifest) -> dict[str, Any]:

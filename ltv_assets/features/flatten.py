@@ -11,11 +11,12 @@ engine that is given both takes the types of the first. Rows keep the order of t
 
 from __future__ import annotations
 
+import errno
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -30,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
-from ltv_assets.errors import DataError
+from ltv_assets.errors import DataError, TransientError
 from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, is_native, readable_text, shared_elements
 from ltv_assets.features.normalise import form_of, is_readable
 from ltv_assets.features.registry import Registry, feature_name
@@ -69,10 +70,20 @@ class RawFile:
     datetime_key: str
 
 
+@dataclass(frozen=True, slots=True)
+class FileAside:
+    """A file whose footer promised ``rows`` rows that cannot be decoded."""
+
+    path: Path
+    rows: int
+    reason: str
+
+
 @dataclass(slots=True)
 class FlattenResult:
     """What became of a day: where the rows went, and everything that was missing or unusable.
 
+    ``rows_in`` = ``rows_out`` + ``rows_sampled_out`` + the rows of ``rows_quarantined`` + those of ``files_aside``.
     ``quarantine`` has the columns row_id, file, row_number (from 0), reason and value (the offending value as text);
     ``missing`` is the share of NULL cells by feature group; the counts by raw column are of single values, not rows.
     """
@@ -82,12 +93,14 @@ class FlattenResult:
     rows_sampled_out: int = 0
     rows_quarantined: dict[str, int] = field(default_factory=dict)
     quarantine: pa.Table = field(default_factory=QUARANTINE_SCHEMA.empty_table)
+    files_aside: list[FileAside] = field(default_factory=list)
     missing: dict[str, float] = field(default_factory=dict)
     future_timestamps: dict[str, int] = field(default_factory=dict)
     ancient_timestamps: dict[str, int] = field(default_factory=dict)
     nonfinite_values: dict[str, int] = field(default_factory=dict)
     malformed_json: dict[str, int] = field(default_factory=dict)
     unexpected_columns: list[str] = field(default_factory=list)
+    absent_columns: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -108,7 +121,8 @@ def flatten_files(
 
     The output depends on the files' contents and order only: same input, same bytes. Set aside, never silently dropped,
     are rows without row_id, later occurrences of a row_id in the day, and, on labelled days, rows whose D7 revenue or
-    payer flag is missing or impossible or whose longer horizons contradict the shorter.
+    payer flag is missing or impossible or whose longer horizons contradict the shorter; and whole files whose rows cannot
+    be decoded although their footer can.
 
     Args:
         files: the day's files in the order their rows shall have.
@@ -120,10 +134,76 @@ def flatten_files(
         workers: other processes that flatten the blocks of files, which they must be able to read; this one writes them.
 
     Raises:
-        DataError: a file cannot be read, lacks a key or label column, or its hour cannot be told from its key.
+        DataError: a file has no readable footer, lacks a key or label column, or its hour cannot be told from its key.
+        TransientError: the memory limit or the disk does not suffice.
     """
-    result = FlattenResult()
     sources = [_inspect(file, labelled) for file in files]
+    aside: list[FileAside] = []
+    sample = Sample(sampling_fraction, seed)
+    while True:
+        try:
+            result = _flatten_sources(sources, registry, labelled, Path(out), threads, memory_limit, progress, sample, workers)
+            break
+        except UndecodableError:
+            # Only now is each file tried alone: whole days cost too much to decode twice.
+            broken = _undecodable(sources, registry, labelled, memory_limit)
+            if not broken:
+                raise
+            aside += [FileAside(source.file.path, source.rows, broken[source]) for source in sources if source in broken]
+            sources = [source for source in sources if source not in broken]
+    result.files_aside = aside
+    result.rows_in += sum(file.rows for file in aside)
+    return result
+
+
+class UndecodableError(DataError):
+    """The bytes of a page, or a value in it, are beyond every reader."""
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Tell bytes that cannot be decoded from a machine that is too small."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, MemoryError) as error:
+        raise TransientError(f"{what}: not enough memory ({_one_line(error)}); raise compute.duckdb_memory_gb or free memory") from error
+    except (duckdb.Error, pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise TransientError(f"{what}: the disk is full ({_one_line(error)}); make room and run again") from error
+        raise UndecodableError(f"{what}: cannot be flattened: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{' '.join(str(error).split()):.200}"
+
+
+def _undecodable(sources: Sequence[_Source], registry: Registry, labelled: bool, memory_limit: str) -> dict[_Source, str]:
+    """The reason of every file that cannot be flattened even when it is alone."""
+    found: dict[_Source, str] = {}
+    with closing(_connect(1, memory_limit)) as connection:
+        engine = FlattenEngine(connection, registry, labelled)
+        for source in sources:
+            try:
+                if source.rows:
+                    _repeated_rows(connection, [source])
+                    engine.flatten(_Block((source,)))
+            except UndecodableError as error:
+                found[source] = f"its rows cannot be decoded ({_one_line(error.__cause__ or error)}); deliver the file again"
+    return found
+
+
+def _flatten_sources(
+    sources: Sequence[_Source],
+    registry: Registry,
+    labelled: bool,
+    out: Path,
+    threads: int,
+    memory_limit: str,
+    progress: Callable[[int, int], None] | None,
+    sample: Sample,
+    workers: Workers | None,
+) -> FlattenResult:
+    result = FlattenResult()
     _note_schema_findings(sources, registry, labelled, result)
     result.rows_in = sum(source.rows for source in sources)
     try:
@@ -134,7 +214,7 @@ def flatten_files(
         ):
             repeated = _repeated_rows(connection, sources)
             release_memory()
-            sink = _Sink(registry, sources, repeated, result, writer, Sample(sampling_fraction, seed))
+            sink = _Sink(registry, sources, repeated, result, writer, sample)
             # Whole blocks side by side keep every core busy.
             lanes = threads if workers is None else workers.lanes
             blocks = _blocks(_divided(sources, BLOCK_ROWS), largest=min(BLOCK_ROWS, -(-result.rows_in // lanes)))
@@ -150,12 +230,12 @@ def flatten_files(
                     progress(sink.position, result.rows_in)
             sink.finish()
     except BaseException:
-        Path(out).unlink(missing_ok=True)
+        out.unlink(missing_ok=True)
         raise
     return result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Source:
     """A file after its footer was read; or ``part``, some of its row groups, beginning at its row ``first_row``."""
 
@@ -250,7 +330,7 @@ def _note_schema_findings(sources: Sequence[_Source], registry: Registry, labell
             for name in LABEL_NAMES:
                 if name in source.types and not pa.types.is_null(source.types[name]):
                     ignored.setdefault(name, []).append(source)
-    note(absent, "column is absent, read as missing,")
+    result.absent_columns = {name: len(where) for name, where in sorted(absent.items())}
     note(unusable, "type cannot be read, taken as missing,")
     note(ignored, "label column on a day without labels, ignored,")
     result.unexpected_columns = sorted(unexpected)
@@ -299,7 +379,7 @@ def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Sou
     if not parts:
         return np.empty(0, np.int64)
     ids = f"ids AS ({' UNION ALL '.join(parts)})"
-    try:
+    with _decoding(f"{sources[0].file.path.parent.parent}: row_id"):
         # Hashes first: they are a fraction of the ids' memory, and a day without repetitions needs nothing more.
         repeated = connection.sql(
             f"WITH {ids} SELECT hash(row_id) AS h FROM ids WHERE row_id <> '' GROUP BY h HAVING count(*) > 1"
@@ -312,8 +392,6 @@ def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Sou
             " QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY position) > 1 ORDER BY position"
         ).fetchnumpy()["position"]
         connection.unregister("repeated")
-    except duckdb.Error as error:
-        raise DataError(f"{sources[0].file.path.parent.parent}: row_id cannot be read: {error}") from error
     return np.asarray(positions, dtype=np.int64)
 
 
@@ -412,7 +490,7 @@ class FlattenEngine:
 
     def flatten(self, block: Block) -> _Flat:
         """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
-        try:
+        with _decoding(block.name):
             native = self._native_columns(block)
             texts = self._native_texts(block)
             flat = self._rows(block, texts)
@@ -425,8 +503,6 @@ class FlattenEngine:
             for feature in self._registry.features:
                 if feature.categorical and not pa.types.is_dictionary(flat.columns[feature.name].type):
                     flat.columns[feature.name] = flat.columns[feature.name].dictionary_encode()
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            raise DataError(f"{block.name}: cannot be flattened: {error}") from error
         return flat
 
     def _native_columns(self, block: Block) -> frozenset[str]:
@@ -583,7 +659,8 @@ def _read_columns(source: _Source, names: list[str]) -> pa.Table:
     if not names:
         return pa.table({})
     keys = [leaf for leaf in source.text_leaves if leaf.split(".", 1)[0] in names]
-    with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=keys, memory_map=True) as parquet:
+    # Not memory-mapped: a mapped file that its owner cuts short while it is read ends the process.
+    with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=keys) as parquet:
         if source.metadata.num_row_groups <= 1:
             return parquet.read(columns=names, use_threads=False)
         # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.

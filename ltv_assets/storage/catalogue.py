@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ltv_assets.contract import ASSET_NAMES, RELATIONS, OutputColumn
-from ltv_assets.errors import TransientError
+from ltv_assets.errors import DataError, LtvError, TransientError
 from ltv_assets.storage.files import file_lock
 from ltv_assets.storage.warehouse import Warehouse
 
@@ -63,21 +65,25 @@ def sync(
     timeout_seconds: float = 60.0,
     rebuild: bool = False,
     connect: Connector | None = None,
+    problems: list[str] | None = None,
 ) -> dict[str, int]:
     """Bring every relation in line with the manifests; returns {asset: partitions changed}.
 
-    ``flattened_columns`` are the columns of ``flattened_features``. With ``rebuild`` nothing present is trusted.
+    ``flattened_columns`` are the columns of ``flattened_features``. With ``rebuild`` nothing present is trusted. Partitions
+    that cannot be read are left out; why is appended to ``problems``.
     Raises TransientError if the catalogue stays locked.
     """
     warehouse.root.mkdir(parents=True, exist_ok=True)
     changed: dict[str, int] = {}
+    problems = problems if problems is not None else []
     with open_catalogue(warehouse, timeout_seconds=timeout_seconds, connect=connect) as connection:
         if rebuild:
             _drop_everything(connection)
         connection.execute(f"CREATE TABLE IF NOT EXISTS {_STATE_TABLE} (asset VARCHAR, partition VARCHAR, fingerprint VARCHAR)")
         for asset in ASSET_NAMES:
             columns = flattened_columns if asset == "flattened_features" else RELATIONS[asset]
-            wanted = {key: warehouse.fingerprint(asset, key) or "" for key in warehouse.keys(asset)}
+            wanted = _usable(warehouse, asset, problems)
+            keys = sorted(wanted)
             wanted["columns"] = ",".join(f"{c.name} {c.type}" for c in columns)
             rows = connection.execute(f"SELECT partition, fingerprint FROM {_STATE_TABLE} WHERE asset = ?", [asset]).fetchall()
             stale = _differing(wanted, dict(rows))
@@ -85,14 +91,42 @@ def sync(
                 continue
             connection.execute("BEGIN")
             if asset in VIEWS:
-                _replace_view(connection, warehouse, asset, columns)
+                _replace_view(connection, warehouse, asset, keys, columns)
             else:
-                _replace_rows(connection, warehouse, asset, columns, stale)
+                _replace_rows(connection, warehouse, asset, keys, columns, stale)
             connection.execute(f"DELETE FROM {_STATE_TABLE} WHERE asset = ?", [asset])
             connection.executemany(f"INSERT INTO {_STATE_TABLE} VALUES (?, ?, ?)", [[asset, k, f] for k, f in sorted(wanted.items())])
             connection.execute("COMMIT")
             changed[asset] = len(stale - {"columns"})
     return changed
+
+
+def _usable(warehouse: Warehouse, asset: str, problems: list[str]) -> dict[str, str]:
+    """{partition: content hash} of every partition that DuckDB will be able to open."""
+    found = {}
+    for key in warehouse.keys(asset):
+        try:
+            manifest = warehouse.require(asset, key, "run `ltv run`")
+            for file in manifest.relation_files:
+                _require_openable(warehouse.folder(asset, key) / file.name, file.bytes)
+        except LtvError as error:
+            problems.append(f"{asset} {key} is left out of the catalogue: {error}")
+        else:
+            found[key] = manifest.fingerprint
+    return found
+
+
+def _require_openable(path: Path, size: int) -> None:
+    """Raise DataError unless a file has its size and, if it is parquet, a footer that can be read."""
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise DataError(f"{path}: expected {size} bytes, found {found}; run `ltv status --verify`, then `ltv run`")
+        if path.suffix == ".parquet":
+            pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        text = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be opened ({text:.160}); run `ltv status --verify`, then `ltv run`") from None
 
 
 def _differing(wanted: dict[str, str], known: dict[str, str]) -> set[str]:
@@ -129,8 +163,9 @@ def _select(files: Sequence[Path], columns: Sequence[OutputColumn]) -> str:
     return f"SELECT {wanted} FROM read_parquet({listed}, hive_partitioning = false)"
 
 
-def _replace_view(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, asset: str, columns: Sequence[OutputColumn]) -> None:
-    keys = warehouse.keys(asset)
+def _replace_view(
+    connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, asset: str, keys: Sequence[str], columns: Sequence[OutputColumn]
+) -> None:
     if asset == "submission":
         keys = keys[-1:]
     files = [f for f in _relation_files(warehouse, asset, keys) if f.name != "submission_ungated.csv"]
@@ -138,15 +173,20 @@ def _replace_view(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, a
 
 
 def _replace_rows(
-    connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, asset: str, columns: Sequence[OutputColumn], stale: set[str]
+    connection: duckdb.DuckDBPyConnection,
+    warehouse: Warehouse,
+    asset: str,
+    keys: Sequence[str],
+    columns: Sequence[OutputColumn],
+    stale: set[str],
 ) -> None:
     name = _identifier(asset)
     if "columns" in stale:
         connection.execute(f"CREATE OR REPLACE TABLE {name} AS {_empty(columns)}")
-        stale = stale | set(warehouse.keys(asset))
+        stale = stale | set(keys)
     key_column = columns[0].name
     for key in sorted(stale - {"columns"}):
         connection.execute(f"DELETE FROM {name} WHERE {_identifier(key_column)} = ?", [key])
-        files = _relation_files(warehouse, asset, [key])
+        files = _relation_files(warehouse, asset, [key] if key in keys else [])
         if files:
             connection.execute(f"INSERT INTO {name} {_select(files, columns)}")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ltv_assets.errors import ModelFileError
+from ltv_assets.errors import DataError, ModelFileError
 from ltv_assets.storage.files import sha256_bytes, sha256_file
 
 MANIFEST_NAME = "manifest.json"
@@ -84,16 +84,20 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path}: not a readable manifest ({error}); delete the folder and materialize the partition again") from None
+        raise ModelFileError(f"{path}: not a readable manifest ({error}); run `ltv run`, which makes the partition again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore access and run again") from None
     if not isinstance(raw, dict) or raw.pop("manifest_version", None) != MANIFEST_VERSION:
-        raise ModelFileError(f"{path}: expected manifest version {MANIFEST_VERSION}; materialize the partition again with this version")
+        raise ModelFileError(f"{path}: expected manifest version {MANIFEST_VERSION}; run `ltv run`, which makes the partition again")
     try:
         manifest = Manifest(**{**raw, "files": tuple(StoredFile(**f) for f in raw["files"])})
     except (KeyError, TypeError) as error:
-        raise ModelFileError(f"{path}: manifest lacks or adds a field ({error}); materialize the partition again") from None
+        raise ModelFileError(f"{path}: manifest lacks or adds a field ({error}); run `ltv run`, which makes the partition again") from None
     for stored in manifest.files:
         if not is_below(stored.name):
-            raise ModelFileError(f"{path}: the file name {stored.name!r} leaves the partition's folder; materialize the partition again")
+            raise ModelFileError(
+                f"{path}: the file name {stored.name!r} leaves the partition's folder; run `ltv run`, which makes the partition again"
+            )
     return manifest
 
 
@@ -106,7 +110,7 @@ def is_below(name: Any) -> bool:
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every listed file with its recorded size and hash.
 
-    Raises ModelFileError naming the first file that differs.
+    Raises ModelFileError naming the first file that differs, DataError for one that cannot be opened.
     """
     for stored in manifest.files:
         path = folder / stored.name
@@ -116,6 +120,8 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             same = path.stat().st_size == stored.bytes and sha256_file(path) == stored.sha256
         except FileNotFoundError:
             raise _missing(path, manifest) from None
+        except OSError as error:
+            raise _closed(path, error) from None
         if not same:
             raise _differs(path, stored, manifest)
 
@@ -132,6 +138,8 @@ def read_files(folder: Path, manifest: Manifest, chosen: Iterable[StoredFile]) -
             data = path.read_bytes()
         except FileNotFoundError:
             raise _missing(path, manifest) from None
+        except OSError as error:
+            raise _closed(path, error) from None
         if len(data) != stored.bytes or sha256_bytes(data) != stored.sha256:
             raise _differs(path, stored, manifest)
         contents[stored.name] = data
@@ -139,11 +147,19 @@ def read_files(folder: Path, manifest: Manifest, chosen: Iterable[StoredFile]) -
 
 
 def _missing(path: Path, manifest: Manifest) -> ModelFileError:
-    return ModelFileError(f"{path}: listed in the manifest but missing; materialize {manifest.asset} {manifest.partition} again")
+    return ModelFileError(f"{path}: listed in the manifest but missing; {_remedy(path, manifest)}")
 
 
 def _differs(path: Path, stored: StoredFile, manifest: Manifest) -> ModelFileError:
     return ModelFileError(
-        f"{path}: content differs from its recorded hash {stored.sha256[:12]}; "
-        f"the file was changed or torn, materialize {manifest.asset} {manifest.partition} again"
+        f"{path}: content differs from its recorded hash {stored.sha256[:12]}, it was changed or torn; {_remedy(path, manifest)}"
     )
+
+
+def _closed(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); restore access and run again")
+
+
+def _remedy(path: Path, manifest: Manifest) -> str:
+    window = f" --window {manifest.partition}" if f"window={manifest.partition}" in path.parts else ""
+    return f"run `ltv run{window}`, which makes {manifest.asset} {manifest.partition} again"

@@ -20,11 +20,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ltv_assets.errors import ModelFileError, PermanentError, StaleError, explained
+from ltv_assets.errors import LtvError, ModelFileError, PermanentError, StaleError, explained
 from ltv_assets.storage.files import (
     publish_folder,
     recover_folder,
@@ -46,6 +47,10 @@ DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablatio
 PLAIN_FOLDERS = ("verdicts", "comparisons", "tracking", "quarantine", "cache")
 """Folders of single files, each replaced by `write_atomic`."""
 PROBE_BYTES = 1 << 16
+
+DAMAGE_NAME = ".damaged"
+"""Left in a partition whose files were found to differ from their hashes; the partition then counts as stale."""
+
 _KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
 
 
@@ -216,9 +221,33 @@ class Warehouse:
             manifest = self.require(asset, key, f"materialize {asset} for {key} first")
             try:
                 return read(manifest)
-            except ModelFileError:
+            except ModelFileError as error:
                 if self.manifest(asset, key) == manifest:
+                    # Whoever asks next learns it from the partition, without reading every byte again.
+                    with suppress(OSError):
+                        (self.folder(asset, key) / DAMAGE_NAME).write_text(str(error))
                     raise
+
+    def verify(self, asset: str, key: str) -> str | None:
+        """Compare a partition's files with their hashes; returns what is wrong, None if nothing is or it was never published."""
+        try:
+            if self.manifest(asset, key) is not None:
+                self._consistently(asset, key, lambda manifest: verify_files(self.folder(asset, key), manifest))
+        except LtvError as error:
+            return str(error)
+        return None
+
+    def damage(self, asset: str, key: str) -> str | None:
+        """What was found wrong with a partition's files when they were last read, None if nothing was."""
+        try:
+            return (self.folder(asset, key) / DAMAGE_NAME).read_text(errors="replace")
+        except OSError:
+            return None
+
+    def damaged(self) -> tuple[str, ...]:
+        """Folders (relative to the root) of partitions whose files were found damaged."""
+        found = (p for pattern in ("lake/*/*", "models/*/*", "submissions/*") for p in self.root.glob(f"{pattern}/{DAMAGE_NAME}"))
+        return tuple(sorted(p.parent.relative_to(self.root).as_posix() for p in found))
 
     def fingerprint(self, asset: str, key: str) -> str | None:
         """Content hash of a partition, None if it was never published."""
@@ -241,8 +270,8 @@ class Warehouse:
         folder = self.root / "verdicts" / asset / key
         if not folder.is_dir():
             return ()
-        loaded = (Verdict(**json.loads(p.read_bytes())) for p in sorted(folder.glob("*.json")))
-        return tuple(v for v in loaded if v.fingerprint == fingerprint)
+        loaded = (_read_verdict(p) for p in sorted(folder.glob("*.json")))
+        return tuple(v for v in loaded if v is not None and v.fingerprint == fingerprint)
 
     # ----------------------------------------------------------------------------------------------------------- extras
 
@@ -255,3 +284,11 @@ class Warehouse:
             raise explained(error, self.root) or PermanentError(
                 f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE"
             ) from None
+
+
+def _read_verdict(path: Path) -> Verdict | None:
+    """A stored verdict; None for a file that is none, because the check then simply has not run."""
+    try:
+        return Verdict(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -17,7 +17,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = ("", "a", "b1", "1.5", "-3", "nan", "inf", "1e400", "{", "[1", '{"a": 1}', '[["a", 2]]', "2025-10-01", "é🎮", "=1+1", "'; DROP", "x" * 300)
+WORDS = (
+    "",
+    "a",
+    "b1",
+    "1.5",
+    "-3",
+    "nan",
+    "inf",
+    "1e400",
+    "{",
+    "[1",
+    '{"a": 1}',
+    '[["a", 2]]',
+    "2025-10-01",
+    "é🎮",
+    "=1+1",
+    "'; DROP",
+    "x" * 300,
+)
 NUMBERS = (0.0, 1.0, -1.0, 0.5, 1e-320, 1e10, 1e38, 1e308, -1e308, math.nan, math.inf, -math.inf, 1.7e9, 1.7e12)
 WHOLE = (0, 1, -1, 7, 255, 65_536, 2**31 - 1, -(2**31), 2**53, 2**63 - 1, -(2**63), 1_759_000_000)
 MOMENTS = (datetime(1, 1, 1), datetime(1969, 12, 31), datetime(2025, 9, 30, 23), datetime(2200, 1, 1))
@@ -103,7 +121,11 @@ def any_value(kind: pa.DataType, rng: random.Random) -> Any:
     if pa.types.is_boolean(kind):
         return rng.random() < 0.5
     if pa.types.is_integer(kind):
-        low, high = (0, 2**kind.bit_width - 1) if pa.types.is_unsigned_integer(kind) else (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
+        low, high = (
+            (0, 2**kind.bit_width - 1)
+            if pa.types.is_unsigned_integer(kind)
+            else (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
+        )
         return max(low, min(high, rng.choice(WHOLE)))
     if pa.types.is_float16(kind):
         import numpy as np
@@ -158,7 +180,9 @@ def damage_schema(table: pa.Table, rng: random.Random) -> pa.Table:
             rng.shuffle(order)
             table = table.select(order)
         else:
-            table = table.append_column(rng.choice(("extra", name, "filename", "file_index")), any_column(any_type(rng), table.num_rows, rng))
+            table = table.append_column(
+                rng.choice(("extra", name, "filename", "file_index")), any_column(any_type(rng), table.num_rows, rng)
+            )
     return table
 
 

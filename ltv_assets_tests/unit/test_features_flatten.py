@@ -99,7 +99,7 @@ def test_missing_longer_horizons_are_kept(tmp_path: Path, registry: Registry) ->
     table, result = flatten([file], registry, tmp_path / "day.parquet")
     assert result.rows_quarantined == {}
     assert table.column("iap_revenue_d28").null_count == 4
-    assert any(warning.startswith("iap_revenue_d28: column is absent") for warning in result.warnings)
+    assert result.absent_columns == {"iap_revenue_d28": 1}
 
 
 def test_a_payer_flag_that_contradicts_revenue_is_a_warning(tmp_path: Path, registry: Registry) -> None:
@@ -137,7 +137,7 @@ def test_an_absent_feature_column_degrades_to_missing_with_a_warning(tmp_path: P
     assert table.column("bcat__sum").null_count == table.column("country").null_count == 6
     assert table.column("cpm__sum").equals(whole.column("cpm__sum"))
     assert result.unexpected_columns == ["surprise"]
-    assert {warning.split(":")[0] for warning in result.warnings if "absent" in warning} == {"bcat", "country"}
+    assert result.absent_columns == {"bcat": 1, "country": 1}
 
 
 def test_an_unreadable_type_degrades_to_missing_with_a_warning(tmp_path: Path, registry: Registry) -> None:
@@ -230,6 +230,14 @@ def test_a_file_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path: Path, 
     with pytest.raises(DataError, match=str(torn)):
         flatten_files([good, RawFile(torn, NEXT)], registry=registry, labelled=True, out=tmp_path / "day.parquet")
     assert not (tmp_path / "day.parquet").exists()
+
+
+def test_row_groups_of_a_file_make_no_difference(tmp_path: Path, registry: Registry) -> None:
+    file = write(tmp_path, "part-0.parquet", awkward_rows(200, 0, START))
+    expected, _ = flatten([file], registry, tmp_path / "one.parquet")
+    pq.write_table(pq.read_table(file.path, partitioning=None), file.path, row_group_size=30)
+    table, _ = flatten([file], registry, tmp_path / "seven.parquet")
+    assert table.equals(expected)
 
 
 def test_a_missing_label_column_is_refused(tmp_path: Path, registry: Registry) -> None:
