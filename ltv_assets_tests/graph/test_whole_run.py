@@ -278,3 +278,18 @@ def test_asset_page_has_figures_pictures_and_partitioned_checks(ran: Ran) -> Non
             ("rmsle", "2025-10-03"),
         }
         assert all(c.partition is not None for c in checks if c.asset_key != AssetKey("submission"))
+
+
+@pytest.mark.slow
+def test_flipped_byte_in_the_lake_is_healed_by_the_run_that_meets_it(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    (path,) = (run.warehouse / "lake" / "flattened_features").glob("day=2025-10-05/*.parquet")
+    whole = tree(run.warehouse, *IMMUTABLE)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    path.write_bytes(bytes(data))
+    shutil.rmtree(run.warehouse / "lake" / "predictions" / "day=2025-10-05")
+    done = command("ltv", "run", env=run.environment())
+    assert done.returncode == 0, done.stderr
+    assert "lake/flattened_features/day=2025-10-05: a file differed from its hash; the partition was made again" in done.stderr
+    assert tree(run.warehouse, *IMMUTABLE) == whole

@@ -135,7 +135,7 @@ def test_damaged_file_is_named_before_anybody_reads_it(tmp_path: Path, damage: s
         path.write_bytes(bytes(data[:-3]))
     else:
         path.unlink()
-    with pytest.raises(ModelFileError, match=f"{path.name}.*materialize flattened_features {KEY} again"):
+    with pytest.raises(ModelFileError, match=f"{path.name}.*which makes flattened_features {KEY} again"):
         warehouse.files("flattened_features", KEY)
     publish(warehouse, 1)
     assert warehouse.files("flattened_features", KEY)
