@@ -88,6 +88,10 @@ def ltv_problem(words: list[str]) -> str | None:
     command = main.commands.get(words[1]) if not words[1].startswith("-") else None
     if command is None:
         return None if words[1] in ("--help", "-h", "--version") else f"no command {words[1]}"
+    if isinstance(command, click.Group) and len(words) > 2 and not words[2].startswith("-"):
+        command, words = command.commands.get(words[2]), words[1:]
+        if command is None:
+            return f"no command {words[1]}"
     context = click.Context(command, info_name=words[1])
     try:
         values, rest, _ = command.make_parser(context).parse_args(args=list(words[2:]))
