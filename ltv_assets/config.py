@@ -533,6 +533,7 @@ def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | Non
     # The simulated data of the small configuration lives inside the warehouse, so it moves with it.
     if not data_root and config.data.root.parts[:1] == config.warehouse.root.parts[:1] and warehouse:
         data = data.model_copy(update={"root": root.joinpath(*config.data.root.parts[1:])})
+    _refuse_patterns({"warehouse.root (LTV_WAREHOUSE)": root, "data.root (LTV_DATA_ROOT)": data.root})
     return config.model_copy(
         update={
             "data": data,
@@ -540,6 +541,13 @@ def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | Non
             "features": _resolve(config.features),
         }
     )
+
+
+def _refuse_patterns(paths: Mapping[str, Path]) -> None:
+    """DuckDB expands wildcards in file names: a folder named with one would be read as a pattern, not as itself."""
+    for name, path in paths.items():
+        if any(character in str(path) for character in "*?["):
+            raise ConfigError(f"{name}: the path {path} holds one of * ? [, which DuckDB takes for a pattern; choose another folder")
 
 
 def load_config(path: Path | None = None) -> Config:

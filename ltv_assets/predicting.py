@@ -17,6 +17,7 @@ from ltv_assets.features.schema import feature_names
 from ltv_assets.horizon import hour_of_folder
 from ltv_assets.project import Project
 from ltv_assets.scoring import PREDICTIONS_SCHEMA, scored_batches
+from ltv_assets.submission import refuse_formulas
 from ltv_assets.windows import read_served
 
 
@@ -42,7 +43,7 @@ def predict_folder(
     """Score every impression below ``source`` into ``target`` (.csv or .parquet); returns (rows scored, rows set aside).
 
     The target appears only when it is complete. Raises StaleError if there is no champion, DataError for unusable input
-    or an unknown file type.
+    an unknown file type, or an id that a spreadsheet would execute.
     """
     if target.suffix not in (".csv", ".parquet"):
         raise DataError(f"{target}: expected a file ending in .csv or .parquet")
@@ -73,6 +74,8 @@ def predict_folder(
                     raise DataError(f"{result.files_aside[0].path}: {result.files_aside[0].reason}")
                 quarantined += sum(result.rows_quarantined.values())
                 for table in scored_batches(models, [flat], features, chunk_rows=config.chunk_rows):
+                    if target.suffix == ".csv":
+                        refuse_formulas(table["row_id"], str(target))
                     writer.write_table(table)
                     rows += table.num_rows
         progress(len(days), len(days))

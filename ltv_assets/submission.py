@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ltv_assets.errors import DataError
 
 HEADER = "row_id,iap_revenue_d7"
 MAX_PROBLEMS = 20
-_FORMULA = "regexp_matches(row_id, '^[=+@\\-\\t\\r]')"
+FORMULA = r"^[=+@\-\t\r]"
+_FORMULA = f"regexp_matches(row_id, '{FORMULA}')"
 
 
 def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: Path, *, threads: int, memory_gb: float) -> int:
@@ -26,8 +29,7 @@ def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: 
     """
     with duckdb.connect(config={"threads": threads, "memory_limit": f"{memory_gb}GB", "preserve_insertion_order": True}) as connection:
         connection.execute("SET enable_progress_bar = false")
-        files = [str(f) for f in predictions]
-        connection.execute(f"CREATE VIEW scored AS SELECT row_id, iap_revenue_d7, ltv_d7 FROM read_parquet({files!r})")
+        connection.execute(f"CREATE VIEW scored AS SELECT row_id, iap_revenue_d7, ltv_d7 FROM read_parquet({_listed(predictions)})")
         rows = _one(connection, "SELECT count(*) FROM scored")
         _refuse(connection, f"SELECT row_id FROM scored WHERE {_FORMULA} LIMIT 1", "would be read as a formula by a spreadsheet")
         _refuse(connection, "SELECT row_id FROM scored GROUP BY row_id HAVING count(*) > 1 LIMIT 1", "stands on several test days or rows")
@@ -53,6 +55,20 @@ def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: 
             target = str(folder / name).replace("'", "''")
             connection.execute(f"COPY (SELECT row_id, {column} AS iap_revenue_d7 FROM {source}) TO '{target}' (FORMAT csv, HEADER)")
     return int(rows)
+
+
+def _listed(files: Sequence[Path]) -> str:
+    """A list of file names as SQL; a view takes no parameters."""
+    return "[" + ", ".join("'" + str(f).replace("'", "''") + "'" for f in files) + "]"
+
+
+def refuse_formulas(row_ids: pa.ChunkedArray, where: str) -> None:
+    """Raise DataError naming the first id that a spreadsheet would execute when it opens a CSV."""
+    found = row_ids.filter(pc.match_substring_regex(row_ids, FORMULA))
+    if len(found):
+        raise DataError(
+            f"{where}: row_id {found[0].as_py()!r} would be read as a formula by a spreadsheet; write .parquet, or repair the data"
+        )
 
 
 def _one(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()) -> int:
@@ -118,7 +134,7 @@ def _against_expected(connection: duckdb.DuckDBPyConnection, sample: Path | None
             [str(sample)],
         )
     elif expected:
-        connection.execute(f"CREATE TABLE wanted AS SELECT 0 AS line, row_id FROM read_parquet({[str(f) for f in expected]!r})")
+        connection.execute(f"CREATE TABLE wanted AS SELECT 0 AS line, row_id FROM read_parquet({_listed(expected)})")
     else:
         return []
     problems = []

@@ -51,7 +51,7 @@ PROBE_BYTES = 1 << 16
 DAMAGE_NAME = ".damaged"
 """Left in a partition whose files were found to differ from their hashes; the partition then counts as stale."""
 
-_KEY = re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?")
+_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(_[0-9]{4}-[0-9]{2}-[0-9]{2})?")
 
 
 @dataclass(frozen=True, slots=True)
