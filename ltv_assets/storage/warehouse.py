@@ -182,7 +182,7 @@ class Warehouse:
         if manifest is not None and (manifest.asset, manifest.partition) != (asset, key):
             raise ModelFileError(
                 f"{folder / MANIFEST_NAME}: expected the manifest of {asset} {key}, found that of {manifest.asset} {manifest.partition}; "
-                "delete the folder and materialize the partition again"
+                "run `ltv run`, which makes the partition again"
             )
         return manifest
 

@@ -236,14 +236,14 @@ def outside_name(folder: Path) -> None:
     "manifest of another partition",
     answer="reject",
     message="<file>: expected the manifest of predictions 2025-10-01, found that of predictions 2025-10-02; "
-    "delete the folder and materialize the partition again",
+    "run `ltv run`, which makes the partition again",
     inject=another_manifest,
 )
 @fault(
     "security",
     "partition manifest that names a file outside",
     answer="reject",
-    message="<file>: the file name '../../../secret.json' leaves the partition's folder; materialize the partition again",
+    message="<file>: the file name '../../../secret.json' leaves the partition's folder; run `ltv run`, which makes the partition again",
     inject=outside_name,
 )
 def test_partition_is_read_only_by_its_own_manifest(fault: Fault, tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def refusing_server() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("up", [False])
 def test_password_of_the_tracking_uri_is_neither_stored_nor_shown(
     up: bool, refusing_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
