@@ -343,7 +343,9 @@ class ComputeConfig(Section):
     )
     threads: PositiveInt = Field(2, description="threads of DuckDB and LightGBM; part of the determinism promise")
     duckdb_memory_gb: PositiveFloat = Field(1.0, description="memory limit of each DuckDB connection, in GB")
-    chunk_rows: Annotated[int, Field(ge=100)] = Field(65_536, description="rows scored at a time; the result does not depend on it")
+    chunk_rows: Annotated[int, Field(ge=100)] = Field(
+        8_192, description="rows that each thread scores at a time; the result does not depend on it"
+    )
 
     @model_validator(mode="after")
     def _joins_only_with_dask(self) -> Self:

@@ -32,10 +32,10 @@ CODE_VERSIONS: dict[str, str] = {
     "buyer_classifier": "1",
     "buyer_gating": "1",
     "revenue_regressor": "1",
-    "stacker": "1",
+    "stacker": "2",
     "holdout_metrics": "1",
-    "served_model": "1",
-    "predictions": "1",
+    "served_model": "2",
+    "predictions": "2",
     "submission": "1",
 }
 """Raised by hand when the meaning of an asset's output changes; older partitions then count as stale."""

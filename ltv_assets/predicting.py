@@ -73,7 +73,7 @@ def predict_folder(
                 if result.files_aside:
                     raise DataError(f"{result.files_aside[0].path}: {result.files_aside[0].reason}")
                 quarantined += sum(result.rows_quarantined.values())
-                for table in scored_batches(models, [flat], features, chunk_rows=config.chunk_rows):
+                for table in scored_batches(models, [flat], features, chunk_rows=config.chunk_rows, threads=config.threads):
                     if target.suffix == ".csv":
                         refuse_formulas(table["row_id"], str(target))
                     writer.write_table(table)

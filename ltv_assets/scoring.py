@@ -6,17 +6,19 @@ The arithmetic is `ltv_assets.modeling.scoring`; here are only files. The result
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets.contract import RELATIONS
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.serialization import digest
-from ltv_assets.parallel import Workers
+from ltv_assets.parallel import Workers, in_order
 
 _ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BOOLEAN": pa.bool_()}
 TASK_ROWS = 65_536
@@ -25,16 +27,23 @@ PREDICTIONS_SCHEMA = pa.schema([(c.name, _ARROW[c.type]) for c in RELATIONS["pre
 
 
 def scored_batches(
-    models: WindowModels, files: Sequence[Path], features: Sequence[str], *, chunk_rows: int, day: str | None = None
+    models: WindowModels, files: Sequence[Path], features: Sequence[str], *, chunk_rows: int, threads: int = 1, day: str | None = None
 ) -> Iterator[pa.Table]:
     """Tables in the columns of ``predictions`` for the rows of flattened files, in their order.
 
-    ``day`` is written into the column of that name; without it the day is taken from each row's hour.
+    ``day`` is written into the column of that name; without it the day is taken from each row's hour. ``threads`` chunks are
+    scored side by side, and as many are read ahead.
     """
+    chunks = _chunks(files, ["row_id", "datetime", *features], chunk_rows)
+    with ThreadPoolExecutor(threads, thread_name_prefix="score") as pool:
+        yield from in_order(lambda chunk: pool.submit(_scored, models, chunk, features, day), chunks, ahead=2 * threads)
+
+
+def _chunks(files: Sequence[Path], columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
     for path in files:
         with pq.ParquetFile(path) as source:
-            for batch in source.iter_batches(batch_size=chunk_rows, columns=["row_id", "datetime", *features]):
-                yield _scored(models, pa.Table.from_batches([batch]), features, day)
+            for batch in source.iter_batches(batch_size=chunk_rows, columns=columns):
+                yield pa.Table.from_batches([batch])
 
 
 def _scored(models: WindowModels, table: pa.Table, features: Sequence[str], day: str | None) -> pa.Table:
@@ -88,7 +97,7 @@ def _opened(files: Mapping[str, bytes]) -> WindowModels:
 
 def _as_predictions(table: pa.Table, scores: pd.DataFrame, day: str | None) -> pa.Table:
     hours = table["datetime"].cast(pa.string())
-    days = pa.array([day] * table.num_rows, pa.string()) if day is not None else pa.array([h[:10] for h in hours.to_pylist()], pa.string())
+    days = pa.repeat(pa.scalar(day), table.num_rows) if day is not None else pc.utf8_slice_codeunits(hours, 0, 10)
     columns = [table["row_id"], days, *(pa.array(scores[n].to_numpy()) for n in PREDICTIONS_SCHEMA.names[2:])]
     return pa.table(columns, schema=PREDICTIONS_SCHEMA)
 
@@ -100,6 +109,7 @@ def score_files(
     out: Path,
     *,
     chunk_rows: int,
+    threads: int = 1,
     day: str | None = None,
     progress: Callable[[int], None] | None = None,
     workers: Workers | None = None,
@@ -109,7 +119,7 @@ def score_files(
     ``workers``: other processes that score parts of the files, which they must be able to read; the bytes are the same.
     """
     if workers is None:
-        tables = scored_batches(models, files, features, chunk_rows=chunk_rows, day=day)
+        tables = scored_batches(models, files, features, chunk_rows=chunk_rows, threads=threads, day=day)
     else:
         parts = parts_of(files, chunk_rows)
         shared = {"models": models.to_files(), "features": tuple(features), "chunk_rows": chunk_rows, "day": day}

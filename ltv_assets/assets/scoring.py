@@ -73,6 +73,7 @@ def _score(work: Publication, folder: Path) -> dict[str, int | None]:
         feature_names(work.project.registry),
         folder / "scores.parquet",
         chunk_rows=work.project.config.compute.chunk_rows,
+        threads=work.project.config.compute.threads,
         day=work.key,
         workers=workers_of(work.project.config),
     )

@@ -6,7 +6,7 @@ stages before. What does not: blending (``stacker``). Next to read: ``stacker``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +50,19 @@ class BaseLearners:
     additive: TreeModel
     log_max: float
 
-    def scores(self, matrix: Matrix) -> Floats:
-        """Log1p scores (n, 5) in the order of BASE_COMPONENTS, each within [0, largest log1p revenue]."""
+    def scores(self, matrix: Matrix, wanted: Collection[str] = BASE_COMPONENTS) -> Floats:
+        """Log1p scores (n, 5) in the order of BASE_COMPONENTS, each within [0, largest log1p revenue].
+
+        Boosters that are not ``wanted`` are left out, their scores are 0: a stacker that gives them no weight need not wait.
+        """
         two_part, direct = self.linear.scores(matrix.values)
-        forest = self.forest.predict(matrix.values)
-        boosting = _exp(self.boosting.predict(matrix.values, start=_log(two_part)))
-        additive = self.additive.predict(matrix.values, start=two_part)
+        forest, boosting, additive = np.zeros((3, len(matrix)))
+        if "forest" in wanted:
+            forest = self.forest.predict(matrix.values)
+        if "boosting" in wanted:
+            boosting = _exp(self.boosting.predict(matrix.values, start=_log(two_part)))
+        if "additive_boosting" in wanted:
+            additive = self.additive.predict(matrix.values, start=two_part)
         return np.clip(np.column_stack([two_part, direct, forest, boosting, additive]), 0.0, self.log_max)
 
     def to_files(self) -> Files:

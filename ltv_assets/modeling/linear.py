@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,24 @@ class Shaper:
         """Number of shaped columns."""
         return len(self.numeric) + len(self.gaps) + len(self.one_hot)
 
+    def only(self, kept: NDArray[np.bool_]) -> Shaper:
+        """The shaper that makes only the ``kept`` (width,) of its columns."""
+        c, g = len(self.numeric), len(self.gaps)
+        numeric, gaps, one_hot = kept[:c], kept[c : c + g], kept[c + g :]
+        return Shaper(
+            self.numeric[numeric],
+            self.log[numeric],
+            self.center[numeric],
+            self.scale[numeric],
+            self.gaps[gaps],
+            tuple(pair for pair, keep in zip(self.one_hot, one_hot, strict=True) if keep),
+        )
+
     def transform(self, values: FloatMatrix) -> FloatMatrix:
         """Shaped rows (n, width) float32, finite; every row on its own."""
         out = np.empty((len(values), self.width), dtype=np.float32)
         c, g = len(self.numeric), len(self.gaps)
-        x = values[:, self.numeric]
+        x = np.take(values, self.numeric, axis=1)
         x[:, self.log] = signed_log(x[:, self.log])
         x -= self.center
         x /= self.scale
@@ -172,10 +186,20 @@ class LinearModels:
     direct: Floats
     log_range: tuple[float, float]
 
+    @cached_property
+    def _in_use(self) -> tuple[Shaper, NDArray[np.float32]]:
+        """The shaper without inputs whose coefficients are all zero, and the coefficients of the others (3, inputs)."""
+        coefficients = np.stack([self.odds[:-1], self.payers[:-1], self.direct[:-1]]).astype(np.float32)
+        kept = coefficients.any(axis=0)
+        return self.shaper.only(kept), coefficients[:, kept]
+
     def parts(self, values: FloatMatrix) -> tuple[Floats, Floats, Floats]:
         """(log-odds of paying, log1p revenue if paying, direct log1p score), each (n,)."""
-        shaped = self.shaper.transform(values)
-        odds, payers, direct = (row_dot(shaped, w[:-1].astype(np.float32)) + w[-1] for w in (self.odds, self.payers, self.direct))
+        shaper, coefficients = self._in_use
+        shaped = shaper.transform(values)
+        odds, payers, direct = (
+            row_dot(shaped, w) + constant[-1] for w, constant in zip(coefficients, (self.odds, self.payers, self.direct), strict=True)
+        )
         return odds, np.clip(payers, *self.log_range), np.clip(direct, 0.0, None)
 
     def scores(self, values: FloatMatrix) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ components have seen nothing but the past, three candidates are compared: meta l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -126,7 +126,16 @@ class Stacker:
 
     def _components(self, signals: Signals, matrix: Matrix) -> Floats:
         staged = np.column_stack([signals.two_part, signals.reference])
-        return staged if self.base is None else np.column_stack([staged, self.base.scores(matrix)])
+        return staged if self.base is None else np.column_stack([staged, self.base.scores(matrix, self._wanted)])
+
+    @property
+    def _wanted(self) -> Collection[str]:
+        """Components that the served kind looks at."""
+        if self.kind == "meta":
+            return COMPONENTS
+        if self.kind == "component":
+            return (self.component,)
+        return [name for name, weight in zip(COMPONENTS, cast(Blend, self.blend).weights, strict=True) if weight]
 
     def to_files(self) -> Files:
         """Base learners, meta learner, ``stacker.json`` and ``score_gate.json``."""

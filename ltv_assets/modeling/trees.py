@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import lightgbm as lgb
@@ -27,6 +28,10 @@ from ltv_assets.modeling.window import Floats
 Params = dict[str, Any]
 Metric = Callable[[Floats, Floats], float]
 Curves = dict[str, list[float]]
+
+
+ONE_THREAD_ROWS = 16_384
+"""Up to this many rows are predicted by the calling thread alone: whoever scores in small chunks runs several of them side by side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +61,17 @@ class TreeModel:
             return np.zeros(0)
         if values.shape[1] != len(self.names):
             raise ModelFileError(f"model expects {len(self.names)} columns, found {values.shape[1]}: it belongs to another encoder")
-        raw = np.asarray(self._booster.predict(values, raw_score=True, num_threads=self.threads), dtype=np.float64)
+        used, booster = self._narrow
+        threads = 1 if len(values) <= ONE_THREAD_ROWS else self.threads
+        raw = np.asarray(booster.predict(np.take(values, used, axis=1), raw_score=True, num_threads=threads), dtype=np.float64)
         # LightGBM's raw scores of a random forest are sums over trees, not the average that a forest is.
         return base + (raw / self.n_trees if "\naverage_output\n" in self.text[:2000] else raw)
+
+    @cached_property
+    def _narrow(self) -> tuple[NDArray[np.int64], lgb.Booster]:
+        """Columns that occur in a split, and the same trees on those columns alone: LightGBM copies every column of every row."""
+        used, text = narrowed(self.text)
+        return used, lgb.Booster(model_str=text)
 
     def importance(self) -> dict[str, dict[str, float]]:
         """Total gain and number of splits of each feature that is used."""
@@ -76,6 +89,36 @@ class TreeModel:
         """Inverse of ``to_files``; raises ModelFileError when a file is missing, torn or altered."""
         meta = from_json(files, f"{name}.json")
         return cls.of(unseal_text(files, f"{name}.txt"), float(meta["start"]), tuple(meta["names"]), int(meta["threads"]))
+
+
+def narrowed(text: str) -> tuple[NDArray[np.int64], str]:
+    """Column numbers that occur in a split of a LightGBM model, ascending, and the model's text rewritten for only those columns.
+
+    Thresholds, leaves and their order stay as they are, so predictions are the same bit for bit. A model without any split
+    keeps its first column.
+    """
+    head, mark, trees = text.partition("\nTree=0\n")
+    splits = [line.removeprefix("split_feature=").split() for line in trees.splitlines() if line.startswith("split_feature=")]
+    used = sorted({int(column) for columns in splits for column in columns}) or [0]
+    place = {str(column): str(i) for i, column in enumerate(used)}
+
+    def header(line: str) -> str:
+        key, _, value = line.partition("=")
+        if key == "max_feature_idx":
+            return f"{key}={len(used) - 1}"
+        if key in ("feature_names", "feature_infos"):
+            values = value.split(" ")
+            return f"{key}={' '.join(values[column] for column in used)}"
+        return line
+
+    def tree(line: str) -> str:
+        key, _, value = line.partition("=")
+        return f"{key}={' '.join(place[column] for column in value.split())}" if key == "split_feature" else line
+
+    # Without the sizes, which no longer fit, LightGBM looks for the trees itself; constraints only matter to training.
+    kept = [header(line) for line in head.split("\n") if not line.startswith(("tree_sizes=", "monotone_constraints="))]
+    body = trees.partition("\nend of trees\n")[0]
+    return np.array(used), "\n".join(kept) + mark + "\n".join(tree(line) for line in body.split("\n")) + "\nend of trees\n"
 
 
 def booster_params(config: BoosterConfig, objective: str, **extra: Any) -> Params:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from ltv_assets.config import CalibrationConfig, GatingConfig, SamplingConfig
 from ltv_assets.errors import DataError
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
+from ltv_assets.modeling.components import COMPONENTS
 from ltv_assets.modeling.design import Design, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, fit_score_gate, probability_cap
@@ -18,7 +22,7 @@ from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue,
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.stacker import fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
-from ltv_assets.modeling.trees import sigmoid
+from ltv_assets.modeling.trees import narrowed, sigmoid
 from ltv_assets.modeling.window import concat_windows, prepare_window
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
 
@@ -369,6 +373,45 @@ class TestStacker:
         stacker = model.models_.stacker
         assert stacker.kind in ("meta", "blend", "component")
         assert {f"last_fold_mse_{k}" for k in ("meta", "blend", "component")} <= set(stacker.diagnostics)
+
+
+class TestScoringFast:
+    """Whatever scoring leaves out changes no prediction."""
+
+    def test_trees_on_the_used_columns_alone_predict_the_same(self) -> None:
+        models, rows = fitted()[0].models_, fitted()[2]
+        matrix = encode(models.classifier.encoder, rows.X)
+        for model in (models.classifier.model, models.regressor.reference, models.stacker.base.forest, models.stacker.base.boosting):
+            used, text = narrowed(model.text)
+            assert 0 < len(used) < matrix.values.shape[1]
+            expected = lgb.Booster(model_str=model.text).predict(matrix.values, raw_score=True)
+            np.testing.assert_array_equal(lgb.Booster(model_str=text).predict(matrix.values[:, used], raw_score=True), expected)
+
+    def test_a_model_without_splits_is_a_constant_on_one_column(self) -> None:
+        data = lgb.Dataset(np.arange(12.0).reshape(6, 2), np.full(6, 3.0), params={"verbose": -1})
+        used, text = narrowed(lgb.train({"verbose": -1}, data, 2).model_to_string())
+        assert used.tolist() == [0]
+        assert lgb.Booster(model_str=text).predict(np.zeros((2, 1))).tolist() == [3.0, 3.0]
+
+    def test_boosters_without_weight_are_not_asked(self) -> None:
+        models, rows = fitted()[0].models_, fitted()[2]
+        matrix = encode(models.classifier.encoder, rows.X)
+        every = models.stacker.base.scores(matrix)
+        some = models.stacker.base.scores(matrix, ("forest",))
+        assert (some[:, [0, 1, 2]] == every[:, [0, 1, 2]]).all() and not some[:, [3, 4]].any()
+        signals = models.signals(matrix)
+        for kind, wanted in (("meta", set(COMPONENTS)), ("component", {"forest"})):
+            stacker = replace(models.stacker, kind=kind, component="forest")
+            assert set(stacker._wanted) == wanted
+        single = replace(models.stacker, kind="component", component="forest").score(signals, matrix)
+        np.testing.assert_array_equal(single, every[:, 2])
+
+    def test_linear_inputs_without_coefficient_are_left_out(self) -> None:
+        linear, rows = fitted()[0].models_.stacker.base.linear, fitted()[2]
+        values = encode(fitted()[0].models_.classifier.encoder, rows.X).values
+        shaped = linear.shaper.transform(values).astype(np.float64)
+        assert linear._in_use[0].width < linear.shaper.width
+        np.testing.assert_allclose(linear.parts(values)[0], shaped @ linear.odds[:-1] + linear.odds[-1], rtol=1e-4, atol=1e-4)
 
 
 class TestComposition:
