@@ -685,7 +685,11 @@ def mlflow_sync() -> None:
         console.print(line + (f" ({result.problem})" if result.problem else ""), markup=False)
     if not tracker.windows():
         console.print("nothing was recorded yet; run `ltv run`", markup=False)
-    sys.exit(1 if waiting else 0)
+    champion = project.lineage().champion()
+    problem = tracker.mirror_champion(champion) if champion is not None and not waiting else None
+    if problem is not None:
+        console.print(f"champion: {problem}", markup=False)
+    sys.exit(1 if waiting or problem else 0)
 
 
 @main.command()

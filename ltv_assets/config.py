@@ -414,6 +414,9 @@ class TrackingConfig(Section):
     experiment: str = Field("ltv", min_length=1, description="experiment that holds one run per window")
     registered_model: str = Field("ltv", min_length=1, description="name of the registered model")
     timeout_seconds: PositiveFloat = Field(2.0, description="longest wait for an answer when the server is probed")
+    patience_seconds: NonNegativeFloat = Field(
+        4.0, description="longest time, in all, that a window's run waits for a server to take what was recorded"
+    )
 
 
 class Config(Section):

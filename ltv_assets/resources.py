@@ -62,4 +62,4 @@ class TrackingResource(dg.ConfigurableResource):
 
     def open(self, project: Project) -> Tracker:
         """A tracker for one asset."""
-        return Tracker(project.config, project.warehouse, uri=self.uri)
+        return Tracker(project.config, project.warehouse, uri=self.uri, beside=True)

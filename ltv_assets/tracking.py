@@ -1,73 +1,48 @@
-"""MLflow tracking that cannot hurt a run: an outbox in the warehouse, pushed when a server answers.
+"""MLflow tracking that cannot hurt a run: what is recorded goes to the outbox first, and to a server when it answers.
 
-Every asset of a window writes one *record* (parameters, figures, curves, pictures) into ``tracking/window=D/<stage>/``.
-`Tracker.push` then tries to deliver whatever has not been delivered: one MLflow run per window, created once and resumed
-by id, with one nested run per stage. A server that is down, slow or wrong costs a short probe; the outbox stays, and the
-next run or ``ltv mlflow-sync`` catches up. MLflow is imported only when something is pushed.
+`Tracker.log` stores a record and delivers whatever waits: one MLflow run per window and identity, created once and resumed
+by id, with one nested run per stage. The default store lies in the warehouse and is written at once. A server is served by
+a thread beside the training; a run waits for it at most ``tracking.patience_seconds`` in all, so one that is down or slow
+costs no more, and what it did not get stays for the next run or ``ltv mlflow-sync``. MLflow is imported only when something
+is delivered. Next to read: ``outbox.py``, the records; ``recording.py``, what they say.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from ltv_assets.champion import Champion
+from ltv_assets.champion import Champion, eligible_windows
 from ltv_assets.config import Config
+from ltv_assets.outbox import WINDOW_STAGE, Letter, Outbox, Record, read_json
 from ltv_assets.storage.files import write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-WINDOW_STAGE = "window"
-_RUN_FILE = "run.json"
-_RECORD_FILE = "record.json"
-_PUSHED_FILE = "pushed.json"
+CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
+COMPARED_METRICS = ("rmsle", "rmsle_minus_reference", "rmsle_gated", "attained_share", "auc", "ece")
+COMPARED_TAGS = ("against_reference", "changed_from_before", "data", "training_days")
+"""Columns of the table of runs that say which run is better, and what was different about it."""
+_VIEW = "comparison"
 _CHAMPION_FILE = "champion.json"
-CHAMPION_ALIAS = "champion"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What one stage of one window tells MLflow.
-
-    ``identity`` is the hash of the data and configuration the window was made from: a new identity starts a new MLflow
-    run. ``curves`` are per-iteration series; ``pictures`` and ``texts`` are artifacts by file name. The record of stage
-    ``window`` describes the window itself and goes to the parent run.
-    """
-
-    window: str
-    stage: str
-    identity: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    finished: bool = False
-
-    def to_json(self) -> bytes:
-        """Canonical bytes without the artifacts' content."""
-        plain = asdict(self)
-        plain["pictures"] = {k: hashlib.sha256(v).hexdigest() for k, v in self.pictures.items()}
-        plain["curves"] = {k: [float(x) for x in v] for k, v in self.curves.items()}
-        plain["metrics"] = {k: float(v) for k, v in self.metrics.items() if v is not None and float(v) == float(v)}
-        return json.dumps(plain, sort_keys=True, indent=1).encode()
+_LOCAL_SCHEMES = ("sqlite", "file", "")
 
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What a push did: delivered stages, what still waits, and why."""
+    """What a delivery did: delivered stages, what still waits, and why."""
 
     delivered: tuple[str, ...]
     waiting: tuple[str, ...]
@@ -81,165 +56,164 @@ class PushResult:
 
 
 class Tracker:
-    """Writes records and pushes them; one instance per asset execution."""
+    """Writes records and delivers them. ``beside``: to a server from a thread beside the caller, who never waits long."""
 
-    def __init__(self, config: Config, warehouse: Warehouse, *, uri: str | None = None) -> None:
+    def __init__(self, config: Config, warehouse: Warehouse, *, uri: str | None = None, beside: bool = False) -> None:
+        self.config = config
         self.settings = config.tracking
         self.warehouse = warehouse
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{warehouse.root / 'mlflow.db'}"
-        self.artifact_root = None if uri or os.environ.get("MLFLOW_TRACKING_URI") else (warehouse.root / "mlartifacts").as_uri()
+        self.outbox = Outbox(warehouse.root)
+        chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self.uri = chosen or f"sqlite:///{warehouse.root / 'mlflow.db'}"
+        self.artifact_root = None if chosen else (warehouse.root / "mlartifacts").as_uri()
+        self.server = _without_secrets(self.uri)
+        self.beside = beside and urlparse(self.uri).scheme not in _LOCAL_SCHEMES
 
-    # ----------------------------------------------------------------------------------------------------------- outbox
-
-    def _window_folder(self, window: str) -> Path:
-        return self.warehouse.root / "tracking" / f"window={window}"
-
-    def write(self, record: Record) -> None:
-        """Put a record into the outbox; a new identity of the window clears what the old one left there."""
-        folder = self._window_folder(record.window)
-        state = _read_json(folder / _RUN_FILE)
-        if state.get("identity") not in (None, record.identity):
-            shutil.rmtree(folder, ignore_errors=True)
-            state = {}
-        if not state:
-            write_atomic(folder / _RUN_FILE, json.dumps({"identity": record.identity}).encode())
-        stage = folder / record.stage
-        for name, data in record.pictures.items():
-            write_atomic(stage / name, data)
-        for name, text in record.texts.items():
-            write_atomic(stage / name, text.encode())
-        write_atomic(stage / _RECORD_FILE, record.to_json())
+    # ---------------------------------------------------------------------------------------------------------- records
 
     def log(self, record: Record) -> PushResult:
-        """Write a record and try to deliver the window's outbox. Never raises for a tracking server's sake."""
+        """Store a record and deliver the window's outbox, or have it delivered. Never raises for a tracking server's sake."""
         if not self.settings.enabled:
             return PushResult((), (), None)
-        self.write(record)
+        self.outbox.write(record)
+        if self.beside:
+            self._courier.send(lambda: self.push(record.window).problem)
+            return PushResult((), self.waiting(record.window), None, self.run_id(record.window))
         return self.push(record.window)
+
+    def settle(self, window: str) -> PushResult:
+        """Deliver what waits for a window; where a thread does it, wait for it as long as patience lasts."""
+        if not self.beside:
+            return self.push(window)
+        if self.waiting(window):
+            self._courier.send(lambda: self.push(window).problem)
+        self._courier.wait(window)
+        waiting = self.waiting(window)
+        problem = (self._courier.problem or self._too_slow()) if waiting else None
+        return PushResult((), waiting, problem, self.run_id(window))
+
+    def waiting(self, window: str) -> tuple[str, ...]:
+        """Stages of a window with records that the present server has not got."""
+        return tuple(letter.stage for letter in self.outbox.waiting(window, self.server))
 
     def windows(self) -> tuple[str, ...]:
         """Windows that have an outbox."""
-        base = self.warehouse.root / "tracking"
-        return tuple(sorted(p.name.removeprefix("window=") for p in base.glob("window=*"))) if base.is_dir() else ()
+        return self.outbox.windows()
 
-    def waiting(self, window: str) -> tuple[str, ...]:
-        """Stages of a window whose present record was not delivered to the present server."""
-        folder = self._window_folder(window)
-        stages = []
-        for record in sorted(folder.glob(f"*/{_RECORD_FILE}")):
-            pushed = _read_json(record.parent / _PUSHED_FILE)
-            digest = hashlib.sha256(record.read_bytes()).hexdigest()
-            if (pushed.get("record"), pushed.get("uri")) != (digest, _without_secrets(self.uri)):
-                stages.append(record.parent.name)
-        return tuple(sorted(stages, key=lambda s: (s != WINDOW_STAGE, s)))
+    def run_id(self, window: str) -> str | None:
+        """MLflow run of a window's present models, if one was created on the present server."""
+        identity = self.outbox.current(window)
+        return self.outbox.runs(window, identity, self.server).get(WINDOW_STAGE) if identity else None
+
+    @property
+    def _courier(self) -> _Courier:
+        key = (str(self.warehouse.root), self.uri)
+        return _COURIERS.setdefault(key, _Courier(self.settings.patience_seconds))
+
+    def _too_slow(self) -> str:
+        return f"tracking server {_host(self.uri)} is slow; what it has not got yet waits for `ltv mlflow-sync`"
 
     # ------------------------------------------------------------------------------------------------------------- push
 
     def probe(self) -> str | None:
-        """Why the server cannot be used, or None; takes at most ``tracking.timeout_seconds``."""
-        parsed = urlparse(self.uri)
-        if parsed.scheme not in ("http", "https"):
+        """Why the server cannot be used, or None; takes little more than ``tracking.timeout_seconds``."""
+        if urlparse(self.uri).scheme not in ("http", "https"):
             return None
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        import requests
+
         try:
-            with socket.create_connection((parsed.hostname or "", port), timeout=self.settings.timeout_seconds):
-                return None
-        except OSError as error:
-            return f"tracking server {parsed.hostname}:{port} does not answer ({error}); run `ltv mlflow-sync` when it is back"
+            requests.get(f"{self.uri.rstrip('/')}/health", timeout=self.settings.timeout_seconds, stream=True).close()
+        except requests.exceptions.SSLError:
+            return None  # it answers; whether its certificate is good enough is for MLflow's own settings to say
+        except (requests.exceptions.RequestException, OSError) as error:
+            reason = "no answer in time" if isinstance(error, requests.exceptions.Timeout) else type(error).__name__
+            return f"tracking server {_host(self.uri)} does not answer ({reason}); run `ltv mlflow-sync` when it is back"
+        return None
 
     def push(self, window: str) -> PushResult:
-        """Deliver what waits for one window; returns what happened instead of raising."""
-        waiting = self.waiting(window)
-        if not waiting:
+        """Deliver what waits for one window, now; returns what happened instead of raising."""
+        letters = self.outbox.waiting(window, self.server)
+        if not letters:
             return PushResult((), (), None, self.run_id(window))
         problem = self.probe()
         if problem is not None:
-            return PushResult((), waiting, problem)
+            return PushResult((), tuple(x.stage for x in letters), problem)
         delivered: list[str] = []
         try:
             client = self._client()
-            for stage in waiting:
-                self._deliver(client, window, stage)
-                delivered.append(stage)
+            for letter in letters:
+                self._deliver(client, letter)
+                delivered.append(letter.stage)
         except Exception as error:  # whatever a tracking server does must not stop training; it is reported by a check
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            left = tuple(s for s in waiting if s not in delivered)
-            return PushResult(tuple(delivered), left, f"MLflow refused {left[0]} of window {window}: {reason:.300}; run `ltv mlflow-sync`")
+            left = tuple(x.stage for x in letters[len(delivered) :])
+            return PushResult(
+                tuple(delivered), left, f"MLflow refused {left[0]} of window {window}: {_reason(error)}; run `ltv mlflow-sync`"
+            )
+        self.outbox.tidy(window, self.server)
         return PushResult(tuple(delivered), (), None, self.run_id(window))
 
-    # --------------------------------------------------------------------------------------------------------- registry
+    def _deliver(self, client: MlflowClient, letter: Letter) -> None:
+        from mlflow.entities import Metric, Param, RunTag
 
-    def mirror_champion(self, champion: Champion) -> str | None:
-        """Let the registry's alias ``champion`` name the champion's window; returns a problem or None, and never raises.
+        content, now = letter.content, letter.time_ms
+        run_id = self._run(client, letter)
+        known = client.get_run(run_id).data
+        # Points carry the record's time, so that a delivery that was cut off and starts again repeats itself exactly.
+        series = {**{k: [v] for k, v in content["metrics"].items()}, **content["curves"]}
+        points = [
+            Metric(_metric_name(name), value, now, step)
+            for name, values in series.items()
+            if values and known.metrics.get(_metric_name(name)) != values[-1]
+            for step, value in enumerate(values)
+        ]
+        params = [Param(k, v[:5000]) for k, v in content["params"].items() if k not in known.params]
+        for start in range(0, len(points), 1000):
+            client.log_batch(run_id, metrics=points[start : start + 1000])
+        for start in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[start : start + 100])
+        client.log_batch(run_id, tags=[RunTag(k, v[:5000]) for k, v in content["tags"].items()])
+        if content["inputs"]:
+            client.log_inputs(run_id, datasets=[_dataset(**described) for described in content["inputs"]])
+        for name in content["artifacts"]:
+            folder = PurePosixPath(name).parent.as_posix()
+            client.log_artifact(run_id, str(letter.folder / name), None if folder == "." else folder)
+        if content["finished"] or letter.stage != WINDOW_STAGE:
+            client.set_terminated(run_id, end_time=now)
+        letter.mark_delivered(self.server, run_id)
 
-        Each served model is one version of the registered model, whose source is its folder in the warehouse and whose tags
-        say window and content hash. The record stays ``champion.json``; a registry that cannot be reached catches up with
-        the next window, or by ``ltv mlflow-sync``.
-        """
-        if not self.settings.enabled:
-            return None
-        path = self.warehouse.root / "tracking" / _CHAMPION_FILE
-        wanted = {"uri": _without_secrets(self.uri), "window": champion.window, "fingerprint": champion.fingerprint}
-        if _read_json(path) == wanted:
-            return None
-        problem = self.probe()
-        if problem is not None:
-            return problem
-        try:
-            client = self._client()
-            version = self._model_version(client, champion)
-            client.set_registered_model_alias(self.settings.registered_model, CHAMPION_ALIAS, version)
-        except Exception as error:  # the registry is a mirror; whatever it does must not stop a promotion
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            return f"the registry does not know champion {champion.window}: {reason:.300}; run `ltv mlflow-sync`"
-        write_atomic(path, json.dumps(wanted, sort_keys=True).encode())
-        return None
+    def _run(self, client: MlflowClient, letter: Letter) -> str:
+        """Run id of a record: resumed if it exists on this server, else created below the window's run."""
+        window, identity, stage = letter.window, letter.identity, letter.stage
+        known = self.outbox.runs(window, identity, self.server)
+        if stage in known:
+            return known[stage]
+        tags = {"window": window, "stage": stage, "identity": identity}
+        if stage != WINDOW_STAGE:
+            if WINDOW_STAGE not in known:
+                known[WINDOW_STAGE] = self._create(client, letter, f"window {window}", {**tags, "stage": WINDOW_STAGE}, WINDOW_STAGE)
+            tags["mlflow.parentRunId"] = known[WINDOW_STAGE]
+        return self._create(client, letter, letter.content["name"] or (f"window {window}" if stage == WINDOW_STAGE else stage), tags, stage)
 
-    def _model_version(self, client: MlflowClient, champion: Champion) -> str:
-        """Version of the registered model that stands for one served model; created if it is not there yet."""
-        name = self.settings.registered_model
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description="7-day revenue; each version is the served model of one window")
-        for version in client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get("fingerprint") == champion.fingerprint:
-                return str(version.version)
-        tags = {"window": champion.window, "fingerprint": champion.fingerprint}
-        source = self.warehouse.folder("served_model", champion.window).as_uri()
-        created = client.create_model_version(name, source, run_id=self.run_id(champion.window), tags=tags)
-        return str(created.version)
+    def _create(self, client: MlflowClient, letter: Letter, name: str, tags: dict[str, str], stage: str) -> str:
+        run = client.create_run(self._experiment(client), start_time=letter.began_ms, run_name=name, tags=tags)
+        run_id = str(run.info.run_id)
+        self.outbox.remember_run(letter.window, letter.identity, self.server, stage, run_id)
+        return run_id
 
-    # ----------------------------------------------------------------------------------------------------------- forget
-
-    def forget(self, window: str) -> str | None:
-        """Delete a window's runs on the present server, artifacts of the default store included; returns a problem or None.
-
-        Runs on another server are left to that server. The outbox itself is not touched.
-        """
-        state = _read_json(self._window_folder(window) / _RUN_FILE)
-        runs = dict(state.get("runs", {})) if state.get("uri") == _without_secrets(self.uri) else {}
-        if not runs:
-            return None
-        problem = self.probe()
-        if problem is not None:
-            return f"MLflow runs of window {window} stay: {problem}"
-        try:
-            client = self._client()
-            for run_id in runs.values():
-                client.delete_run(run_id)
-                if self.artifact_root is not None:
-                    shutil.rmtree(self.warehouse.root / "mlartifacts" / run_id, ignore_errors=True)
-        except Exception as error:  # whatever a tracking server does must not stop the rest of the clean-up
-            return f"MLflow runs of window {window} stay: {type(error).__name__}: {str(error)[:200]}"
-        return None
-
-    def run_id(self, window: str) -> str | None:
-        """MLflow run of a window, if one was created on the present server."""
-        state = _read_json(self._window_folder(window) / _RUN_FILE)
-        return state.get("runs", {}).get(WINDOW_STAGE) if state.get("uri") == _without_secrets(self.uri) else None
+    def _experiment(self, client: MlflowClient) -> str:
+        """Id of the experiment; created if it is not there yet, with a view that shows the columns people compare by."""
+        name = self.settings.experiment
+        found = client.get_experiment_by_name(name)
+        experiment = str(found.experiment_id if found else client.create_experiment(name, artifact_location=self.artifact_root))
+        known = found.tags if found else {}
+        for key, value in _experiment_tags(experiment).items():
+            if known.get(key) != value:
+                client.set_experiment_tag(experiment, key, value)
+        return experiment
 
     def _client(self) -> MlflowClient:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, int(self.settings.timeout_seconds))))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         import logging
 
@@ -249,70 +223,181 @@ class Tracker:
 
         return MlflowClient(self.uri)
 
-    def _experiment(self, client: MlflowClient) -> str:
-        found = client.get_experiment_by_name(self.settings.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(client.create_experiment(self.settings.experiment, artifact_location=self.artifact_root))
+    # --------------------------------------------------------------------------------------------------------- registry
 
-    def _run(self, client: MlflowClient, window: str, stage: str) -> str:
-        """Run id of a stage: resumed if it exists on this server, else created below the window's run."""
-        path = self._window_folder(window) / _RUN_FILE
-        state = _read_json(path)
-        uri = _without_secrets(self.uri)
-        if state.get("uri") != uri:
-            state = {"identity": state.get("identity"), "uri": uri, "runs": {}}
-        runs: dict[str, str] = state["runs"]
-        if stage not in runs:
-            tags = {"window": window, "stage": stage, "identity": str(state["identity"])}
-            if stage != WINDOW_STAGE:
-                tags["mlflow.parentRunId"] = self._run(client, window, WINDOW_STAGE)
-                state = _read_json(path)
-                runs = state["runs"]
-            name = f"window {window}" if stage == WINDOW_STAGE else stage
-            runs[stage] = client.create_run(self._experiment(client), run_name=name, tags=tags).info.run_id
-            write_atomic(path, json.dumps(state, sort_keys=True).encode())
-        return runs[stage]
+    def mirror_champion(self, champion: Champion, *, trained: str | None = None) -> str | None:
+        """Let the registry's aliases name the champion and its challenger; returns a problem or None, and never raises.
 
-    def _deliver(self, client: MlflowClient, window: str, stage: str) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        Each served model is one version of the registered model, stored among the artifacts of its window's run; its tags say
+        window and content hash. The challenger is the newest window that passed its checks after the champion's and did
+        not take its place. The record stays ``champion.json``; a registry that cannot be reached catches up with the next
+        window, or by ``ltv mlflow-sync``. ``trained``: the window whose run this belongs to.
+        """
+        if not self.settings.enabled:
+            return None
+        wanted = {CHAMPION_ALIAS: (champion.window, champion.fingerprint), CHALLENGER_ALIAS: self._challenger(champion)}
+        state = {"server": self.server, **{alias: list(model) if model else None for alias, model in wanted.items()}}
+        if read_json(self.outbox.root / _CHAMPION_FILE) == state:
+            return None
 
-        folder = self._window_folder(window) / stage
-        data = (folder / _RECORD_FILE).read_bytes()
-        record = json.loads(data)
-        run_id = self._run(client, window, stage)
-        now = int(time.time() * 1000)
-        metrics = [Metric(_metric_name(k), v, now, 0) for k, v in record["metrics"].items()]
-        metrics += [Metric(_metric_name(k), v, now, i) for k, series in record["curves"].items() for i, v in enumerate(series)]
-        known = set(client.get_run(run_id).data.params)
-        params = [Param(k, v[:5000]) for k, v in record["params"].items() if k not in known]
-        tags = [RunTag(k, v) for k, v in record["tags"].items()]
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
-        for start in range(0, len(params), 100):
-            client.log_batch(run_id, params=params[start : start + 100])
-        client.log_batch(run_id, tags=tags)
-        for name in (*record["pictures"], *record["texts"]):
-            client.log_artifact(run_id, str(folder / name))
-        if record["finished"] or stage != WINDOW_STAGE:
-            client.set_terminated(run_id)
-        pushed = {"record": hashlib.sha256(data).hexdigest(), "uri": _without_secrets(self.uri), "run_id": run_id}
-        write_atomic(folder / _PUSHED_FILE, json.dumps(pushed, sort_keys=True).encode())
+        def mirror() -> str | None:
+            problem = self.probe()
+            if problem is not None:
+                return problem
+            try:
+                self._set_aliases(self._client(), wanted)
+            except Exception as error:  # the registry is a mirror; whatever it does must not stop a promotion
+                return f"the registry does not know champion {champion.window}: {_reason(error)}; run `ltv mlflow-sync`"
+            write_atomic(self.outbox.root / _CHAMPION_FILE, json.dumps(state, sort_keys=True).encode())
+            return None
+
+        if not self.beside:
+            return mirror()
+        self._courier.send(mirror)
+        return self._courier.problem if self._courier.wait(trained or champion.window) else self._too_slow()
+
+    def _challenger(self, champion: Champion) -> tuple[str, str] | None:
+        newer = [w for w in eligible_windows(self.warehouse) if w > champion.window]
+        return (newer[-1], self.warehouse.fingerprint("served_model", newer[-1]) or "") if newer else None
+
+    def _set_aliases(self, client: MlflowClient, wanted: dict[str, tuple[str, str] | None]) -> None:
+        name = self.settings.registered_model
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name, description="7-day revenue; each version is the served model of one window")
+        known = client.get_registered_model(name).aliases
+        for alias, model in wanted.items():
+            if model is not None:
+                client.set_registered_model_alias(name, alias, self._model_version(client, *model))
+            elif alias in known:
+                client.delete_registered_model_alias(name, alias)
+
+    def _model_version(self, client: MlflowClient, window: str, fingerprint: str) -> str:
+        """Version of the registered model that stands for one served model; published and created if it is not there yet."""
+        from ltv_assets import registered
+
+        for version in self._versions(client):
+            if version.tags.get("fingerprint") == fingerprint:
+                return str(version.version)
+        tags = {"window": window, "stage": WINDOW_STAGE}
+        run_id = self.run_id(window) or client.create_run(self._experiment(client), run_name=f"window {window}", tags=tags).info.run_id
+        source = registered.publish(client, run_id, self.config, self.warehouse, window)
+        tags = {"window": window, "fingerprint": fingerprint}
+        return str(client.create_model_version(self.settings.registered_model, source, run_id=run_id, tags=tags).version)
+
+    def _versions(self, client: MlflowClient) -> list[ModelVersion]:
+        return list(client.search_model_versions(f"name = '{self.settings.registered_model}'"))
+
+    # ----------------------------------------------------------------------------------------------------------- forget
+
+    def forget(self, window: str) -> str | None:
+        """Delete a window's runs and model versions on the present server; returns a problem or None, and never raises.
+
+        Artifacts go with them where they lie in the default store. Runs on another server are left to that server. The outbox
+        itself is not touched.
+        """
+        runs = [r for i in self.outbox.identities(window) for r in self.outbox.runs(window, i, self.server).values()]
+        if not runs:
+            return None
+        problem = self.probe()
+        if problem is not None:
+            return f"MLflow runs of window {window} stay: {problem}"
+        try:
+            client = self._client()
+            for version in self._versions(client):
+                if version.tags.get("window") == window:
+                    client.delete_model_version(version.name, version.version)
+            for run_id in runs:
+                client.delete_run(run_id)
+                if self.artifact_root is not None:
+                    shutil.rmtree(self.warehouse.root / "mlartifacts" / run_id, ignore_errors=True)
+        except Exception as error:  # whatever a tracking server does must not stop the rest of the clean-up
+            return f"MLflow runs of window {window} stay: {_reason(error)}"
+        return None
 
 
-def flat_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested configuration as flat dotted parameters, the form MLflow's run table compares."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flat_params(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, (list, tuple)) else str(value)
-    return flat
+def comparison_path(experiment: str) -> str:
+    """Where MLflow's pages show the windows of an experiment with the columns they are compared by."""
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={_VIEW}"
+
+
+def _experiment_tags(experiment: str) -> dict[str, str]:
+    """Kind, description and shared view of the experiment, in the form MLflow's pages read them."""
+    columns = [f"metrics.`{name}`" for name in COMPARED_METRICS] + [f"tags.`{name}`" for name in COMPARED_TAGS]
+    view = {"searchFilter": f"tags.stage = '{WINDOW_STAGE}'", "selectedColumns": columns, "runsHiddenMode": "SHOW_ALL"}
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": f"One run per window and configuration, [side by side]({comparison_path(experiment)[1:]}).",
+        f"mlflow.sharedViewState.{_VIEW}": json.dumps(view),
+    }
+
+
+class _Courier:
+    """Does errands one after the other on a daemon thread; a window waits for them ``patience`` seconds in all.
+
+    A thread that hangs on a server ends with the process. Nothing is lost by that: the outbox knows what was delivered.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self.problem: str | None = None
+        self._waited: dict[str, float] = {}
+        self._errands: list[Callable[[], str | None]] = []
+        self._idle = threading.Condition()
+        self._busy = False
+
+    def send(self, errand: Callable[[], str | None]) -> None:
+        """Queue an errand, which returns a problem or None."""
+        with self._idle:
+            self._errands.append(errand)
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._work, name="mlflow-delivery", daemon=True).start()
+
+    def wait(self, window: str) -> bool:
+        """Wait until nothing is left to do, while the window's patience lasts; says whether that came about."""
+        started, waited = time.monotonic(), self._waited.get(window, 0.0)
+        with self._idle:
+            done = self._idle.wait_for(lambda: not self._busy, timeout=max(self.patience - waited, 0.0))
+        self._waited[window] = waited + time.monotonic() - started
+        return done
+
+    def _work(self) -> None:
+        while True:
+            with self._idle:
+                if not self._errands:
+                    self._busy = False
+                    self._idle.notify_all()
+                    return
+                errand = self._errands.pop(0)
+            try:
+                self.problem = errand()
+            except Exception as error:  # nobody stands behind this thread who could catch it
+                self.problem = _reason(error)
+
+
+_COURIERS: dict[tuple[str, str], _Courier] = {}
+
+
+def _dataset(name: str, digest: str, source: str, context: str, rows: int) -> DatasetInput:
+    """A dataset input from its description, without opening the data."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    described = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps({"num_rows": rows}))
+    return DatasetInput(described, [InputTag("mlflow.data.context", context)])
 
 
 def _metric_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+
+
+def _reason(error: Exception) -> str:
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first:.300}"
+
+
+def _host(uri: str) -> str:
+    parsed = urlparse(uri)
+    return f"{parsed.hostname}:{parsed.port}" if parsed.port else str(parsed.hostname)
 
 
 def _without_secrets(uri: str) -> str:
@@ -320,11 +405,3 @@ def _without_secrets(uri: str) -> str:
     if parsed.password or parsed.username:
         return parsed._replace(netloc=f"{parsed.hostname or ''}{f':{parsed.port}' if parsed.port else ''}").geturl()
     return uri
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}

@@ -47,8 +47,8 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             drawn = holdout_pictures(holdout)
             report = write_report(work.project, work.key, drawn)
             tracker = tracking.open(work.project)
-            artifacts = {**drawn, report.name: report.read_bytes()}
-            log_window(tracker, work.project, work.key, holdout.headline(), artifacts, holdout.deciles, run_id=context.run_id)
+            documents = {report.name: report.read_bytes()}
+            log_window(tracker, work.project, work.key, holdout, drawn, documents, run_id=context.run_id, seconds=work.seconds)
             return work.result(manifest, _evaluation_metadata(holdout, drawn, report, tracker.run_id(work.key)))
 
     @dg.asset(
@@ -78,7 +78,8 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             manifest = work.publish(lambda folder: write_served(folder, work.key, models))
             champion = update_champion(work.project)
             context.log.info(champion.why)
-            for problem in (describe_champion(work.project), tracking.open(work.project).mirror_champion(champion)):
+            tracker = tracking.open(work.project)
+            for problem in (describe_champion(work.project), tracker.mirror_champion(champion, trained=work.key)):
                 if problem is not None:
                     context.log.warning(problem)
             return work.result(manifest, _champion_metadata(work.project, champion))

@@ -98,18 +98,18 @@ def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDe
         catalogue: CatalogueResource,
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
-        from ltv_assets.recording import log_stage, stage_pictures
+        from ltv_assets.recording import log_stage, stage_evidence
         from ltv_assets.windows import window_context, write_stage
 
         with readable_failures():
             work = Publication.begin(project_resource, catalogue, name, context.partition_key)
             window = window_context(work.project, work.key)
             stage = function(work, window)
-            pictures = stage_pictures(name, stage, window)
+            evidence = stage_evidence(name, stage, window)
             # Recorded before it is published: a run killed in between is repeated, record and all; a fresh stage never is.
-            log_stage(tracking.open(work.project), work.project, name, work.key, stage, pictures, run_id=context.run_id)
+            log_stage(tracking.open(work.project), work.project, name, work.key, evidence, run_id=context.run_id, seconds=work.seconds)
             manifest = work.publish(lambda folder: write_stage(folder, work.key, stage))
-            return work.result(manifest, {**_metadata(stage, pictures), **_gate_metadata(stage)})
+            return work.result(manifest, {**_metadata(stage, evidence.pictures), **_gate_metadata(stage)})
 
     return stage_asset
 

@@ -103,13 +103,17 @@ class Publication:
                 f"{self.asset} {self.key}: its input {replaced[0]} was replaced by another run while it was read; run it again"
             )
 
+    @property
+    def seconds(self) -> float:
+        """Since the asset began."""
+        return time.perf_counter() - self.started
+
     def result(self, manifest: Manifest, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult:
         """The materialization: rows, bytes, seconds and whatever the asset adds."""
-        seconds = time.perf_counter() - self.started
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": manifest.rows,
-                "seconds": round(seconds, 3),
+                "seconds": round(self.seconds, 3),
                 "bytes": manifest.size_bytes,
                 "content_fingerprint": manifest.fingerprint,
                 "path": dg.MetadataValue.path(str(self.project.warehouse.folder(self.asset, self.key))),

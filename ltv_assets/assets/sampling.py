@@ -7,11 +7,11 @@ import dagster as dg
 import numpy as np
 import pyarrow.parquet as pq
 
-from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, readable_failures
+from ltv_assets.assets.publishing import OWNERS, Publication, definition_metadata, picture_metadata, readable_failures
 from ltv_assets.lineage import CODE_VERSIONS
 from ltv_assets.partitions import training_days_mapping
 from ltv_assets.project import Project
-from ltv_assets.resources import CatalogueResource, ProjectResource
+from ltv_assets.resources import CatalogueResource, ProjectResource, TrackingResource
 
 if TYPE_CHECKING:
     from ltv_assets.modeling.stages import WindowContext
@@ -37,7 +37,10 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         metadata=definition_metadata("histos_train"),
     )
     def histos_train(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
     ) -> dg.MaterializeResult:
         from ltv_assets.modeling.stages import histos_plan
         from ltv_assets.windows import window_context
@@ -46,8 +49,9 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             work = Publication.begin(project_resource, catalogue, "histos_train", context.partition_key)
             window = window_context(work.project, work.key)
             plan = histos_plan(window)
+            shown = _recorded(work, tracking, context.run_id, *_histos_facts(window, plan))
             manifest = work.publish(lambda folder: _write_histos(work, window, plan, folder))
-            return work.result(manifest, _histos_metadata(window, plan))
+            return work.result(manifest, shown)
 
     @dg.asset(
         name="hhistus_buyers",
@@ -61,7 +65,10 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         metadata=definition_metadata("hhistus_buyers"),
     )
     def hhistus_buyers(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
     ) -> dg.MaterializeResult:
         from ltv_assets.modeling.stages import hhistus_plan
         from ltv_assets.windows import window_context
@@ -70,8 +77,9 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             work = Publication.begin(project_resource, catalogue, "hhistus_buyers", context.partition_key)
             window = window_context(work.project, work.key)
             plan = hhistus_plan(window)
+            shown = _recorded(work, tracking, context.run_id, *_hhistus_facts(window, plan))
             manifest = work.publish(lambda folder: _write_hhistus(work, window, plan, folder))
-            return work.result(manifest, _hhistus_metadata(window, plan))
+            return work.result(manifest, shown)
 
     return [histos_train, hhistus_buyers]
 
@@ -100,40 +108,44 @@ def _write_hhistus(work: Publication, window: "WindowContext", plan: "HhistusPla
     return {"plan.parquet": len(rows)}
 
 
-def _histos_metadata(window: "WindowContext", plan: "HistosPlan | None") -> dict[str, Any]:
+def _recorded(
+    work: Publication, tracking: TrackingResource, run_id: str, plan: str, figures: dict[str, float], picture: bytes | None
+) -> dict[str, Any]:
+    """Tell MLflow of a plan, before it is published; returns the same for the asset page."""
+    from ltv_assets.recording import StageEvidence, log_stage
+
+    evidence = StageEvidence(figures, pictures={"histogram.png": picture} if picture else {})
+    log_stage(tracking.open(work.project), work.project, work.asset, work.key, evidence, run_id=run_id, seconds=work.seconds)
+    return {**figures, "plan": plan, **picture_metadata(evidence.pictures)}
+
+
+def _histos_facts(window: "WindowContext", plan: "HistosPlan | None") -> tuple[str, dict[str, float], bytes | None]:
     rows, payers = len(window.data), float(window.data.payer.sum())
     if plan is None:
-        return {"training_rows": rows, "payer_rate": payers / rows, "plan": "none"}
+        return "none", {"training_rows": rows, "payer_rate": payers / rows}, None
     shown = plan.multiplicity.astype(np.int64)
-    return {
+    figures = {
         "training_rows": rows,
         "rows_shown": int(shown.sum()),
         "payer_rate": payers / rows,
         "payer_rate_shown": float((shown * window.data.payer).sum() / shown.sum()),
-        "plan": "histos",
-        "histogram": _picture(window, shown.astype(np.float64), "HistOS: training rows by revenue"),
     }
+    return "histos", figures, _picture(window, shown.astype(np.float64), "HistOS: training rows by revenue")
 
 
-def _hhistus_metadata(window: "WindowContext", plan: "HhistusPlan | None") -> dict[str, Any]:
+def _hhistus_facts(window: "WindowContext", plan: "HhistusPlan | None") -> tuple[str, dict[str, float], bytes | None]:
     payers = int(window.data.payer.sum())
     if plan is None:
-        return {"payers": payers, "payers_kept": payers, "plan": "none"}
-    return {
-        "payers": payers,
-        "payers_kept": int(plan.keep.sum()),
-        "largest_weight": float(plan.weight.max()),
-        "plan": "hhistus",
-        "histogram": _picture(window, plan.keep.astype(np.float64), "HHISTUS: payers by revenue"),
-    }
+        return "none", {"payers": payers, "payers_kept": payers}, None
+    figures = {"payers": payers, "payers_kept": int(plan.keep.sum()), "largest_weight": float(plan.weight.max())}
+    return "hhistus", figures, _picture(window, plan.keep.astype(np.float64), "HHISTUS: payers by revenue")
 
 
-def _picture(window: "WindowContext", counts: np.ndarray, title: str) -> dg.MarkdownMetadataValue:
-    from ltv_assets.pictures import sampling_histogram, to_markdown_image
+def _picture(window: "WindowContext", counts: np.ndarray, title: str) -> bytes:
+    from ltv_assets.pictures import sampling_histogram
 
     bins = window.histogram.bin_of(window.data.d7)
     size = window.histogram.n_bins + 1
     before = np.bincount(bins, minlength=size) if "HistOS" in title else np.bincount(bins[window.data.d7 > 0], minlength=size)
     after = np.bincount(bins, weights=counts, minlength=size)
-    png = sampling_histogram(window.histogram.edges, before, after, title=title)
-    return dg.MetadataValue.md(to_markdown_image(png, title))
+    return sampling_histogram(window.histogram.edges, before, after, title=title)

@@ -79,6 +79,14 @@ class TreeModel:
         split = self._booster.feature_importance("split")
         return {n: {"gain": float(g), "split": float(s)} for n, g, s in zip(self.names, gain, split, strict=True) if s > 0}
 
+    def contributions(self, values: FloatMatrix) -> Floats:
+        """SHAP values (n, m): what each feature adds to a row's raw score, by TreeSHAP (Lundberg et al. 2020, path-dependent).
+
+        A row's values and the trees' mean score add up to its raw score.
+        """
+        found = np.asarray(self._booster.predict(values, pred_contrib=True, num_threads=self.threads), dtype=np.float64)
+        return found[:, :-1]
+
     def to_files(self, name: str) -> Files:
         """``<name>.txt`` (sealed LightGBM text) and ``<name>.json`` (start, column names)."""
         meta = {"start": self.start, "names": list(self.names), "threads": self.threads}

@@ -7,7 +7,15 @@ What belongs here: drawing. What does not: computing figures (``modeling/metrics
 from __future__ import annotations
 
 from ltv_assets.pictures.canvas import no_data, to_markdown_image
-from ltv_assets.pictures.data import feature_importances, missing_shares, psi_bars, rows_by_hour, sampling_histogram, training_curves
+from ltv_assets.pictures.data import (
+    feature_importances,
+    missing_shares,
+    psi_bars,
+    rows_by_hour,
+    sampling_histogram,
+    shap_summary,
+    training_curves,
+)
 from ltv_assets.pictures.quality import (
     decile_chart,
     gain_curves,
@@ -33,6 +41,7 @@ __all__ = [
     "rows_by_hour",
     "sampling_histogram",
     "score_distribution",
+    "shap_summary",
     "to_markdown_image",
     "training_curves",
     "zero_rate_by",

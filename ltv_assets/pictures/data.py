@@ -98,6 +98,59 @@ def feature_importances(
     return render(draw, width=7.2, height=1.3 + 0.21 * max(order.size, 3))
 
 
+def shap_summary(names: Sequence[str], contributions: ArrayLike, values: ArrayLike, *, top: int = 12, title: str = "SHAP values") -> bytes:
+    """What the ``top`` features do to the raw score: a point per row and feature, coloured by the feature's rank among the rows.
+
+    ``contributions`` and ``values`` are (rows, features); values that are missing are grey. Features are ordered by their mean
+    absolute contribution, the points of one feature are stacked where they are dense.
+    """
+    if not len(names):
+        return no_data(title, "no feature contributes")
+    shap, inputs = (np.asarray(a, dtype=np.float64).reshape(-1, len(names)) for a in (contributions, values))
+    if shap.shape != inputs.shape:
+        raise ValueError(f"expected one value per contribution {shap.shape}, found {inputs.shape}")
+    rows = np.isfinite(shap).all(axis=1)
+    shap, inputs = shap[rows], inputs[rows]
+    strength = np.abs(shap).mean(axis=0) if shap.size else np.zeros(len(names))
+    order = np.argsort(-strength, kind="stable")[:top]
+    order = order[strength[order] > 0][::-1]
+    if not order.size:
+        return no_data(title, "no feature contributes")
+    height = 1.5 + 0.27 * max(order.size, 3)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for y, feature in enumerate(order):
+            x, shown = shap[:, feature], inputs[:, feature]
+            known = np.isfinite(shown)
+            offsets = y + 0.38 * _swarm(x, float(np.ptp(shap[:, order])))
+            axes.scatter(x[~known], offsets[~known], s=5, color=GREY, linewidths=0, rasterized=True)
+            share = np.searchsorted(np.sort(shown[known]), shown[known], side="right") / max(known.sum(), 1)
+            points = axes.scatter(x[known], offsets[known], c=share, vmin=0, vmax=1, cmap="cividis", s=5, linewidths=0, rasterized=True)
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.set_yticks(range(order.size), [canvas.shorten(names[i], 40) for i in order], fontsize=8)
+        axes.set_ylim(-0.7, order.size - 0.3)
+        axes.set_title(f"{title}, {canvas.count(len(shap))} rows")
+        axes.set_xlabel("contribution to the raw score (log-odds or log USD)")
+        bar = figure.colorbar(points, ax=axes, ticks=[0, 1], pad=0.01, aspect=40)
+        bar.ax.set_yticklabels(["low", "high"], fontsize=8)
+        bar.set_label("value of the feature; grey: missing", fontsize=8)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+
+    return render(draw, width=7.2, height=height)
+
+
+def _swarm(x: np.ndarray, spread: float) -> np.ndarray:
+    """Vertical offsets in -1..1 that fan out points of about the same x, alternately up and down, denser places wider."""
+    column = np.round((x - x.min()) / (spread or 1.0) * 100).astype(np.int64)
+    order = np.argsort(column, kind="stable")
+    first = np.searchsorted(column[order], column[order], side="left")
+    place = np.empty(x.size, dtype=np.int64)
+    place[order] = np.arange(x.size) - first
+    offsets = (place + 1) // 2 * np.where(place % 2, 1, -1)
+    return offsets / max(np.abs(offsets).max(), 6)
+
+
 def training_curves(
     curves: Mapping[str, ArrayLike], *, metric: str = "RMSLE", best_iteration: int | None = None, title: str = "Training"
 ) -> bytes:

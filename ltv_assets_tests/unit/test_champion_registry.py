@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from ltv_assets import registered
 from ltv_assets.champion import Champion
 from ltv_assets.config import Config
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking import CHAMPION_ALIAS, Tracker
+from ltv_assets.tracking import CHALLENGER_ALIAS, CHAMPION_ALIAS, Tracker
 
 OLD, NEW = Champion("2025-10-05", "aaaa", "because"), Champion("2025-10-06", "bbbb", "because")
+
+
+@pytest.fixture(autouse=True)
+def _no_model_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a version consists of is tested with real models elsewhere; here it only has to be somewhere."""
+    monkeypatch.setattr(registered, "publish", lambda client, run_id, config, warehouse, window: f"file:///models/{run_id}/{window}")
 
 
 def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path) -> None:
@@ -25,8 +32,25 @@ def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path) -> None:
         assert tracker.mirror_champion(champion) is None
         version = client.get_model_version_by_alias("ltv", CHAMPION_ALIAS)
         assert version.tags == {"window": champion.window, "fingerprint": champion.fingerprint}
-        assert f"{champion.window}/served_model" in version.source
+        assert version.source == f"file:///models/{version.run_id}/{champion.window}"
     assert len(client.search_model_versions("name = 'ltv'")) == 2, "a rollback makes no new version"
+
+
+def test_challenger_is_the_newest_window_that_passed_but_did_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr("ltv_assets.tracking.eligible_windows", lambda warehouse: (OLD.window, NEW.window))
+    monkeypatch.setattr(Warehouse, "fingerprint", lambda self, asset, key: NEW.fingerprint)
+    tracker = Tracker(Config(), Warehouse(tmp_path))
+    assert tracker.mirror_champion(OLD) is None
+    client = MlflowClient(tracker.uri)
+    named = client.get_registered_model("ltv").aliases
+    assert {alias: client.get_model_version("ltv", v).tags["window"] for alias, v in named.items()} == {
+        CHAMPION_ALIAS: OLD.window,
+        CHALLENGER_ALIAS: NEW.window,
+    }
+    assert tracker.mirror_champion(NEW) is None
+    assert set(client.get_registered_model("ltv").aliases) == {CHAMPION_ALIAS}, "the champion has no challenger that is older"
 
 
 def test_registry_that_is_down_is_reported_and_tried_again(tmp_path: Path) -> None:
@@ -37,7 +61,7 @@ def test_registry_that_is_down_is_reported_and_tried_again(tmp_path: Path) -> No
     assert problem is not None and "run `ltv mlflow-sync`" in problem
     assert not (tmp_path / "tracking" / "champion.json").exists()
     assert Tracker(Config(), Warehouse(tmp_path)).mirror_champion(NEW) is None
-    assert json.loads((tmp_path / "tracking" / "champion.json").read_text())["window"] == NEW.window
+    assert json.loads((tmp_path / "tracking" / "champion.json").read_text())["champion"] == [NEW.window, NEW.fingerprint]
 
 
 def test_known_champion_costs_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

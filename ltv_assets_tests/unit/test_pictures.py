@@ -45,6 +45,7 @@ def every_picture(revenue: np.ndarray, p: np.ndarray, ltv: np.ndarray) -> dict[s
         "feature_importances": lambda: pictures.feature_importances(names, p[:40], p[:40]),
         "training_curves": lambda: pictures.training_curves({"train": p[:30], "valid": ltv[:30]}, best_iteration=3),
         "rows_by_hour": lambda: pictures.rows_by_hour({"good": np.resize(np.append(p, 0), 24)}, missing=[3]),
+        "shap_summary": lambda: pictures.shap_summary(names[:5], np.outer(p, np.arange(5)) - 0.1, np.outer(ltv, np.ones(5))[:, :5]),
         "missing_shares": lambda: pictures.missing_shares(dict(zip(names, p[:40], strict=True))),
         "psi_bars": lambda: pictures.psi_bars(names, p[:40]),
         "rmsle_bars": lambda: pictures.rmsle_bars({name: (v, v - 0.01, v + 0.01) for name, v in zip(names, p[:5], strict=False)}),

@@ -200,12 +200,13 @@ def test_runs_of_a_window_are_forgotten_with_their_artifacts(tmp_path: Path) -> 
     from mlflow.tracking import MlflowClient
 
     from ltv_assets.config import Config
-    from ltv_assets.tracking import WINDOW_STAGE, Record, Tracker
+    from ltv_assets.outbox import WINDOW_STAGE, Record
+    from ltv_assets.tracking import Tracker
 
     tracker = Tracker(Config(), Warehouse(tmp_path))
     for window in (day(5), day(6)):
         for stage in (WINDOW_STAGE, "stacker"):
-            tracker.log(Record(window=window, stage=stage, identity="i", metrics={"rmsle": 0.4}, pictures={"a.png": b"png"}))
+            tracker.log(Record(window=window, stage=stage, identity="i", metrics={"rmsle": 0.4}, artifacts={"a.png": b"png"}))
     gone, stays = tracker.run_id(day(5)) or "", tracker.run_id(day(6)) or ""
     assert (tmp_path / "mlartifacts" / gone / "artifacts" / "a.png").is_file()
     assert tracker.forget(day(5)) is None
@@ -221,5 +222,5 @@ def test_server_that_is_down_does_not_stop_the_clean_up(tmp_path: Path) -> None:
     from ltv_assets.tracking import Tracker
 
     tracker = Tracker(Config(), Warehouse(tmp_path), uri="http://127.0.0.1:9")
-    write_atomic(tmp_path / "tracking" / f"window={day(5)}" / "run.json", b'{"uri": "http://127.0.0.1:9", "runs": {"window": "r"}}')
+    tracker.outbox.remember_run(day(5), "i", tracker.server, "window", "r")
     assert f"MLflow runs of window {day(5)} stay" in (tracker.forget(day(5)) or "")

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 from ltv_assets.config import Config
+from ltv_assets.outbox import WINDOW_STAGE, Record
+from ltv_assets.recording import flat_params
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking import WINDOW_STAGE, Record, Tracker, flat_params
+from ltv_assets.tracking import Tracker
 
 WINDOW = "2025-10-06"
 
@@ -30,7 +32,9 @@ def closed_port() -> int:
 
 def test_closed_server_costs_little_and_loses_nothing(tmp_path: Path) -> None:
     started = time.monotonic()
-    result = tracker(tmp_path, f"http://127.0.0.1:{closed_port()}").log(record(curves={"curve": [0.5, 0.4]}, pictures={"p.png": b"png"}))
+    result = tracker(tmp_path, f"http://127.0.0.1:{closed_port()}").log(
+        record(curves={"curve": [0.5, 0.4]}, artifacts={"pictures/p.png": b"png"})
+    )
     assert time.monotonic() - started < 5
     assert result.waiting == ("stacker",)
     assert "does not answer" in (result.problem or "")
@@ -46,7 +50,7 @@ def test_closed_server_costs_little_and_loses_nothing(tmp_path: Path) -> None:
     (nested,) = client.search_runs([experiment.experiment_id], "tags.stage = 'stacker'")
     assert nested.data.metrics == {"rmsle": 0.4, "curve": 0.4}
     assert [m.value for m in client.get_metric_history(nested.info.run_id, "curve")] == [0.5, 0.4]
-    assert {a.path for a in client.list_artifacts(nested.info.run_id)} == {"p.png"}
+    assert {a.path for a in client.list_artifacts(nested.info.run_id, "pictures")} == {"pictures/p.png"}
 
 
 def test_server_that_accepts_and_never_answers_is_given_up_soon(tmp_path: Path) -> None:
