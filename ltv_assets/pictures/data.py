@@ -7,13 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from ltv_assets.pictures import canvas
-from ltv_assets.pictures.canvas import BLUE, GREY, RED, SERIES, SKY, no_data, render
+from ltv_assets.pictures.canvas import BLUE, GREY, ORANGE, PINK, RED, SERIES, SKY, no_data, render
 
+LOW_TO_HIGH = LinearSegmentedColormap.from_list("low to high", [BLUE, PINK, ORANGE])
+"""From dark to light with every colour vision, and never grey."""
 PSI_NOTICEABLE, PSI_LARGE = 0.1, 0.25
 """Customary readings of the population stability index: below .1 stable, above .25 another population."""
 
@@ -126,7 +129,7 @@ def shap_summary(names: Sequence[str], contributions: ArrayLike, values: ArrayLi
             offsets = y + 0.38 * _swarm(x, float(np.ptp(shap[:, order])))
             axes.scatter(x[~known], offsets[~known], s=5, color=GREY, linewidths=0, rasterized=True)
             share = np.searchsorted(np.sort(shown[known]), shown[known], side="right") / max(known.sum(), 1)
-            points = axes.scatter(x[known], offsets[known], c=share, vmin=0, vmax=1, cmap="cividis", s=5, linewidths=0, rasterized=True)
+            points = axes.scatter(x[known], offsets[known], c=share, vmin=0, vmax=1, cmap=LOW_TO_HIGH, s=5, linewidths=0, rasterized=True)
         axes.axvline(0, color=GREY, linewidth=1)
         axes.set_yticks(range(order.size), [canvas.shorten(names[i], 40) for i in order], fontsize=8)
         axes.set_ylim(-0.7, order.size - 0.3)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from ltv_assets.champion import Champion
 from ltv_assets.config import Config
-from ltv_assets.outbox import WINDOW_STAGE, Record
-from ltv_assets.recording import flat_params
+from ltv_assets.outbox import WINDOW_STAGE, Outbox, Record
+from ltv_assets.recording import config_changes, flat_params
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking import Tracker
+from ltv_assets.tracking import PushResult, Tracker
 
 WINDOW = "2025-10-06"
 
@@ -53,17 +58,15 @@ def test_closed_server_costs_little_and_loses_nothing(tmp_path: Path) -> None:
     assert {a.path for a in client.list_artifacts(nested.info.run_id, "pictures")} == {"pictures/p.png"}
 
 
-def test_server_that_accepts_and_never_answers_is_given_up_soon(tmp_path: Path) -> None:
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accepts every connection and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         held: list[socket.socket] = []
-        thread = threading.Thread(target=lambda: _accept(listening, held), daemon=True)
-        thread.start()
-        started = time.monotonic()
-        result = tracker(tmp_path, f"http://127.0.0.1:{listening.getsockname()[1]}").log(record())
-        assert time.monotonic() - started < 20
-        assert result.waiting == ("stacker",)
+        threading.Thread(target=_accept, args=(listening, held), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         for connection in held:
             connection.close()
 
@@ -74,6 +77,96 @@ def _accept(listening: socket.socket, held: list[socket.socket]) -> None:
             held.append(listening.accept()[0])
         except OSError:
             return
+
+
+STAGES = ("histos_train", "hhistus_buyers", "buyer_classifier", "buyer_gating", "revenue_regressor", "stacker", WINDOW_STAGE)
+
+
+def time_of_a_window(tmp_path: Path, uri: str) -> tuple[float, PushResult, str | None]:
+    """Seconds that tracking takes out of a window's run: every asset with a tracker of its own, the check, the champion."""
+    started = time.monotonic()
+    for stage in STAGES:
+        beside(tmp_path, uri).log(record(stage))
+    checked = beside(tmp_path, uri).settle(WINDOW)
+    problem = beside(tmp_path, uri).mirror_champion(Champion(WINDOW, "aaaa", "because"), trained=WINDOW)
+    return time.monotonic() - started, checked, problem
+
+
+def beside(tmp_path: Path, uri: str) -> Tracker:
+    return Tracker(Config(), Warehouse(tmp_path), uri=uri, beside=True)
+
+
+def test_silent_server_costs_a_whole_window_less_than_five_seconds(tmp_path: Path) -> None:
+    with silent_server() as uri:
+        seconds, checked, problem = time_of_a_window(tmp_path, uri)
+    assert seconds < 5
+    assert set(checked.waiting) == set(STAGES)
+    for message in (checked.problem, problem):
+        assert "ltv mlflow-sync" in (message or "")
+
+
+def test_closed_server_costs_a_whole_window_less_than_five_seconds(tmp_path: Path) -> None:
+    seconds, checked, problem = time_of_a_window(tmp_path, f"http://127.0.0.1:{closed_port()}")
+    assert seconds < 5
+    assert set(checked.waiting) == set(STAGES)
+    assert "does not answer" in (checked.problem or "") and "does not answer" in (problem or "")
+
+
+def test_server_that_drips_is_left_to_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers every call, but so slowly that a whole window would take minutes."""
+    released = threading.Event()
+    monkeypatch.setattr(Tracker, "probe", lambda self: None)
+    monkeypatch.setattr(Tracker, "_client", lambda self: released.wait(60))
+    seconds, checked, problem = time_of_a_window(tmp_path, "http://127.0.0.1:9")
+    released.set()
+    assert seconds < 5
+    assert "is slow" in (checked.problem or "") and "is slow" in (problem or "")
+
+
+def test_outage_keeps_the_records_of_an_earlier_configuration(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    down = f"http://127.0.0.1:{closed_port()}"
+    for identity in ("one", "two"):
+        assert not tracker(tmp_path, down).log(record(WINDOW_STAGE, identity, finished=True)).complete
+    assert tracker(tmp_path).push(WINDOW).complete
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {r.data.tags["identity"] for r in runs} == {"one", "two"}
+    assert tracker(tmp_path).run_id(WINDOW) == next(r.info.run_id for r in runs if r.data.tags["identity"] == "two")
+
+
+def test_cut_off_delivery_is_repeated_without_doubling_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def fail(self: object, *args: object) -> None:
+        raise ConnectionError("cut off")
+
+    curve = [0.5, 0.4, 0.3]
+    with monkeypatch.context() as cut:
+        cut.setattr(MlflowClient, "log_artifact", fail)
+        first = tracker(tmp_path).log(record(curves={"curve": curve}, artifacts={"a.txt": b"a"}))
+    assert first.waiting == ("stacker",) and "cut off" in (first.problem or "")
+    assert tracker(tmp_path).push(WINDOW).complete
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run = Outbox(tmp_path).runs(WINDOW, "one", f"sqlite:///{tmp_path}/mlflow.db")["stacker"]
+    assert [m.value for m in client.get_metric_history(run, "curve")] == curve
+
+
+def test_what_was_changed_is_compared_with_the_configuration_before(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    assert outbox.differences({"a": "1", "b": "2"}) == []
+    for _ in range(2):  # every window of the new configuration says the same
+        assert outbox.differences({"a": "1", "b": "3", "c": "4"}) == ["b 2 -> 3", "c None -> 4"]
+    assert outbox.differences({"a": "1"}) == ["b 3 -> None", "c 4 -> None"]
+
+
+def test_changes_are_told_against_the_defaults_of_the_configuration() -> None:
+    assert config_changes(Config()) == []
+    changed = Config.model_validate({"seed": 7, "models": {"stacker": {"enabled": False}}, "compute": {"threads": 1}})
+    assert config_changes(changed) == ["seed=7", "models.stacker.enabled=False"]
 
 
 def test_one_run_per_window_is_resumed_by_every_stage(tmp_path: Path) -> None:
