@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
     from ltv_assets.modeling.design import Matrix
-    from ltv_assets.modeling.trees import Params
+    from ltv_assets.modeling.trees import Params, RemoteFit
     from ltv_assets.modeling.window import Floats
 
 CONNECT_SECONDS = 30.0
@@ -74,6 +74,20 @@ def workers_of(config: Config) -> Cluster | None:
     _CLUSTERS[key] = known
     known.wait_for_workers()
     return known
+
+
+def remote_fit(config: Config) -> RemoteFit | None:
+    """Where served boosters are fitted: on the workers there are when a fit begins; None with ``engine: local``."""
+    if config.compute.engine == "local":
+        return None
+
+    def fit(matrix: Matrix, label: Floats, params: Params, rounds: int, **rows: Any) -> str:
+        refuse_early_stopping(params)
+        cluster = workers_of(config)
+        assert cluster is not None, "the engine is dask"
+        return cluster.fit(matrix, label, params, rounds, **rows)
+
+    return fit
 
 
 _CLUSTERS: dict[tuple[str | None, int], Cluster] = {}

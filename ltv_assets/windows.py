@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.config import Config
 from ltv_assets.contract import REVENUE_LABELS
-from ltv_assets.distributed import workers_of
+from ltv_assets.distributed import remote_fit
 from ltv_assets.errors import StaleError
 from ltv_assets.features.schema import feature_names
 from ltv_assets.horizon import mature_horizons, parse_day, today
@@ -130,9 +130,8 @@ class WindowRows:
     def context(self) -> WindowContext:
         """The training rows, ready for the stages."""
         config = self.project.config
-        workers = workers_of(config)
-        remote = None if workers is None else workers.fit
-        return WindowContext(as_window(self.training_rows()), config.models, config.sampling, config.seed, config.compute.threads, remote)
+        data, threads = as_window(self.training_rows()), config.compute.threads
+        return WindowContext(data, config.models, config.sampling, config.seed, threads, remote_fit(config))
 
 
 def as_window(rows: Rows) -> WindowData:
