@@ -307,12 +307,16 @@ class Cluster:
         )
 
     def _restart(self, addresses: Sequence[str]) -> None:
-        """Workers inside LightGBM cannot be interrupted; their nannies replace them."""
+        """Workers inside LightGBM cannot be interrupted; their nannies replace them, under new addresses."""
+        deadline = time.monotonic() + CONNECT_SECONDS
         left = sorted(set(addresses) & set(self.client.nthreads()))
         try:
             self.client.restart_workers(left, timeout=CONNECT_SECONDS, raise_for_error=False)
         except ValueError:
             logger.warning("Dask workers without a nanny cannot be restarted; start them with `dask worker --nanny`")
+            return
+        while set(addresses) & set(self.client.nthreads()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # the scheduler still lists a worker that is gone
 
 
 def _is_broken_link(error: BaseException) -> bool:
