@@ -46,13 +46,22 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             sys.exit(0)
         except Exception as error:
-            known = explained(error)
+            known = explained(error, _warehouse_root())
             if known is None:
                 raise
             err.print(f"[bold red]error:[/] {escape(str(known))}")
             sys.exit(1 if isinstance(known, TransientError) else 2)
 
     return wrapped
+
+
+def _warehouse_root() -> Path | None:
+    from ltv_assets.config import load_config
+
+    try:
+        return load_config().warehouse.root
+    except (LtvError, OSError):
+        return None
 
 
 def _progress() -> Progress:

@@ -44,6 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = re.compile(r"No space left on device|disk is full|Disk quota exceeded|File too large", re.IGNORECASE)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DENIED_TEXT = re.compile(r"Permission denied|Read-only file system|readonly database|unable to open database file", re.IGNORECASE)
+_BROKEN_TEXT = re.compile(r"disk I/O error|Input/output error", re.IGNORECASE)
 _NO_SPILL_TEXT = re.compile(r"max_temp_directory_size|failed to offload data block", re.IGNORECASE)
 _QUOTED_PATH = re.compile(r"[\"'](/[^\"']+)[\"']")
 
@@ -81,6 +82,11 @@ def _explained(error: BaseException, place: Path | None) -> LtvError | None:
     if number in _FULL or _FULL_TEXT.search(text):
         return TransientError(
             f"{where}: no space left on the disk; make room (`ltv gc` shows what may go) and run again; what is published is untouched"
+        )
+    if number == errno.EIO or _BROKEN_TEXT.search(text):
+        return TransientError(
+            f"{where}: the disk refuses to be used ({_first_line(str(error))}): full, gone or damaged; "
+            "make room or look at the disk, and run again; what is published is untouched"
         )
     if number in _DENIED or _DENIED_TEXT.search(text):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(text)

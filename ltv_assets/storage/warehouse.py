@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ltv_assets.errors import LtvError, ModelFileError, PermanentError, StaleError, explained
+from ltv_assets.errors import LtvError, ModelFileError, PermanentError, StaleError, TransientError, explained
 from ltv_assets.storage.files import (
     publish_folder,
     recover_folder,
@@ -46,7 +47,8 @@ DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablatio
 """What describes a window for readers: published like a partition, but nothing is made from it."""
 PLAIN_FOLDERS = ("verdicts", "comparisons", "tracking", "quarantine", "cache")
 """Folders of single files, each replaced by `write_atomic`."""
-PROBE_BYTES = 1 << 16
+LEAST_FREE_BYTES = 4 << 20
+"""Room without which a run does not start: the databases of Dagster, MLflow and DuckDB alone need about as much."""
 
 DAMAGE_NAME = ".damaged"
 """Left in a partition whose files were found to differ from their hashes; the partition then counts as stale."""
@@ -276,14 +278,20 @@ class Warehouse:
     # ----------------------------------------------------------------------------------------------------------- extras
 
     def writable(self) -> None:
-        """Create the root and prove that it can be written; raises PermanentError naming it otherwise."""
+        """Create the root and prove that it can be written; raises PermanentError naming it otherwise,
+        TransientError if the disk is full."""
         try:
-            with staging(self.root, "probe") as folder:
-                (folder / "probe").write_bytes(b"0" * PROBE_BYTES)
+            with staging(self.root, "probe"):
+                free = shutil.disk_usage(self.root).free
         except OSError as error:
             raise explained(error, self.root) or PermanentError(
                 f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE"
             ) from None
+        if free < LEAST_FREE_BYTES:
+            raise TransientError(
+                f"{self.root}: {free / 1e6:.1f} MB left on the disk, a run needs {LEAST_FREE_BYTES / 1e6:.1f} MB to start; "
+                "make room (`ltv gc` shows what may go) and run again"
+            )
 
 
 def _read_verdict(path: Path) -> Verdict | None:
