@@ -24,6 +24,10 @@ class TransientError(LtvError):
     """May pass by itself (a held lock, a full disk, an unreachable service); safe to retry a bounded number of times."""
 
 
+class NoSpaceError(TransientError):
+    """The disk is full: passes when somebody makes room, so a run is not held up by trying again within seconds."""
+
+
 class ConfigError(PermanentError):
     """The configuration is wrong; raised before any work starts, naming file, key and line."""
 
@@ -75,12 +79,12 @@ def _explained(error: BaseException, place: Path | None) -> LtvError | None:
     named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else quoted.group(1) if quoted else None
     where = named or place or "the warehouse"
     if _NO_SPILL_TEXT.search(text):
-        return TransientError(
+        return NoSpaceError(
             f"{where}: not enough memory, and no room for DuckDB's temporary files ({_first_line(text)}); "
             "raise compute.duckdb_memory_gb or make room on the disk, then run again; what is published is untouched"
         )
     if number in _FULL or _FULL_TEXT.search(text):
-        return TransientError(
+        return NoSpaceError(
             f"{where}: no space left on the disk; make room (`ltv gc` shows what may go) and run again; what is published is untouched"
         )
     if number == errno.EIO or _BROKEN_TEXT.search(text):

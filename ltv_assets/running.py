@@ -14,7 +14,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from ltv_assets.champion import is_judged
-from ltv_assets.errors import LtvError
+from ltv_assets.errors import LtvError, TransientError
 from ltv_assets.horizon import today
 from ltv_assets.instance import open_instance
 from ltv_assets.jobs import DAY_ASSETS
@@ -235,7 +235,8 @@ def _first_line(failure: object) -> str:
     error = getattr(failure, "error", None)
     while error is not None and getattr(error, "cause", None) is not None:
         error = error.cause
-    return " ".join(str(getattr(error, "message", failure)).split())
+    message = " ".join(str(getattr(error, "message", failure)).split())
+    return message.removeprefix(f"{TransientError.__module__}.{TransientError.__name__}: ")
 
 
 def _warnings(result: ExecuteInProcessResult) -> list[str]:

@@ -39,6 +39,8 @@ _VIEW = "comparison"
 _CHAMPION_FILE = "champion.json"
 _LOCAL_SCHEMES = ("sqlite", "file", "")
 
+_USER_IN_URL = re.compile(r"://[^/\s]*@")
+
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
@@ -391,8 +393,9 @@ def _metric_name(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    """First line of what a server or library says, without the user and password that its URLs may hold."""
     first = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {first:.300}"
+    return f"{type(error).__name__}: {_USER_IN_URL.sub('://', first):.300}"
 
 
 def _host(uri: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from ltv_assets.contract import RELATIONS, OutputColumn
-from ltv_assets.errors import LtvError, TransientError, explained
+from ltv_assets.errors import LtvError, NoSpaceError, TransientError, explained
 from ltv_assets.lineage import CODE_VERSIONS
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
@@ -31,6 +31,8 @@ def readable_failures() -> Iterator[None]:
     """Turn the project's errors into Dagster failures with one message; only transient ones are retried, and not for ever."""
     try:
         yield
+    except NoSpaceError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
     except TransientError as error:
         raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=RETRY_SECONDS) from error
     except LtvError as error:
@@ -39,7 +41,6 @@ def readable_failures() -> Iterator[None]:
         known = explained(error)
         if known is None:
             raise
-        # A full disk does not empty itself in seconds: the run fails, and the next one heals.
         raise dg.Failure(str(known), allow_retries=False) from error
 
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ltv_assets.errors import LtvError, ModelFileError, PermanentError, StaleError, TransientError, explained
+from ltv_assets.errors import LtvError, ModelFileError, NoSpaceError, PermanentError, StaleError, explained
 from ltv_assets.storage.files import (
     publish_folder,
     recover_folder,
@@ -279,7 +279,8 @@ class Warehouse:
 
     def writable(self) -> None:
         """Create the root and prove that it can be written; raises PermanentError naming it otherwise,
-        TransientError if the disk is full."""
+        NoSpaceError if the disk is full.
+        """
         try:
             with staging(self.root, "probe"):
                 free = shutil.disk_usage(self.root).free
@@ -288,7 +289,7 @@ class Warehouse:
                 f"{self.root}: the warehouse cannot be written ({error.strerror}); choose another with LTV_WAREHOUSE"
             ) from None
         if free < LEAST_FREE_BYTES:
-            raise TransientError(
+            raise NoSpaceError(
                 f"{self.root}: {free / 1e6:.1f} MB left on the disk, a run needs {LEAST_FREE_BYTES / 1e6:.1f} MB to start; "
                 "make room (`ltv gc` shows what may go) and run again"
             )

@@ -417,7 +417,7 @@ def refusing_server() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("up", [False])
+@pytest.mark.parametrize("up", [True, False])
 def test_password_of_the_tracking_uri_is_neither_stored_nor_shown(
     up: bool, refusing_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
