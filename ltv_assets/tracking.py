@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -38,7 +39,6 @@ COMPARED_TAGS = ("against_reference", "changed_from_before", "data", "training_d
 _VIEW = "comparison"
 _CHAMPION_FILE = "champion.json"
 _LOCAL_SCHEMES = ("sqlite", "file", "")
-
 _USER_IN_URL = re.compile(r"://[^/\s]*@")
 
 

@@ -522,6 +522,7 @@ def chain(story: Story, kills: Sequence[Kill], root: Path, report: Report) -> No
     report.chains += 1
     if outcome.code != 0:
         report.problems["failures"].append(f"exit code {outcome.code} after {kill}: {outcome.output[-600:]}")
+        return
     different = differences(warehouse, story.end)
     report.identical += not different
     report.problems["differences"] += [f"{story.name}: {line}" for line in different]
@@ -536,7 +537,9 @@ def crash_loop(kills: int, seed: int, root: Path, say: Trace) -> tuple[Report, s
     while report.kills < kills:
         story = stories[report.chains % len(stories)]
         chain(story, draw_kills(story, report.at_points, generator, min(KILLS_PER_CHAIN, kills - report.kills)), root, report)
-        say(f"{report.kills} kills, {report.chains} chains, {time.process_time() + sum(os.times()[2:4]):.0f} s of processor time")
+        figures = f"{len(report.problems['mixed'])} mixed, {report.lost} rows lost, {len(report.problems['orphans'])} orphans"
+        used = time.process_time() + sum(os.times()[2:4])
+        say(f"{report.kills} kills, {report.identical} of {report.chains} identical, {figures}, {used:.0f} s of processor time")
     return report, {name for story in stories for name in story.points}
 
 
