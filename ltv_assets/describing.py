@@ -590,8 +590,8 @@ def _interval(low: float | None, high: float | None, *, signed: bool = False) ->
 
 
 def _count(value: float) -> str:
-    return f"{value:,.0f}".replace(",", " ")
+    return f"{value:,.0f}".replace(",", "\u00a0")
 
 
 def _usd(value: float) -> str:
-    return f"${value:,.0f}".replace(",", " ")
+    return f"${value:,.0f}".replace(",", "\u00a0")

@@ -5,6 +5,7 @@ function, and publishes files that the next one verifies.
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDe
             # Recorded before it is published: a run killed in between is repeated, record and all; a fresh stage never is.
             log_stage(tracking.open(work.project), work.project, name, work.key, evidence, run_id=context.run_id, seconds=work.seconds)
             manifest = work.publish(lambda folder: write_stage(folder, work.key, stage))
-            return work.result(manifest, {**_metadata(stage, evidence.pictures), **_gate_metadata(stage)})
+            return work.result(manifest, {**_metadata(stage, evidence.pictures), **_gate_metadata(stage), **_components(stage)})
 
     return stage_asset
 
@@ -118,6 +119,15 @@ def _gate_metadata(stage: Any) -> dict[str, dg.JsonMetadataValue]:
     """The gate's files as they are read at scoring."""
     names = ("buyer_threshold.json", "buyer_gating.json", "score_gate.json")
     return {name: dg.MetadataValue.json(json.loads(data)) for name, data in stage.to_files().items() if name in names}
+
+
+def _components(stage: Any) -> dict[str, dg.MarkdownMetadataValue]:
+    """RMSLE of the stacker's parts and of their combinations on the last fold, of which the best is served."""
+    from ltv_assets.pictures import rmsle_bars
+
+    prefix = "last_fold_mse_"
+    found = {k.removeprefix(prefix): math.sqrt(v) for k, v in stage.diagnostics.items() if k.startswith(prefix)}
+    return picture_metadata({"components.png": rmsle_bars(found, title="Parts of the stacker, last fold")}) if found else {}
 
 
 def _metadata(stage: Any, pictures: dict[str, bytes]) -> dict[str, Any]:

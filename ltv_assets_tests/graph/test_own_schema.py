@@ -1,0 +1,106 @@
+"""A schema of one's own, by the steps of docs/data.md: columns declared, statistics asked for, nothing else touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets.simulator import simulate
+from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.graph.conftest import environment
+from ltv_assets_tests.live.harness import CONFIG
+from ltv_assets_tests.markdown import DOCS, blocks
+
+DROPPED = ("whale_users_bundle_revenue_prank", "carrier", "cpm")
+"""Columns of the contest that the foreign files do not have."""
+
+
+def edited_copy(root: Path) -> Path:
+    """The project with exactly what the page says to add."""
+    for name in ("ltv_assets", "config"):
+        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "dagster.yaml", root)
+    declared = next(b for b in blocks(DOCS / "data.md", "python") if "# in BEHAVIOUR" in b)
+    contract = root / "ltv_assets" / "contract.py"
+    opening = "BEHAVIOUR: tuple[Column, ...] = (\n"
+    contract.write_text(contract.read_text().replace(opening, opening + declared))
+    asked = next(b for b in blocks(DOCS / "data.md", "yaml") if "loyalty_points" in b)
+    features = root / "config" / "features.yaml"
+    features.write_text(
+        re.sub(r"(\n  behaviour:\n.*?    columns:\n)", lambda m: m[1] + asked, features.read_text(), count=1, flags=re.DOTALL)
+    )
+    return root
+
+
+def foreign_files(data: Path) -> dict[str, tuple[float, dict[str, float], str]]:
+    """Impressions with two new columns and without three known ones; returns what stands in the new ones by row_id.
+
+    Loyal users pay: nine payers in ten have points, one other user in fifty.
+    """
+    simulate(data, train_days=3, test_days=1, rows_per_hour=40, seed=11)
+    rng, truth = np.random.default_rng(0), {}
+    for path in sorted(data.rglob("part-*.parquet")):
+        table = pq.read_table(path, partitioning=None)
+        shops = table["advertiser_bundle"].to_pylist()
+        if "iap_revenue_d7" in table.column_names:
+            chance = np.where(table["iap_revenue_d7"].to_numpy() > 0, 0.9, 0.02)
+        else:
+            chance = np.full(len(shops), 0.05)
+        points = np.where(rng.random(len(shops)) < chance, rng.integers(50, 500, len(shops)), 0).astype(float)
+        coupons = [{shop: 2.5, "elsewhere": float(i % 3)} for i, shop in enumerate(shops)]
+        for row_id, p, c, shop in zip(table["row_id"].to_pylist(), points, coupons, shops, strict=True):
+            truth[row_id] = (p, c, shop)
+        table = table.drop_columns([c for c in DROPPED if c in table.column_names])
+        table = table.append_column("loyalty_points", pa.array(points))
+        table = table.append_column("coupons_by_shop", pa.array([list(c.items()) for c in coupons], pa.map_(pa.string(), pa.float64())))
+        pq.write_table(table, path)
+    return truth
+
+
+@pytest.mark.slow
+def test_columns_declared_as_the_page_says_reach_the_models(tmp_path: Path) -> None:
+    project, data = edited_copy(tmp_path / "project"), tmp_path / "data"
+    truth = foreign_files(data)
+    config = tmp_path / "small.yaml"
+    config.write_text(CONFIG)
+    env = environment(data, tmp_path / "warehouse", LTV_CONFIG=str(config), PYTHONPATH=str(project))
+
+    def ltv(*words: str) -> subprocess.CompletedProcess[str]:
+        call = [sys.executable, "-m", "ltv_assets.cli", *words]
+        return subprocess.run(call, env=env, cwd=project, capture_output=True, text=True, timeout=900, check=False)
+
+    explained = ltv("explain-sql", "loyalty_points")
+    assert explained.returncode == 0, explained.stderr
+    assert "loyalty_points" in explained.stdout
+    assert ltv("check-data", str(data)).returncode == 0
+    done = ltv("run")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    flattened = pq.read_table(next((tmp_path / "warehouse/lake/flattened_features/day=2025-10-02").glob("*.parquet")), partitioning=None)
+    rows = flattened.select(["row_id", "loyalty_points", *(f"coupons_by_shop__{s}" for s in ("n_keys", "sum", "own"))]).to_pylist()
+    assert len(rows) == 24 * 40
+    for row in rows:
+        points, coupons, shop = truth[row["row_id"]]
+        assert row["loyalty_points"] == pytest.approx(points)
+        assert row["coupons_by_shop__n_keys"] == len(coupons)
+        assert row["coupons_by_shop__sum"] == pytest.approx(sum(coupons.values()))
+        assert row["coupons_by_shop__own"] == pytest.approx(coupons[shop])
+    booster = json.loads((tmp_path / "warehouse/models/window=2025-10-03/buyer_classifier/buyer_booster.json").read_text())
+    assert {"loyalty_points", "coupons_by_shop__own"} <= set(booster["names"])
+    report = (tmp_path / "warehouse/reports/window=2025-10-03/report.html").read_text()
+    features = re.findall(r"<td><code>([\w]+)</code></td>", report.split('<section id="features">')[1].split("</section>")[0])
+    assert features[0] == "loyalty_points", "what decides who pays is what the models use most"
+    assert "columns read as missing: " in report
+    submission = next((tmp_path / "warehouse/submissions").glob("*/submission.csv"))
+    assert len(submission.read_text().splitlines()) == 24 * 40 + 1
+    assert os.fspath(PROJECT) not in done.stderr
