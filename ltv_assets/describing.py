@@ -132,6 +132,22 @@ def describe_champion(project: Project) -> str | None:
     return None
 
 
+def complete_documents(project: Project, key: str) -> list[str]:
+    """Write what a killed run left out: the report of an evaluated window, the champion's card. Returns problems instead of raising."""
+    warehouse, problems = project.warehouse, []
+    try:
+        metrics, report = warehouse.manifest("holdout_metrics", key), warehouse.manifest("report", key)
+        if metrics is not None and (report is None or report.inputs.get(f"holdout_metrics/{key}") != metrics.fingerprint):
+            write_report(project, key)
+        champion = read_champion(warehouse)
+        card = warehouse.manifest("model_card", champion.window) if champion is not None else None
+        if champion is not None and (card is None or card.inputs.get(f"served_model/{champion.window}") != champion.fingerprint):
+            write_card(project, champion)
+    except (LtvError, OSError) as error:
+        problems.append(f"the window's documents are not complete: {error}")
+    return problems
+
+
 def store_ablation(project: Project, key: str, table: pd.DataFrame) -> None:
     """Keep an ablation with the days and settings it was made from, and show it in the window's report if there is one."""
     code, config, inputs = _ablation_identity(project, key)

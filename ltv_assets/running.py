@@ -62,6 +62,8 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     ``announce`` receives the number of partitions looked at, ``advance`` one line per partition done.
     Raises StaleError if no window can be trained, PermanentError if the warehouse cannot be written.
     """
+    from ltv_assets.describing import complete_documents
+
     report = Report()
     started = time.perf_counter()
     project.warehouse.writable()
@@ -79,6 +81,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
             report.problems.clear()
             report.warnings += [f"{folder}: a file differed from its hash; the partition was made again" for folder in damaged]
             runner.make_everything(days, target)
+    report.warnings += complete_documents(project, str(target))
     report.warnings = list(dict.fromkeys(report.warnings))
     project.sync_catalogue(problems=report.warnings)
     report.seconds = time.perf_counter() - started

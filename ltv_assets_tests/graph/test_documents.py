@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_report_written_again_from_the_warehouse_has_the_same_bytes(copied: Call
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(report_of(run))
     assert {p.name: p.read_bytes() for p in report_of(run).parent.iterdir()} == before
+
+
+def test_next_run_writes_the_documents_a_killed_run_left_out(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    before = {path: path(run).read_bytes() for path in (report_of, card_of)}
+    for path in before:
+        shutil.rmtree(path(run).parent)
+    done = command("ltv", "run", env=run.environment())
+    assert done.returncode == 0, done.stderr
+    assert "everything is fresh" in done.stderr
+    assert {path: path(run).read_bytes() for path in before} == before
 
 
 def test_ablation_joins_the_report_and_leaves_when_the_settings_change(copied: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch) -> None:
