@@ -98,8 +98,11 @@ def test_columns_declared_as_the_page_says_reach_the_models(tmp_path: Path) -> N
     booster = json.loads((tmp_path / "warehouse/models/window=2025-10-03/buyer_classifier/buyer_booster.json").read_text())
     assert {"loyalty_points", "coupons_by_shop__own"} <= set(booster["names"])
     report = (tmp_path / "warehouse/reports/window=2025-10-03/report.html").read_text()
-    features = re.findall(r"<td><code>([\w]+)</code></td>", report.split('<section id="features">')[1].split("</section>")[0])
-    assert features[0] == "loyalty_points", "what decides who pays is what the models use most"
+    section = report.split('<section id="features">')[1].split("</section>")[0]
+    who_pays = {
+        name: float(share) for name, share in re.findall(r'<code>(\w+)</code></td><td class="number"><data value="([\d.e-]+)"', section)
+    }
+    assert max(who_pays, key=who_pays.__getitem__) == "loyalty_points", who_pays
     assert "columns read as missing: " in report
     submission = next((tmp_path / "warehouse/submissions").glob("*/submission.csv"))
     assert len(submission.read_text().splitlines()) == 24 * 40 + 1
