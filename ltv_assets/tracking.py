@@ -9,6 +9,7 @@ is delivered. Next to read: ``outbox.py``, the records; ``recording.py``, what t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -36,6 +37,8 @@ CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
 COMPARED_METRICS = ("rmsle", "rmsle_minus_reference", "rmsle_gated", "attained_share", "auc", "ece")
 COMPARED_TAGS = ("against_reference", "changed_from_before", "data", "training_days")
 """Columns of the table of runs that say which run is better, and what was different about it."""
+LONGEST_DESCRIPTION = 5000
+"""Characters MLflow's database keeps of a model version's description."""
 _VIEW = "comparison"
 _CHAMPION_FILE = "champion.json"
 _LOCAL_SCHEMES = ("sqlite", "file", "")
@@ -238,7 +241,9 @@ class Tracker:
         if not self.settings.enabled:
             return None
         wanted = {CHAMPION_ALIAS: (champion.window, champion.fingerprint), CHALLENGER_ALIAS: self._challenger(champion)}
+        card = self._card(champion.window)
         state = {"server": self.server, **{alias: list(model) if model else None for alias, model in wanted.items()}}
+        state["card"] = hashlib.sha256(card.encode()).hexdigest() if card else None
         if read_json(self.outbox.root / _CHAMPION_FILE) == state:
             return None
 
@@ -247,7 +252,10 @@ class Tracker:
             if problem is not None:
                 return problem
             try:
-                self._set_aliases(self._client(), wanted)
+                client = self._client()
+                self._set_aliases(client, wanted)
+                if card:
+                    self._describe_champion(client, card)
             except Exception as error:  # the registry is a mirror; whatever it does must not stop a promotion
                 return f"the registry does not know champion {champion.window}: {_reason(error)}; run `ltv mlflow-sync`"
             write_atomic(self.outbox.root / _CHAMPION_FILE, json.dumps(state, sort_keys=True).encode())
@@ -272,6 +280,19 @@ class Tracker:
                 client.set_registered_model_alias(name, alias, self._model_version(client, *model))
             elif alias in known:
                 client.delete_registered_model_alias(name, alias)
+
+    def _card(self, window: str) -> str:
+        """The champion's model card; empty before one was written."""
+        path = self.warehouse.folder("model_card", window) / "model_card.md"
+        return path.read_text() if path.is_file() else ""
+
+    def _describe_champion(self, client: MlflowClient, card: str) -> None:
+        """Put the card among the artifacts of the champion's run, and its beginning on the page of the model version."""
+        version = client.get_model_version_by_alias(self.settings.registered_model, CHAMPION_ALIAS)
+        if version.run_id:
+            client.log_text(version.run_id, card, "model_card.md")
+        beginning = card.partition("\n## Intended use")[0].strip()
+        client.update_model_version(version.name, version.version, description=beginning[:LONGEST_DESCRIPTION])
 
     def _model_version(self, client: MlflowClient, window: str, fingerprint: str) -> str:
         """Version of the registered model that stands for one served model; published and created if it is not there yet."""

@@ -36,6 +36,24 @@ def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path) -> None:
     assert len(client.search_model_versions("name = 'ltv'")) == 2, "a rollback makes no new version"
 
 
+def test_model_card_goes_to_the_run_and_its_beginning_to_the_version(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    warehouse = Warehouse(tmp_path)
+    tracker = Tracker(Config(), warehouse)
+    client = MlflowClient(tracker.uri)
+    path = warehouse.folder("model_card", NEW.window) / "model_card.md"
+    path.parent.mkdir(parents=True)
+    for why in ("because", "promoted by hand"):
+        path.write_text(f"# Model card\n\nWhy: {why}\n\n## Intended use\n\n- bids\n")
+        assert tracker.mirror_champion(NEW) is None
+        version = client.get_model_version_by_alias("ltv", CHAMPION_ALIAS)
+        assert version.description == f"# Model card\n\nWhy: {why}"
+        stored = client.download_artifacts(version.run_id, "model_card.md", str(tmp_path))
+        assert Path(stored).read_text() == path.read_text()
+    assert len(client.search_model_versions("name = 'ltv'")) == 1, "another reason is no other model"
+
+
 def test_challenger_is_the_newest_window_that_passed_but_did_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
