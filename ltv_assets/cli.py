@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import date, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -23,8 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ltv_assets import __version__
-from ltv_assets.errors import LtvError, TransientError, explained
+from ltv_assets.errors import ConfigError, LtvError, TransientError, explained
 from ltv_assets.project import Project
+
+if TYPE_CHECKING:
+    from ltv_assets.storage.lake import Lake
 
 PIPED_WIDTH = 180
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -337,6 +340,58 @@ def validate_submission(file: Path, sample: Path | None) -> None:
     if not problems:
         click.echo(f"{file}: valid", err=True)
     sys.exit(2 if problems else 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- lake
+
+
+@main.group("lake")
+def lake_group() -> None:
+    """Share published partitions through `warehouse.lake`, a URL such as s3://bucket/ltv.
+
+    \b
+    Example:
+      ltv lake push
+      ltv lake pull
+    """
+
+
+def _opened_lake(project: Project) -> Lake:
+    if project.lake is None:
+        raise ConfigError("warehouse.lake is not set; give it a URL such as s3://bucket/ltv or file:///mnt/lake")
+    return project.lake
+
+
+@lake_group.command("push")
+@readable
+def lake_push() -> None:
+    """Send every partition that differs from the lake's, with its verdicts; the manifest goes last.
+
+    \b
+    Example:
+      ltv lake push
+    """
+    project = Project.open()
+    lake = _opened_lake(project)
+    sent = lake.push_all(project.warehouse, lambda line: err.print(escape(line)))
+    console.print(f"{sent} partitions sent to {lake.url}", markup=False)
+
+
+@lake_group.command("pull")
+@readable
+def lake_pull() -> None:
+    """Fetch every partition that the warehouse lacks, compared with its hashes.
+
+    \b
+    Example:
+      ltv lake pull
+    """
+    project = Project.open()
+    lake = _opened_lake(project)
+    project.warehouse.writable()
+    fetched = lake.pull_all(project.warehouse, lambda line: err.print(escape(line)))
+    project.sync_catalogue()
+    console.print(f"{fetched} partitions fetched from {lake.url}", markup=False)
 
 
 # ----------------------------------------------------------------------------------------------------------- quarantine

@@ -360,6 +360,12 @@ class WarehouseConfig(Section):
     root: LocalPath = Field(
         Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root"
     )
+    lake: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9+.-]*://[^\s]+$",
+        description="URL of any file system fsspec knows, such as s3://bucket/ltv: `ltv run` fetches from it what the warehouse lacks "
+        "and sends to it what is new; null = the warehouse stands alone",
+    )
     lock_timeout_seconds: PositiveFloat = Field(60.0, description="longest wait for the catalogue's lock")
 
 

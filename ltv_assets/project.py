@@ -22,6 +22,7 @@ from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from ltv_assets.features.registry import Registry
+    from ltv_assets.storage.lake import Lake
 
 
 @lru_cache(maxsize=4)
@@ -53,6 +54,14 @@ class Project:
         """The feature registry of the configuration; raises ConfigError if it is wrong."""
         path = self.config.features
         return _load_registry(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+    @cached_property
+    def lake(self) -> Lake | None:
+        """The lake of the configuration; raises PermanentError if fsspec cannot open its URL."""
+        from ltv_assets.storage.lake import Lake
+
+        url = self.config.warehouse.lake
+        return Lake(url) if url is not None else None
 
     def lineage(self) -> Lineage:
         """A fresh view of what is fresh."""

@@ -69,6 +69,8 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     project.warehouse.writable()
     target = project.window_or_last(window)
     project.warehouse.sweep()
+    if project.lake is not None:
+        project.lake.pull_all(project.warehouse)
     days = _days_needed(project, target)
     announce(len(days) + 1 + len(project.horizon.test_days) + 1)
     with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
@@ -82,6 +84,11 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
             report.warnings += [f"{folder}: a file differed from its hash; the partition was made again" for folder in damaged]
             runner.make_everything(days, target)
     report.warnings += complete_documents(project, str(target))
+    if project.lake is not None:
+        try:
+            project.lake.push_all(project.warehouse)
+        except TransientError as error:
+            report.problems.append(str(error))
     report.warnings = list(dict.fromkeys(report.warnings))
     project.sync_catalogue(problems=report.warnings)
     report.seconds = time.perf_counter() - started

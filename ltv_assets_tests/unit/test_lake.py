@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 
+from ltv_assets.cli import main
 from ltv_assets.errors import ModelFileError, PermanentError, StaleError, TransientError
 from ltv_assets.storage.lake import Lake
 from ltv_assets.storage.warehouse import Verdict, Warehouse
@@ -159,3 +162,22 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
     with pytest.raises(PermanentError, match="s3://bucket/ltv: Install s3fs to access S3"):
         Lake("s3://bucket/ltv")
+
+
+def test_commands_send_and_fetch_what_the_configuration_says(here: Warehouse, tmp_path: Path, place: Callable[..., Path]) -> None:
+    there = place(config=f"warehouse: {{lake: 'file://{tmp_path}/lake'}}\ndata: {{root: {tmp_path}}}\n")
+    here.root.rename(there)
+    sent = CliRunner().invoke(main, ["lake", "push"])
+    assert (sent.exit_code, sent.stdout) == (0, f"3 partitions sent to file://{tmp_path}/lake\n")
+    there.rename(tmp_path / "lost")
+    fetched = CliRunner().invoke(main, ["lake", "pull"])
+    assert (fetched.exit_code, fetched.stdout.splitlines()[-1]) == (0, f"3 partitions fetched from file://{tmp_path}/lake")
+    assert Warehouse(there).keys("flattened_features") == (DAY,)
+
+
+def test_commands_without_a_lake_name_the_key(place: Callable[..., Path]) -> None:
+    place(config="seed: 0\n")
+    for word in ("push", "pull"):
+        answer = CliRunner().invoke(main, ["lake", word])
+        assert answer.exit_code == 2
+        assert "warehouse.lake is not set" in answer.output
