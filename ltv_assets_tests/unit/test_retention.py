@@ -17,7 +17,7 @@ from ltv_assets.cli import main
 from ltv_assets.project import Project
 from ltv_assets.retention import collect, kept, needed_days, plan
 from ltv_assets.storage.files import write_atomic
-from ltv_assets.storage.warehouse import DAY_ASSETS, WINDOW_ASSETS, Verdict, Warehouse
+from ltv_assets.storage.warehouse import DAY_ASSETS, DOCUMENT_FOLDERS, WINDOW_ASSETS, Verdict, Warehouse
 
 FIRST = date(2025, 10, 1)
 CONFIG = "data: {dates: auto}\nretention: {windows: 2, days: 4, submissions: 1}\ntracking: {enabled: false}\n"
@@ -50,6 +50,8 @@ def publish_window(warehouse: Warehouse, number: int, train_days: int = 2) -> No
     days = [day(n) for n in range(number - train_days, number)]
     for asset in WINDOW_ASSETS:
         publish(warehouse, asset, day(number), {f"flattened_features/{d}": "f" for d in days})
+    for document in DOCUMENT_FOLDERS:
+        warehouse.write(document, day(number), fill(document), code_version="1", config="c", inputs={})
     write_atomic(warehouse.root / "tracking" / f"window={day(number)}" / "run.json", b"{}")
     write_atomic(warehouse.root / "comparisons" / f"{day(number)}_against_{day(number - 1)}.json", b"{}")
 
@@ -100,6 +102,7 @@ def test_collect_leaves_no_trace_of_what_goes_and_every_byte_of_what_stays(proje
     assert collect(project, doomed) == []
     left = {name for name in snapshot(root) if not name.startswith(("ltv.", "."))}
     assert left == set(contents) - gone
+    assert not [name for name in left for number in (5, 6, 7, 8) if f"window={day(number)}" in name]
     assert all((root / name).read_bytes() == contents[name] for name in left)
     assert not [p for p in (root / "models").iterdir() if not any(p.iterdir())], "no empty folder is left"
     assert plan(project) == ()
@@ -125,7 +128,9 @@ def test_verdicts_and_tracking_of_vanished_partitions_are_orphans(project: Proje
     collect(project, plan(project))
     write_atomic(root / "verdicts" / "stacker" / day(20) / "some_check.json", b"{}")
     write_atomic(root / "tracking" / f"window={day(20)}" / "run.json", b"{}")
-    assert {d.key for d in plan(project)} == {f"verdicts/stacker/{day(20)}", f"tracking/window={day(20)}"}
+    project.warehouse.write("report", day(20), fill("report"), code_version="1", config="c", inputs={})
+    found = {d.key for d in plan(project)}
+    assert found == {f"verdicts/stacker/{day(20)}", f"tracking/window={day(20)}", f"reports/window={day(20)}"}
     collect(project, plan(project))
     assert plan(project) == ()
 
