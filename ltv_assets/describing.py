@@ -437,7 +437,10 @@ def _ablation(told: WindowFacts) -> tuple[Block, ...]:
                 _number(row.expected_revenue_ratio, 3),
             )
         )
-    text = "The window fitted again without one part at a time, measured on the same holdout. Overlapping intervals are noise."
+    text = (
+        "The window fitted again without one part at a time, measured on the same holdout. "
+        "The paired interval of the difference to the reference says what is more than noise."
+    )
     return (text, Table(ABLATION_HEADER, tuple(rows), tuple(str(v) for v in table["variant"])))
 
 
