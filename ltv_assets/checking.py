@@ -65,7 +65,7 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
         findings.problems += list(inventory.schema_errors)
         findings.problems += [f"{f.path}: {f.reason}" for f in inventory.quarantined]
         findings.warnings += [w for w in inventory.warnings if ": quarantined: " not in w]
-        if rows and inventory.good and not inventory.schema_errors:
+        if rows:
             _check_rows(config, inventory, findings)
     progress(len(days), len(days))
     return findings
@@ -75,10 +75,13 @@ def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> 
     from ltv_assets.features.flatten import RawFile, flatten_files
     from ltv_assets.features.registry import load_registry
 
+    usable = [f for f in inventory.good if not any(error.startswith(f"{f.path}: ") for error in inventory.schema_errors)]
+    if not usable:
+        return
     folder = Path(tempfile.mkdtemp(prefix="ltv-check-"))
     try:
         result = flatten_files(
-            [RawFile(config.data.root / f.path, f.datetime) for f in inventory.good],
+            [RawFile(config.data.root / f.path, f.datetime) for f in usable],
             registry=load_registry(config.features),
             labelled=inventory.split == "train",
             out=folder / "day.parquet",

@@ -499,6 +499,10 @@ def parse_config(text: str, file: Path) -> Config:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: an alias (*) stands inside the value it refers to; write the value out") from None
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
     if raw is None:
         raw = {}
     if not isinstance(raw, Mapping):
@@ -534,7 +538,13 @@ def config_path() -> Path:
 
 @lru_cache(maxsize=8)
 def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | None) -> Config:
-    config = parse_config(path.read_text(encoding="utf-8"), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    config = parse_config(text, path)
     if config.compute.engine == "dask" and find_spec("distributed") is None:
         raise ConfigError(f"{path}: compute.engine is dask, but Dask is not installed; run `pip install 'ltv-assets[dask]'`")
     data = config.data.model_copy(update={"root": Path(data_root).expanduser().resolve() if data_root else _resolve(config.data.root)})

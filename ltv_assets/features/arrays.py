@@ -141,6 +141,15 @@ def readable_text(column: pa.DictionaryArray) -> pa.DictionaryArray:
     return column
 
 
+def unreadable_texts(column: pa.DictionaryArray, readable: pa.DictionaryArray) -> int:
+    """Count the rows whose text `readable_text` had to change."""
+    if readable is column:
+        return 0
+    before, after = column.dictionary.cast(pa.binary()), readable.dictionary.cast(pa.binary())
+    changed = np.append(pc.not_equal(before, after).to_numpy(zero_copy_only=False), False)
+    return int(changed[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)].sum())
+
+
 def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | None]:
     """Return the entries of an Arrow column and, for nested maps, also those of the outer level (without values)."""
     kind = kind_of(column)

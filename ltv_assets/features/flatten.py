@@ -32,7 +32,16 @@ import pyarrow.parquet as pq
 
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
 from ltv_assets.errors import DataError, TransientError
-from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, is_native, readable_text, shared_elements
+from ltv_assets.features.arrays import (
+    Entries,
+    OwnKey,
+    Sparse,
+    column_statistics,
+    is_native,
+    readable_text,
+    shared_elements,
+    unreadable_texts,
+)
 from ltv_assets.features.normalise import form_of, is_readable
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
@@ -53,7 +62,7 @@ DECODED_AT_ONCE = 32 << 20
 ODD_AT_ONCE = 4
 """Nested columns in an unusual layout that one query handles."""
 
-COUNTED = ("_future_", "_ancient_", "_nonfinite_", "_malformed_", "_disagree")
+COUNTED = ("_future_", "_ancient_", "_nonfinite_", "_malformed_", "_unreadable_", "_disagree")
 SAMPLE_DRAW = 1_000_003
 """Number of the draw that samples rows, far from the copy numbers of the sampling plans."""
 
@@ -99,6 +108,7 @@ class FlattenResult:
     ancient_timestamps: dict[str, int] = field(default_factory=dict)
     nonfinite_values: dict[str, int] = field(default_factory=dict)
     malformed_json: dict[str, int] = field(default_factory=dict)
+    unreadable_text: dict[str, int] = field(default_factory=dict)
     unexpected_columns: list[str] = field(default_factory=list)
     absent_columns: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -461,7 +471,9 @@ class _Block:
 
     def relation(self, cursor: duckdb.DuckDBPyConnection) -> str:
         hours = ", ".join(str(source.hour_start) for source in self.sources)
-        query = f"SELECT *, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(self.sources)}"
+        # By name, so that no column of the file can pass for one of ours.
+        columns = ", ".join(f'"{name}"' for name in self.types if name in BY_NAME)
+        query = f"SELECT {columns}, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(self.sources)}"
         first = self.sources[0]
         if first.part is None:
             return query
@@ -559,7 +571,9 @@ class FlattenEngine:
         own = {}
         for name in sorted({*texts, *own_keys()}):
             if name in texts:
-                array = readable_text(pa.concat_arrays([chunk for table in tables for chunk in table.column(name).chunks]))
+                encoded = pa.concat_arrays([chunk for table in tables for chunk in table.column(name).chunks])
+                array = readable_text(encoded)
+                flat.counts[f"_unreadable_{name}"] = unreadable_texts(encoded, array)
                 flat.absent[name] = array.is_null().to_numpy(zero_copy_only=False)
                 if name in self._wanted:
                     flat.columns[name] = array
@@ -728,6 +742,7 @@ class _Sink:
             ("_ancient_", result.ancient_timestamps),
             ("_nonfinite_", result.nonfinite_values),
             ("_malformed_", result.malformed_json),
+            ("_unreadable_", result.unreadable_text),
         ):
             counts.update({key.removeprefix(name): int(n) for key, n in sorted(self._counts.items()) if key.startswith(name) and n})
         sizes = Counter(feature.group for feature in registry.features)
@@ -745,6 +760,7 @@ class _Sink:
             (result.ancient_timestamps, "timestamps before 2000, taken as missing"),
             (result.nonfinite_values, "NaN or infinite values, taken as missing"),
             (result.malformed_json, "values that are not valid JSON, taken as missing"),
+            (result.unreadable_text, "values that are not UTF-8, their unreadable bytes replaced by U+FFFD"),
         ):
             result.warnings += [f"{name}: {count} {text}" for name, count in counts.items()]
         if disagree := int(self._counts["_disagree"]):

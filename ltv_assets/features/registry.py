@@ -255,6 +255,10 @@ def load_registry(path: Path) -> Registry:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: an alias (*) stands inside the value it refers to; write the value out") from None
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys price_tiers and groups, found {type(tree).__name__}")
     tree.pop("x-statistics", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -24,6 +25,12 @@ from ltv_assets.horizon import Horizon, Split, hour_of_folder, split_folder
 from ltv_assets.storage.files import sha256_file, write_atomic
 
 IGNORED_SUFFIXES = (".crc",)
+ENGINE_COLUMNS = ("file_index", "file_row_number")
+"""Columns DuckDB adds to every file it reads, unless the file has its own."""
+
+FOOTER_END_BYTES = 8
+"""The footer's length and the magic bytes, which end every parquet file."""
+
 NO_PERMISSION = "no permission to read it"
 
 
@@ -222,7 +229,7 @@ def _inspect_file(
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
         # The hash makes a repair visible even when it changes neither size nor anything else of the folder.
         return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}", _digest_or_none(path, cache))
-    problem = _chunk_problem(metadata, size)
+    problem = _ambiguous_column(schema) or _chunk_problem(metadata, size)
     if problem is not None:
         return quarantined(problem, digest)
     schemas[relative] = schema
@@ -236,15 +243,27 @@ def _digest_or_none(path: Path, cache: HashCache) -> str | None:
         return None
 
 
+def _ambiguous_column(schema: pa.Schema) -> str | None:
+    """A column of the contract that stands twice, or one that hides a column of the engine: nobody can say which is meant."""
+    reserved = sorted(name for name in schema.names if name.casefold() in ENGINE_COLUMNS)
+    if reserved:
+        return f"column {reserved[0]} has a name that is reserved; deliver the file without it"
+    # SQL does not tell upper from lower case.
+    counts = Counter(name.casefold() for name in schema.names)
+    repeated = sorted(name for name in BY_NAME if counts[name.casefold()] > 1)
+    return f"column {repeated[0]} stands {counts[repeated[0].casefold()]} times; deliver the file again" if repeated else None
+
+
 def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
     """A column chunk that lies outside the file betrays a footer that belongs to other bytes."""
+    end = size - metadata.serialized_size - FOOTER_END_BYTES
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for index in range(row_group.num_columns):
             chunk = row_group.column(index)
             start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-            if start is not None and start + chunk.total_compressed_size > size:
-                return f"column chunk {chunk.path_in_schema} lies beyond the end of the file; it was cut or pasted together"
+            if start is not None and start + chunk.total_compressed_size > end:
+                return f"column chunk {chunk.path_in_schema} lies beyond the data of the file; it was cut or pasted together"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The list of faults: what can go wrong, which of the three answers it gets, and the message a person sees.
+"""The list of faults: what can go wrong, which of the answers it gets, and the message a person sees.
 
 A test of this folder declares its fault with ``@fault`` and receives it as the argument ``fault``; it injects the damage
 and holds the real message against the declared one. ``docs/faults.md`` is generated from the same declarations, so the
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-Answer = Literal["reject", "quarantine", "degrade"]
+Answer = Literal["reject", "quarantine", "degrade", "accept"]
 Family = Literal["files", "schema", "values", "labels and windows", "process", "services", "configuration", "security", "output"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -70,6 +70,12 @@ class Fault:
         assert found, f"expected the message\n  {self.message}\nfound\n  {joined or '(nothing)'}"
         self.heard.append(found.group())
         return found.groupdict()
+
+    def silent(self, problems: Iterable[str] = ()) -> None:
+        """Assert that what is no fault after all is no problem either; stands in for ``told`` where the answer is accept."""
+        assert self.answer == "accept"
+        assert list(problems) == []
+        self.heard.append("")
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def markdown() -> Iterator[str]:
         rows = [f for f in faults if f.family == family]
         if rows:
             yield f"### {family}\n\n| fault | answer | message |\n|---|---|---|"
-            yield "\n".join(f"| {_cell(f.case)} | {f.answer} | `{_cell(f.message)}` |" for f in rows) + "\n"
+            yield "\n".join(f"| {_cell(f.case)} | {f.answer} | {f'`{_cell(f.message)}`' if f.message else ''} |" for f in rows) + "\n"
     if missing:
         yield "### Not injected\n\n| family | fault | why |\n|---|---|---|"
         yield "\n".join(f"| {u.family} | {_cell(u.case)} | {_cell(u.why)} |" for u in missing) + "\n"

@@ -1,21 +1,38 @@
 """Random damage to tiny inputs: bytes of a file, types of its columns, values of its rows, text of a configuration.
 
-Every generator takes a seeded ``random.Random``, so a failing case is repeated by its number. Nothing here judges;
-``test_fuzz.py`` does.
+Every generator takes a seeded ``random.Random``, so a failing case is repeated by its number. ``run`` tries cases one after the
+other and counts their answers; anything but an answer is an exception. As a program it does so for some seconds:
+
+    python -m ltv_assets_tests.faults.fuzz FOLDER SECONDS FIRST_CASE
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ltv_assets.config import PROJECT_ROOT, parse_config, walk_keys
+from ltv_assets.errors import ConfigError
+from ltv_assets.features.registry import load_registry
+from ltv_assets.horizon import discover
+from ltv_assets_tests.faults.world import World, rows_of
+from ltv_assets_tests.oracle.awkward_rows import write_hour
 
 WORDS = (
     "",
@@ -44,6 +61,10 @@ MOMENTS = (datetime(1, 1, 1), datetime(1969, 12, 31), datetime(2025, 9, 30, 23),
 # ---------------------------------------------------------------------------------------------------------------- bytes
 
 
+def _random_bytes(rng: random.Random, size: int) -> bytes:
+    return bytes(rng.randrange(256) for _ in range(size))
+
+
 def flip_bytes(data: bytes, rng: random.Random) -> bytes:
     """Overwrite one to eight bytes."""
     out = bytearray(data)
@@ -67,7 +88,7 @@ def zero_stretch(data: bytes, rng: random.Random) -> bytes:
 def insert(data: bytes, rng: random.Random) -> bytes:
     """Insert bytes, which moves everything behind them."""
     at = rng.randrange(len(data))
-    return data[:at] + rng.randbytes(rng.choice((1, 3, 100))) + data[at:]
+    return data[:at] + _random_bytes(rng, rng.choice((1, 3, 100))) + data[at:]
 
 
 BYTE_DAMAGE: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip_bytes, flip_bytes, cut, zero_stretch, insert)
@@ -128,8 +149,6 @@ def any_value(kind: pa.DataType, rng: random.Random) -> Any:
         )
         return max(low, min(high, rng.choice(WHOLE)))
     if pa.types.is_float16(kind):
-        import numpy as np
-
         return np.float16(rng.choice((0.0, 1.5, math.nan, math.inf)))
     if pa.types.is_floating(kind):
         return rng.choice(NUMBERS)
@@ -142,7 +161,7 @@ def any_value(kind: pa.DataType, rng: random.Random) -> Any:
     if pa.types.is_time(kind) or pa.types.is_duration(kind):
         return rng.choice((0, 1, 86_399_000))
     if pa.types.is_fixed_size_binary(kind):
-        return rng.randbytes(kind.byte_width)
+        return _random_bytes(rng, kind.byte_width)
     if pa.types.is_binary(kind):
         return rng.choice((b"", b"\xff\xfe", b"\0", b"ok", '{"é": 1}'.encode()))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -208,3 +227,151 @@ def write(table: pa.Table, path: Path, rng: random.Random) -> None:
         data_page_version=rng.choice(("1.0", "2.0")),
         store_schema=rng.random() < 0.5,
     )
+
+
+# -------------------------------------------------------------------------------------------------------- configuration
+
+VALUES = (
+    *("", "null", "true", "-1", "0", "1e999", ".nan", ".inf", "99999999999999999999", "0x1F", "2025-13-01", "2025-10-01"),
+    *("abc", "[1, 2]", "{a: 1}", "../../etc", "/dev/null", "'", "&a [*a]", "!!python/object:os.system", "\x00", "${HOME}", "é" * 50),
+)
+
+
+def damage_text(text: str, rng: random.Random) -> str:
+    """Edit a YAML text as a careless hand does: a character, a line, an indentation, a value, a key."""
+    lines = text.splitlines() or [""]
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(lines))
+        line, action = lines[at], rng.randrange(7)
+        if action == 0 and line:
+            place = rng.randrange(len(line))
+            lines[at] = line[:place] + rng.choice(":{}[],'\"\t#&*!|>%@`-é") + line[place + rng.randint(0, 1) :]
+        elif action == 1:
+            lines[at] = " " * rng.randint(0, 5) + line.strip()
+        elif action == 2:
+            lines.insert(at, rng.choice(lines))
+        elif action == 3 and len(lines) > 1:
+            del lines[at]
+        elif action == 4 and ":" in line:
+            lines[at] = line.split(":")[0] + ": " + rng.choice(VALUES)
+        elif action == 5 and ":" in line:
+            lines[at] = line.replace(line.split(":")[0].strip(), rng.choice(("unknown", "data", "models", "1", "")), 1)
+        else:
+            lines[at] = line + rng.choice(VALUES)
+    return "\n".join(lines) + "\n"
+
+
+def any_setting(rng: random.Random) -> str:
+    """A configuration that sets one to three random keys to random values."""
+    tree: dict[str, Any] = {}
+    for _ in range(rng.randint(1, 3)):
+        *path, last = rng.choice(_keys()).split(".")
+        node = tree
+        for part in path:
+            inner = node.setdefault(part, {})
+            node = inner if isinstance(inner, dict) else node
+        node[last] = rng.choice(VALUES)
+    return _yaml(tree)
+
+
+@cache
+def _keys() -> tuple[str, ...]:
+    return tuple(key for key, _ in walk_keys())
+
+
+def _yaml(tree: dict[str, Any], depth: int = 0) -> str:
+    lines = []
+    for key, value in tree.items():
+        lines.append("  " * depth + (f"{key}:\n{_yaml(value, depth + 1)}" if isinstance(value, dict) else f"{key}: {value}\n"))
+    return "".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------- cases
+
+LABELS = ("row_id", "iap_revenue_d7", "iap_revenue_d14", "iap_revenue_d28", "buyer_d7", "buyer_d14")
+DATA_KINDS = ("bytes", "schema", "values", "labels")
+TEXT_KINDS = ("configuration", "settings", "registry")
+
+
+@cache
+def hour_table() -> pa.Table:
+    """The rows of one good hour."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_hour(rows_of(1), Path(folder) / "hour.parquet")
+        return pq.read_table(Path(folder) / "hour.parquet", partitioning=None)
+
+
+def data_case(world: World, kind: str, rng: random.Random) -> str:
+    """Damage hour 1 of a day whose hour 0 is good and look at both; returns the answer, or "unwritable" if there is no such file."""
+    path = world.file(1)
+    try:
+        if kind == "bytes":
+            pq.write_table(hour_table(), path)
+            path.write_bytes(rng.choice(BYTE_DAMAGE)(path.read_bytes(), rng))
+        elif kind == "schema":
+            write(damage_schema(hour_table(), rng), path, rng)
+        else:
+            write(damage_values(hour_table(), rng, LABELS if kind == "labels" else ()), path, rng)
+    except (pa.ArrowException, OverflowError, ValueError):
+        return "unwritable"
+    findings = world.check()
+    bad = [p for p in findings.problems if "datetime=2025-10-01-00-00" in p]
+    assert not bad, f"the good hour was blamed: {bad}"
+    if any("required column" in p or ": expected " in p for p in findings.problems):
+        return "reject"
+    hours = {"day 2025-10-01: 22 of 24 hours are missing"}
+    warnings = [w for w in findings.warnings if not any(w.startswith(h) for h in hours)]
+    return "quarantine" if findings.problems else "degrade" if warnings else "accept"
+
+
+def text_case(world: World, kind: str, rng: random.Random) -> str:
+    """Damage a configuration or the feature registry; returns "reject" or "accept"."""
+    file = world.root / f"{kind}.yaml"
+    shipped = PROJECT_ROOT / "config"
+    try:
+        if kind == "registry":
+            file.write_text(damage_text((shipped / "features.yaml").read_text(), rng))
+            load_registry(file)
+        else:
+            source = (shipped / rng.choice(("config.yaml", "config_test.yaml"))).read_text()
+            config = parse_config(any_setting(rng) if kind == "settings" else damage_text(source, rng), file)
+            discover(config)
+    except ConfigError as error:
+        assert str(file) in str(error), f"the message does not name the file: {error}"
+        return "reject"
+    return "accept"
+
+
+def case(world: World, number: int) -> tuple[str, str]:
+    """One numbered case; returns its kind and its answer."""
+    rng = random.Random(number)
+    kind = (*DATA_KINDS, *TEXT_KINDS)[number % (len(DATA_KINDS) + len(TEXT_KINDS))]
+    return kind, data_case(world, kind, rng) if kind in DATA_KINDS else text_case(world, kind, rng)
+
+
+def run(folder: Path, seconds: float, first: int) -> dict[str, int]:
+    """Try cases from number ``first`` on for some seconds; returns how often each kind had each answer.
+
+    The number of the case at hand stands in ``FOLDER/case``, should it end the process.
+    """
+    answers: Counter[str] = Counter()
+    world = World(folder)
+    world.put(0)
+    started = time.monotonic()
+    number = first
+    while time.monotonic() - started < seconds:
+        (folder / "case").write_text(str(number))
+        try:
+            kind, answer = case(world, number)
+        except Exception as error:
+            raise AssertionError(f"case {number} ended in {type(error).__name__}: {error}") from error
+        answers[f"{kind}: {answer}"] += 1
+        number += 1
+    return dict(sorted(answers.items()))
+
+
+if __name__ == "__main__":
+    here = Path(sys.argv[1])
+    shutil.rmtree(here, ignore_errors=True)
+    here.mkdir(parents=True)
+    print(json.dumps(run(here, float(sys.argv[2]), int(sys.argv[3]))))

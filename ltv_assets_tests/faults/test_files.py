@@ -1,40 +1,33 @@
-"""Files that cannot be used are set aside with their reason; the good ones beside them are read."""
+"""Files that cannot be used are set aside with their reason; the good ones beside them are read, and the folder stays as it was."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.config import Config
-from ltv_assets.horizon import discover
-from ltv_assets.storage.inventory import DayInventory, files_problem, inspect_day
+from ltv_assets.checks import files_readable, flattened_rows_reconciled
 from ltv_assets_tests.faults.catalogue import Fault, fault
-from ltv_assets_tests.faults.evidence import nothing_changes
-
-DAY = date(2025, 10, 1)
+from ltv_assets_tests.faults.evidence import ltv, nothing_changes
+from ltv_assets_tests.faults.world import DAY, ROWS, World
 
 
 @pytest.fixture
-def data(tmp_path: Path, simulated_small: Path) -> Path:
-    """Hours 0 to 3 of one real-looking day, free to be damaged."""
+def world(tmp_path: Path) -> World:
+    """Hours 0 to 3 of one day."""
+    world = World(tmp_path)
     for hour in range(4):
-        name = f"datetime=2025-10-01-{hour:02d}-00"
-        shutil.copytree(simulated_small / "train" / name, tmp_path / "data" / "train" / name)
-    return tmp_path / "data"
+        world.put(hour)
+    return world
 
 
-def inspect(data: Path) -> DayInventory:
-    config = Config()
-    config = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
-    return inspect_day(config, discover(config), DAY)
-
-
-def part(data: Path, hour: int) -> Path:
-    return next((data / "train" / f"datetime=2025-10-01-{hour:02d}-00").glob("*.parquet"))
+def relative(hour: int, name: str = "part-0.parquet") -> str:
+    return f"train/datetime={DAY}-{hour:02d}-00/{name}"
 
 
 # -------------------------------------------------------------------------------------------------------- ways to break
@@ -56,40 +49,275 @@ def temporary(path: Path) -> None:
     path.rename(path.with_name(path.name + ".tmp"))
 
 
+def engine_leftover(path: Path) -> None:
+    path.with_name("tmp_part-0.parquet").write_bytes(path.read_bytes()[:-5])
+
+
 def link_outside(path: Path) -> None:
     outside = path.parents[3] / "outside.parquet"
     shutil.move(path, outside)
     path.symlink_to(outside)
 
 
-@fault("files", "zero bytes", answer="quarantine", message="<file>: quarantined: zero bytes; upload the file again", inject=empty)
-@fault(
-    "files", "truncated footer", answer="quarantine", message="<file>: quarantined: not a readable parquet file: <detail>", inject=truncate
-)
-@fault("files", "not parquet", answer="quarantine", message="<file>: quarantined: not a readable parquet file: <detail>", inject=text)
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def same_again(path: Path) -> None:
+    shutil.copy(path, path.with_name("part-1.parquet"))
+
+
+def pasted(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(b"PAR1" + data[-int.from_bytes(data[-8:-4], "little") - 8 :])
+
+
+@fault("files", "zero bytes", answer="quarantine", message="<file>: zero bytes; upload the file again", inject=empty)
+@fault("files", "truncated footer", answer="quarantine", message="<file>: not a readable parquet file: <detail>", inject=truncate)
+@fault("files", "not parquet", answer="quarantine", message="<file>: not a readable parquet file: <detail>", inject=text)
 @fault(
     "files",
     "orphan temporary file",
     answer="quarantine",
-    message="<file>: quarantined: expected a .parquet file, found .tmp (an unfinished upload?)",
+    message="<file>: expected a .parquet file, found .tmp (an unfinished upload?)",
     inject=temporary,
+)
+@fault(
+    "files",
+    "tmp_*.parquet left by a killed engine",
+    answer="quarantine",
+    message="<file>: not a readable parquet file: <detail>",
+    inject=engine_leftover,
+    extra=1,
 )
 @fault(
     "files",
     "symbolic link that leaves the root",
     answer="quarantine",
-    message="<file>: quarantined: symbolic link that leaves the data root; copy the file instead",
+    message="<file>: symbolic link that leaves the data root; copy the file instead",
     inject=link_outside,
 )
-def test_broken_file_is_set_aside_with_its_reason(fault: Fault, data: Path) -> None:
+@fault("files", "folder named like a file", answer="quarantine", message="<file>: folder where a parquet file was expected", inject=folder)
+@fault("files", "the same part twice", answer="quarantine", message="<file>: same content as <first>", inject=same_again, extra=1)
+@fault(
+    "files",
+    "footer of other bytes",
+    answer="quarantine",
+    message="<file>: column chunk <column> lies beyond the data of the file; it was cut or pasted together",
+    inject=pasted,
+)
+def test_broken_file_is_set_aside_with_its_reason(fault: Fault, world: World) -> None:
     damage: Callable[[Path], None] = fault.inject
-    damage(part(data, 2))
-    with nothing_changes(data):
-        inventory = inspect(data)
-    (bad,) = inventory.quarantined
-    assert bad.datetime == "2025-10-01-02-00"
-    assert fault.told(inventory.warnings)["file"] == bad.path
-    assert [f.datetime for f in inventory.good] == ["2025-10-01-00-00", "2025-10-01-01-00", "2025-10-01-03-00"]
-    quarantined = [(f.path, f.reason or "") for f in inventory.quarantined]
-    assert files_problem(DAY, len(inventory.good), quarantined, 0.5) is None
-    assert "max_bad_file_share" in (files_problem(DAY, len(inventory.good), quarantined, 0.1) or "")
+    damage(world.file(2))
+    extra = fault.given.get("extra", 0)
+    with nothing_changes(world.data):
+        findings = world.check()
+        table, _ = world.flatten()
+    (bad,) = findings.problems
+    assert fault.told(bad)["file"].startswith(relative(2, ""))
+    hours = {h[-5:-3] for h in table.column("datetime").to_pylist()}
+    assert hours == ({"00", "01", "02", "03"} if extra else {"00", "01", "03"})
+    assert table.num_rows == (4 if extra else 3) * ROWS
+
+
+@fault("files", "no read permission", answer="quarantine", message="<file>: no permission to read it")
+def test_file_nobody_may_read_is_set_aside(fault: Fault) -> None:
+    if os.geteuid() != 0 and not hasattr(os, "seteuid"):
+        pytest.skip("needs to change its user")
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        root.chmod(0o755)
+        world = World(root)
+        world.put(0)
+        world.put(1).chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root may read everything
+        try:
+            inventory = world.inspect()
+        finally:
+            os.seteuid(user)
+        (bad,) = inventory.quarantined
+        assert fault.told(f"{bad.path}: {bad.reason}")["file"] == relative(1)
+        assert [f.path for f in inventory.good] == [relative(0)]
+        world.file(1).chmod(0o644)
+
+
+def test_markers_and_hidden_files_are_no_data(world: World) -> None:
+    for name in ("_SUCCESS", ".part-0.parquet.crc", "_metadata", ".hidden.parquet", "part-0.crc"):
+        (world.file(0).parent / name).write_bytes(b"x")
+    assert world.check().problems == []
+    assert world.flatten()[0].num_rows == 4 * ROWS
+
+
+# ----------------------------------------------------------------------------------------------------------- hours, days
+
+
+def remove_hour(world: World) -> None:
+    shutil.rmtree(world.file(3).parent)
+
+
+def empty_hour(world: World) -> None:
+    world.file(3).unlink()
+
+
+@fault(
+    "files",
+    "an hour missing",
+    answer="degrade",
+    message="day <day>: <count> of 24 hours are missing: <hour>, <others>",
+    inject=remove_hour,
+    expected={"count": "21", "hour": f"{DAY}-03-00"},
+)
+@fault(
+    "files",
+    "an hour empty",
+    answer="degrade",
+    message="day <day>: <count> hours hold no file: <hour>",
+    inject=empty_hour,
+    expected={"count": "1", "hour": f"{DAY}-03-00"},
+)
+def test_missing_hour_is_a_warning_with_its_name(fault: Fault, world: World) -> None:
+    fault.inject(world)
+    with nothing_changes(world.data):
+        findings = world.check()
+    assert findings.problems == []
+    assert fault.told(findings.warnings).items() >= fault.expected.items()
+    assert world.flatten()[0].num_rows == 3 * ROWS
+
+
+@fault(
+    "files",
+    "unknown folder beside the partitions",
+    answer="degrade",
+    message="<entry>: not an hourly folder; expected a name such as datetime=2025-10-01-00-00",
+    inject="backup",
+)
+@fault(
+    "files",
+    "malformed datetime= value",
+    answer="degrade",
+    message="<entry>: not an hourly folder; expected a name such as datetime=2025-10-01-00-00",
+    inject="datetime=2025-10-01-24-00",
+)
+def test_folder_that_is_no_hour_is_named_and_left_out(fault: Fault, world: World) -> None:
+    shutil.copytree(world.file(0).parent, world.data / "train" / fault.inject)
+    findings = world.check()
+    assert fault.told(findings.problems)["entry"] == str(world.data / "train" / fault.inject)
+    assert world.flatten()[0].num_rows == 4 * ROWS
+
+
+@fault(
+    "files",
+    "more broken files than max_bad_file_share",
+    answer="reject",
+    message="day <day>: <share> of the files are unreadable, more than max_bad_file_share = <bound>; first: <file>: <reason>",
+    inject=3,
+)
+@fault(
+    "files",
+    "no file of a day can be read",
+    answer="reject",
+    message="day <day>: no readable file, <count> quarantined; deliver the hours again",
+    inject=4,
+)
+def test_day_with_too_many_broken_files_is_refused(fault: Fault, world: World) -> None:
+    from ltv_assets.assets.ingestion import inventory_facts
+
+    for hour in range(fault.inject):
+        empty(world.file(hour))
+    inventory = world.inspect()
+    project = world.project
+    facts = inventory_facts(inventory)
+    project.warehouse.write("raw_partitions", DAY, lambda _: {}, code_version="1", config="", inputs={}, facts=facts)
+    outcome = files_readable(project, DAY)
+    assert not outcome.passed
+    assert fault.told(outcome.message)["day"] == DAY
+
+
+@fault(
+    "files",
+    "more undecodable files than max_bad_file_share",
+    answer="reject",
+    message="day <day>: <share> of the files are unreadable, more than max_bad_file_share = <bound>; first: <file>: <reason>",
+)
+def test_undecodable_files_count_as_broken(fault: Fault, world: World) -> None:
+    from ltv_assets.assets.ingestion import inventory_facts
+
+    project = world.project
+    facts = inventory_facts(world.inspect())
+    project.warehouse.write("raw_partitions", DAY, lambda _: {}, code_version="1", config="", inputs={}, facts=facts)
+    aside = [[relative(hour), "its rows cannot be decoded (x); deliver the file again"] for hour in range(3)]
+    flat = {"rows_quarantined": {}, "rows_sampled_out": 0, "rows_in_files_quarantined": 3 * ROWS, "files_quarantined": aside}
+
+    def fill(folder: Path) -> dict[str, int | None]:
+        pq.write_table(pq.read_table(world.file(3), partitioning=None, columns=["row_id"]), folder / "part.parquet")
+        return {"part.parquet": ROWS}
+
+    project.warehouse.write("flattened_features", DAY, fill, code_version="1", config="", inputs={}, facts=flat)
+    outcome = flattened_rows_reconciled(project, DAY)
+    assert not outcome.passed
+    assert fault.told(outcome.message)["file"] == relative(0)
+
+
+@fault(
+    "files",
+    "a file vanishes or is cut between inventory and flattening",
+    answer="reject",
+    message="<file>: cannot be read as parquet: <detail>",
+)
+def test_file_that_is_cut_after_the_inventory_stops_the_day(fault: Fault, world: World) -> None:
+    from ltv_assets.errors import DataError
+    from ltv_assets.features.flatten import RawFile, flatten_files
+    from ltv_assets.features.registry import load_registry
+
+    inventory = world.inspect()
+    truncate(world.file(1))
+    files = [RawFile(world.data / f.path, f.datetime) for f in inventory.good]
+    with pytest.raises(DataError) as caught:
+        flatten_files(files, registry=load_registry(world.config.features), labelled=True, out=world.root / "day.parquet")
+    assert fault.told(str(caught.value))["file"] == str(world.file(1))
+    assert not (world.root / "day.parquet").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- check-data
+
+
+def test_check_data_prints_one_line_for_each_bad_file_and_exits_2(world: World, place: Callable[..., Path]) -> None:
+    """One file of each bad kind beside good ones; each is named once, and the warnings repeat nothing."""
+    place()
+    damages = (empty, truncate, text, temporary, link_outside, folder, pasted)
+    for hour, damage in enumerate(damages, 4):
+        world.put(hour)
+        damage(world.file(hour))
+    same_again(world.file(0))
+    world.put(12)
+    table = pq.read_table(world.file(12), partitioning=None)
+    pq.write_table(table.drop_columns(["row_id"]), world.file(12))
+    with nothing_changes(world.data):
+        code, output = ltv("check-data", world.data)
+    assert code == 2
+    lines = [line for line in output.splitlines() if line.startswith("train/") and ".parquet" in line.split(":")[0]]
+    assert len(lines) == len({line.split(":")[0] for line in lines}) == len(damages) + 2, output
+    for words in (
+        "zero bytes",
+        "not a readable parquet file",
+        "expected a .parquet file, found .tmp",
+        "symbolic link that leaves the data root",
+        "folder where a parquet file was expected",
+        "lies beyond the data of the file",
+        "same content as",
+        "required column row_id is missing",
+    ):
+        assert any(words in line for line in lines), words
+
+
+def test_missing_column_is_one_warning(world: World, place: Callable[..., Path]) -> None:
+    place()
+    for hour in range(4):
+        table = pq.read_table(world.file(hour), partitioning=None)
+        pq.write_table(table.drop_columns(["carrier"]), world.file(hour))
+    code, output = ltv("check-data", world.data)
+    assert code == 0
+    assert [line for line in output.splitlines() if "carrier" in line] == ["column carrier is missing in every file: read as NULL"]
