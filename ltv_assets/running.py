@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 
 from ltv_assets.champion import is_judged
 from ltv_assets.errors import LtvError, TransientError
-from ltv_assets.horizon import today
+from ltv_assets.horizon import Split, today
 from ltv_assets.instance import open_instance
 from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.lineage import has_raw_data
 from ltv_assets.project import Project
 from ltv_assets.storage.files import STAGING_FOLDER, staging
+from ltv_assets.storage.inventory import unknown_entries
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
 
+SPLITS: tuple[Split, ...] = ("train", "test")
 Progress = Callable[[str], None]
 PROCESS_TAG = "ltv/process"
 """Tag of a Dagster run: the staging folder that lives as long as the process that executes it."""
@@ -68,6 +70,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     started = time.perf_counter()
     project.warehouse.writable()
     target = project.window_or_last(window)
+    report.warnings += [f"{message}; it is left out" for split in SPLITS for message in unknown_entries(project.config, split)]
     project.warehouse.sweep()
     if project.lake is not None:
         project.lake.pull_all(project.warehouse)

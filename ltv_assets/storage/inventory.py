@@ -150,12 +150,13 @@ def hourly_folders(config: Config, split: Split) -> dict[str, Path]:
 
 
 def unknown_entries(config: Config, split: Split) -> tuple[str, ...]:
-    """Entries beside the hourly folders that are neither hidden, nor markers, nor readable as an hour."""
+    """A message for each entry beside the hourly folders that is neither hidden, nor a marker, nor readable as an hour."""
     base = split_folder(config, split)
     if not base.is_dir():
         return ()
     odd = (e for e in os.scandir(base) if not e.name.startswith((".", "_")))
-    return tuple(sorted(e.name for e in odd if not (e.is_dir() and hour_of_folder(e.name) is not None)))
+    names = sorted(e.name for e in odd if not (e.is_dir() and hour_of_folder(e.name) is not None))
+    return tuple(f"{base / name}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00" for name in names)
 
 
 def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | None = None) -> DayInventory:
