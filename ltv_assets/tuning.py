@@ -307,7 +307,7 @@ class _Search:
         for trial in earlier:
             if trial.state.name == "RUNNING":
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                study.enqueue_trial(trial.params if len(trial.params) == len(self.space) else self.present, skip_if_exists=True)
+                study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
         return study
 
     def run(self, optuna: Any, study: optuna.Study, trials: int | None, minutes: float | None) -> None:
