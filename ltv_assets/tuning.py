@@ -409,7 +409,7 @@ class _TrialCourier:
         """Deliver what waits; after a failure nothing is tried again before the end of the search. Never raises for MLflow's sake."""
         if not self._tracker.settings.enabled or (self.problem is not None and not final):
             return
-        server = f"mlflow {hashlib.sha256(self._tracker.uri.encode()).hexdigest()[:12]}"
+        server = f"runs on {self._tracker.server}"
         runs: dict[str, str] = dict(study.user_attrs.get(server, {}))
         waiting = [t for t in _finished(study) if str(t.number) not in runs]
         if not waiting:

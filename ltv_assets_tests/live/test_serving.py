@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,13 @@ def test_request_without_any_usable_row_is_refused_or_answered_but_never_crashes
     assert status == 200 and "column datetime: expected" in answer["predictions"][0]["error"]
     for body in ({"dataframe_records": [{"colour": 1}]}, {"dataframe_records": [5]}, {"dataframe_records": []}, {"rows": []}):
         assert server.post(body)[0] == 400, body
+
+
+def test_simultaneous_requests_do_not_meet(server: Server, ran: Ran, impressions: list[dict[str, Any]]) -> None:
+    parts = [impressions[start : start + 7] for start in range(0, 84, 7)]
+    with ThreadPoolExecutor(6) as callers:
+        answers = list(callers.map(lambda rows: server.predictions({"dataframe_records": rows}), parts))
+    agree(pd.concat(answers, ignore_index=True), batch(ran, impressions[:84]))
 
 
 def test_row_id_is_not_needed_and_may_repeat(server: Server, impressions: list[dict[str, Any]]) -> None:
