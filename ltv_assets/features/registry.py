@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ltv_assets.contract import BY_NAME, NOT_FEATURES
 from ltv_assets.errors import ConfigError
-from ltv_assets.features.statistics import available
+from ltv_assets.features.statistics import OWN_KEY, available
 
 _KEYWORDS = ("and", "or", "not", "case", "when", "then", "else", "end", "is", "null", "between")
 _FUNCTIONS = ("abs", "coalesce", "nullif", "exp", "ln", "sqrt", "log10", "pow", "floor", "ceil", "round", "sin", "cos")
@@ -259,6 +259,13 @@ def load_registry(path: Path) -> Registry:
         raise ConfigError(f"{path}: an alias (*) stands inside the value it refers to; write the value out") from None
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    lost = sorted(set(OWN_KEY.values()) - set(BY_NAME))
+    if lost:
+        domains = ", ".join(domain for domain, name in OWN_KEY.items() if name in lost)
+        raise ConfigError(
+            f"ltv_assets/contract.py: column {lost[0]} is not declared, but features/statistics.py takes the impression's own key of "
+            f"{domains} from it; declare it (files may lack it), or remove its line from OWN_KEY"
+        )
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys price_tiers and groups, found {type(tree).__name__}")
     tree.pop("x-statistics", None)

@@ -1,0 +1,227 @@
+"""Single values that cannot be right: rows without key or label are set aside, other values are read as missing and counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets_tests.faults.catalogue import Fault, fault
+from ltv_assets_tests.faults.evidence import nothing_changes
+from ltv_assets_tests.faults.world import DAY, ROWS, World, edit, rows_of, with_column
+
+START = 1759276800
+"""2025-10-01 00:00 UTC."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    world.put(0)
+    world.put(1)
+    return world
+
+
+REPORT = "day <day> (train): <count> rows: "
+LONGER = {"iap_revenue_d14": 9.0, "iap_revenue_d28": 9.0}
+
+
+@fault("values", "row_id null", answer="quarantine", message=REPORT + "row_id missing", inject={"row_id": None})
+@fault("values", "row_id empty or blank", answer="quarantine", message=REPORT + "row_id missing", inject={"row_id": "  "})
+@fault(
+    "values",
+    "row_id twice within an hour",
+    answer="quarantine",
+    message=REPORT + "row_id repeated",
+    inject={"row_id": f"{DAY}-1-0"},
+)
+@fault("values", "row_id twice across hours", answer="quarantine", message=REPORT + "row_id repeated", inject={"row_id": f"{DAY}-0-7"})
+@fault("values", "revenue null", answer="quarantine", message=REPORT + "iap_revenue_d7 missing", inject={"iap_revenue_d7": None})
+@fault("values", "payer flag null", answer="quarantine", message=REPORT + "buyer_d7 missing", inject={"buyer_d7": None})
+@fault("values", "revenue NaN", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.nan})
+@fault("values", "revenue infinite", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.inf})
+@fault("values", "revenue negative", answer="quarantine", message=REPORT + "iap_revenue_d7 negative", inject={"iap_revenue_d7": -0.01})
+@fault("values", "revenue absurd", answer="quarantine", message=REPORT + "iap_revenue_d7 above 1e+09 USD", inject={"iap_revenue_d7": 2e9})
+@fault(
+    "values",
+    "D14 revenue below D7",
+    answer="quarantine",
+    message=REPORT + "iap_revenue_d14 below iap_revenue_d7",
+    inject={"iap_revenue_d7": 5.0, "iap_revenue_d14": 4.0, "iap_revenue_d28": 9.0},
+)
+@fault(
+    "values",
+    "D28 revenue below a shorter horizon",
+    answer="quarantine",
+    message=REPORT + "iap_revenue_d28 below a shorter horizon",
+    inject={"iap_revenue_d7": 5.0, "iap_revenue_d14": 6.0, "iap_revenue_d28": 5.5},
+)
+def test_row_without_key_or_usable_label_is_set_aside(fault: Fault, world: World) -> None:
+    rows = rows_of(1)
+    rows[4] |= fault.inject
+    world.put(1, rows)
+    with nothing_changes(world.data):
+        findings = world.check()
+    assert fault.told(findings.problems)["count"] == "1"
+    table, result = world.flatten()
+    assert table.num_rows == 2 * ROWS - 1
+    (aside,) = result.quarantine.to_pylist()
+    assert (aside["file"], aside["row_number"]) == (str(world.file(1)), 4)
+    kept = {r["row_id"] for hour in (0, 1) for i, r in enumerate(rows_of(hour)) if (hour, i) != (1, 4)}
+    assert set(table.column("row_id").to_pylist()) == kept
+
+
+def of_row(column: str, value: Any) -> Callable[[World], None]:
+    def inject(world: World) -> None:
+        rows = [{**row, column: None} for row in rows_of(1)]
+        rows[4][column] = value
+        world.put(0, [{**row, column: None} for row in rows_of(0)])
+        world.put(1, rows)
+
+    return inject
+
+
+def contradiction(world: World) -> None:
+    rows = rows_of(1)
+    rows[4] |= {"buyer_d7": 0, "iap_revenue_d7": 3.0, **LONGER}
+    world.put(1, rows)
+
+
+def bad_text(world: World) -> None:
+    raw = pa.array([b"caf\xe9", *[b"ok"] * (ROWS - 1)], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), ROWS, raw.buffers())
+    edit(world.file(1), lambda table: with_column(table, "carrier", text))
+
+
+@fault(
+    "values",
+    "payer flag and revenue that disagree",
+    answer="degrade",
+    message="buyer_d7: <count> rows say 0 although iap_revenue_d7 is positive",
+    inject=contradiction,
+)
+@fault(
+    "values",
+    "timestamp before 2000",
+    answer="degrade",
+    message="last_buy: <count> timestamps before 2000, taken as missing",
+    inject=of_row("last_buy", 5),
+)
+@fault(
+    "values",
+    "timestamp after the impression (a leak)",
+    answer="degrade",
+    message="last_buy: <count> timestamps after the impression's hour began, taken as missing",
+    inject=of_row("last_buy", START + 3 * 3600),
+)
+@fault(
+    "values",
+    "NaN or infinite value in a feature",
+    answer="degrade",
+    message="cpm: <count> NaN or infinite values, taken as missing",
+    inject=of_row("cpm", [("a", math.inf)]),
+)
+@fault(
+    "values",
+    "text that is not UTF-8",
+    answer="degrade",
+    message="carrier: <count> values that are not UTF-8, their unreadable bytes replaced by U+FFFD",
+    inject=bad_text,
+)
+def test_single_value_that_cannot_be_used_is_counted(fault: Fault, world: World) -> None:
+    fault.inject(world)
+    findings = world.check()
+    assert findings.problems == []
+    assert fault.told(findings.warnings)["count"] == "1"
+    assert world.flatten()[0].num_rows == 2 * ROWS
+
+
+@fault(
+    "values",
+    "row_id that is not UTF-8",
+    answer="quarantine",
+    message="<file>: its rows cannot be decoded (<detail>); deliver the file again",
+)
+def test_key_that_is_not_text_sets_its_file_aside(fault: Fault, world: World) -> None:
+    raw = pa.array([b"\xff\xfe", *[f"id{i}".encode() for i in range(1, ROWS)]], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), ROWS, raw.buffers())
+    edit(world.file(1), lambda table: with_column(table, "row_id", text))
+    assert fault.told(world.check().problems)["file"] == f"train/datetime={DAY}-01-00/part-0.parquet"
+    assert world.flatten()[0].num_rows == ROWS
+
+
+def null_column(world: World) -> None:
+    for hour in (0, 1):
+        edit(world.file(hour), lambda table: with_column(table, "carrier", pa.nulls(ROWS, pa.string())))
+
+
+def constant_column(world: World) -> None:
+    for hour in (0, 1):
+        edit(world.file(hour), lambda table: with_column(table, "carrier", pa.array(["same"] * ROWS)))
+
+
+@fault("values", "emoji and every script", answer="accept", message="", inject=of_row("carrier", "Movistar 🎮 テスト"))
+@fault("values", "empty map", answer="accept", message="", inject=of_row("cpm", []))
+@fault("values", "null value in a map", answer="accept", message="", inject=of_row("cpm", [("a", None), ("b", 2.0)]))
+@fault("values", "column of nulls", answer="accept", message="", inject=null_column)
+@fault("values", "constant column", answer="accept", message="", inject=constant_column)
+def test_unusual_values_are_values(fault: Fault, world: World) -> None:
+    fault.inject(world)
+    findings = world.check()
+    fault.silent(findings.problems)
+    table, _ = world.flatten()
+    assert table.num_rows == 2 * ROWS
+    if fault.case.startswith("emoji"):
+        assert "Movistar 🎮 テスト" in table.column("carrier").to_pylist()
+    if fault.case.startswith("null value"):
+        assert [v for v in table.column("cpm__sum").to_pylist() if v is not None] == [2.0]
+
+
+# --------------------------------------------------------------------------------------------------------------- bounds
+
+MAX_SECONDS = 20.0
+MAX_MEMORY = 400 << 20
+
+
+def wide_map(world: World) -> None:
+    of_row("cpm", [(f"key-{i}", 1.0) for i in range(10_000)])(world)
+
+
+def long_text(world: World) -> None:
+    of_row("carrier", "x" * 5_000_000)(world)
+
+
+def many_categories(world: World) -> None:
+    table = pq.read_table(world.file(1), partitioning=None)
+    rows = 100_000
+    big = table.take(pa.array([i % ROWS for i in range(rows)]))
+    big = with_column(big, "row_id", pa.array([f"r{i}" for i in range(rows)]))
+    big = with_column(big, "carrier", pa.array([f"carrier number {i}" for i in range(rows)]))
+    keep = ("row_id", "carrier", "iap_revenue_d7", "buyer_d7", "country")
+    pq.write_table(big.select(list(keep)), world.file(1))
+
+
+@fault("values", "10,000-key map", answer="accept", message="", inject=wide_map, rows=2 * ROWS)
+@fault("values", "5 MB string", answer="accept", message="", inject=long_text, rows=2 * ROWS)
+@fault("values", "100,000 distinct categories in one day", answer="accept", message="", inject=many_categories, rows=100_000 + ROWS)
+def test_oversized_values_cost_bounded_time_and_memory(fault: Fault, world: World) -> None:
+    world.flatten()
+    fault.inject(world)
+    process = psutil.Process()
+    before, cpu = process.memory_info().rss, process.cpu_times()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
+    table, result = world.flatten()
+    fault.silent()
+    used = process.cpu_times()
+    assert (table.num_rows, result.rows_quarantined) == (fault.rows, {})
+    assert used.user + used.system - cpu.user - cpu.system < MAX_SECONDS
+    peak = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert peak - before < MAX_MEMORY
+    if fault.case.startswith("10,000"):
+        assert max(v for v in table.column("cpm__n_keys").to_pylist() if v is not None) == 10_000
