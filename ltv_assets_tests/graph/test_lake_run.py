@@ -1,0 +1,44 @@
+"""A machine with an empty disk continues from the lake where another one stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltv_assets.storage.lake import SHARED_ASSETS, Lake
+from ltv_assets.storage.warehouse import Warehouse
+from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.graph.conftest import Ran, command, environment
+
+
+def partitions(root: Path) -> dict[str, bytes]:
+    warehouse = Warehouse(root)
+    folders = [warehouse.folder(asset, key) for asset in SHARED_ASSETS for key in warehouse.keys(asset)]
+    return {p.relative_to(root).as_posix(): p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}
+
+
+def test_empty_machine_finds_everything_fresh(ran: Ran, tmp_path: Path) -> None:
+    lake = Lake(f"file://{tmp_path}/lake")
+    lake.push_all(Warehouse(ran.warehouse))
+    config = tmp_path / "config.yaml"
+    config.write_text((PROJECT / "config" / "config_test.yaml").read_text() + f"\nwarehouse: {{lake: '{lake.url}'}}\n")
+    done = command("ltv", "run", env=environment(ran.data, tmp_path / "warehouse", LTV_CONFIG=str(config)))
+    assert done.returncode == 0, done.stderr
+    assert "everything is fresh" in done.stderr
+    assert partitions(tmp_path / "warehouse") == partitions(ran.warehouse)
+    assert (tmp_path / "warehouse" / "champion.json").read_bytes() == (ran.warehouse / "champion.json").read_bytes()
+
+
+def test_run_sends_what_it_made(ran: Ran, tmp_path: Path) -> None:
+    """The lake lacks the submission; a run that finds it in the warehouse brings it there."""
+    lake = Lake(f"file://{tmp_path}/lake")
+    source = Warehouse(ran.warehouse)
+    [key] = source.keys("submission")
+    for asset in SHARED_ASSETS[:2]:
+        for day in source.keys(asset):
+            lake.push(source, asset, day)
+    assert ("submission", key) not in lake.partitions()
+    config = tmp_path / "config.yaml"
+    config.write_text((PROJECT / "config" / "config_test.yaml").read_text() + f"\nwarehouse: {{lake: '{lake.url}'}}\n")
+    done = command("ltv", "run", env=environment(ran.data, ran.warehouse, LTV_CONFIG=str(config)))
+    assert done.returncode == 0, done.stderr
+    assert {("submission", key), ("served_model", source.keys("served_model")[0])} <= set(lake.partitions())
