@@ -100,6 +100,15 @@ def close_clusters() -> None:
         _CLUSTERS.popitem()[1].close()
 
 
+@contextmanager
+def clusters_until_done() -> Iterator[None]:
+    """Close clusters at the end of the block, so that nothing of them is left for the interpreter's own end to trip over."""
+    try:
+        yield
+    finally:
+        close_clusters()
+
+
 def _start(processes: int) -> Cluster:
     """Single-threaded worker processes on this machine that nobody else can reach."""
     from distributed import Client, LocalCluster
