@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -48,6 +49,9 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1 if isinstance(error, TransientError) else 2)
         except BrokenPipeError:
             sys.exit(0)
+        except KeyboardInterrupt:
+            err.print("interrupted: what was published stays; the same command goes on from there")
+            sys.exit(130)
         except Exception as error:
             known = explained(error, _warehouse_root())
             if known is None:
@@ -770,6 +774,7 @@ def dev(port: int) -> None:
 
     project = Project.open()
     project.warehouse.writable()
+    _require_free(port)
     os.environ["DAGSTER_HOME"] = str(write_instance_config(project.warehouse.root))
     program = shutil.which("dagster", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
@@ -778,6 +783,16 @@ def dev(port: int) -> None:
     console.print(f"http://127.0.0.1:{port}  (warehouse {project.warehouse.root})", markup=False)
     with suppress(KeyboardInterrupt):
         os.execv(program, [program, "dev", "-m", "ltv_assets.definitions", "--host", "127.0.0.1", "--port", str(port)])
+
+
+def _require_free(port: int) -> None:
+    """Raise TransientError if another program listens on a port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TransientError(f"port {port} on 127.0.0.1: {error.strerror}; end what uses it, or choose another with --port") from None
 
 
 if __name__ == "__main__":

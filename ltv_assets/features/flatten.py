@@ -218,7 +218,7 @@ def _flatten_sources(
     result.rows_in = sum(source.rows for source in sources)
     try:
         with (
-            closing(_connect(threads, memory_limit)) as connection,
+            closing(_connect(threads, memory_limit, spill=out.with_name(f".{out.name}.spill"))) as connection,
             ThreadPoolExecutor(threads) as pool,
             _RowGroupWriter(out, registry) as writer,
         ):
@@ -346,8 +346,10 @@ def _note_schema_findings(sources: Sequence[_Source], registry: Registry, labell
     result.unexpected_columns = sorted(unexpected)
 
 
-def _connect(threads: int, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(":memory:", config={"threads": threads, "memory_limit": memory_limit, "preserve_insertion_order": True})
+def _connect(threads: int, memory_limit: str, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory database; ``spill`` is where it puts what exceeds its memory, and removes it when it is closed."""
+    config = {"threads": threads, "memory_limit": memory_limit, "preserve_insertion_order": True}
+    return duckdb.connect(":memory:", config=config | ({"temp_directory": str(spill)} if spill is not None else {}))
 
 
 def _literal(path: Path) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-Answer = Literal["reject", "quarantine", "degrade", "accept"]
+Answer = Literal["reject", "quarantine", "degrade", "accept", "recover"]
 Family = Literal["files", "schema", "values", "labels and windows", "process", "services", "configuration", "security", "output"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Test = TypeVar("Test", bound=Callable[..., Any])

@@ -529,10 +529,67 @@ def chain(story: Story, kills: Sequence[Kill], root: Path, report: Report) -> No
     report.problems["orphans"] += [f"{story.name}: {line}" for line in orphans(warehouse)]
 
 
-def crash_loop(kills: int, seed: int, root: Path, say: Trace) -> tuple[Report, set[str]]:
-    """Kill ``kills`` times, story after story; returns the report and all the points there are."""
-    warm_up()
-    stories = prepare(root)
+# ---------------------------------------------------------------------------------------------------------------- together
+
+
+def together(story: Story, root: Path) -> tuple[str, list[str]]:
+    """Two runs of one story at the same time on the same warehouse, read all the while; returns one line, and what went wrong."""
+    warehouse = root / "warehouse"
+    shutil.rmtree(warehouse, ignore_errors=True)
+    if story.start is not None:
+        shutil.copytree(story.start, warehouse)
+    children = []
+    for number in (1, 2):
+        child = os.fork()
+        if child == 0:
+            _become(story.data, warehouse, root, root / f"printed_{number}.txt", None, None)
+        children.append(child)
+    reads, seen = 0, []
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        for child in children:
+            if child not in codes:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+        count, problems = _read_everything(warehouse)
+        reads += count
+        seen += problems
+    ends = [codes[child] for child in children]
+    problems = [*seen, *differences(warehouse, story.end), *orphans(warehouse)] if ends == [0, 0] else list(seen)
+    problems += [(root / f"printed_{n}.txt").read_text()[-800:] for n, code in zip((1, 2), ends, strict=True) if code]
+    return f"side by side: exit codes {ends[0]} and {ends[1]}, {reads} reads, {len(seen)} mixtures seen", problems
+
+
+def _read_everything(root: Path) -> tuple[int, list[str]]:
+    """Read each partition as every reader does, and the catalogue; returns how many were read, and what was not consistent."""
+    from ltv_assets.storage.warehouse import Warehouse
+    from ltv_assets.windows import read_served
+
+    warehouse, reads, problems = Warehouse(root), 0, []
+    for asset in ("raw_partitions", "flattened_features", "buyer_classifier", "stacker", "predictions", "submission"):
+        for key in warehouse.keys(asset):
+            try:
+                warehouse.files(asset, key)
+                warehouse.artifacts(asset, key)
+                reads += 1
+            except LtvError as error:
+                problems.append(f"{asset} {key}: {error}")
+    for key in warehouse.keys("served_model"):
+        try:
+            read_served(warehouse, key)
+            reads += 1
+        except LtvError as error:
+            problems.append(f"served_model {key}: {error}")
+    time.sleep(0.05)
+    return reads, problems
+
+
+# -------------------------------------------------------------------------------------------------------------------- main
+
+
+def crash_loop(stories: Sequence[Story], kills: int, seed: int, root: Path, say: Trace) -> Report:
+    """Kill ``kills`` times, story after story."""
     generator, report = random.Random(seed), Report(seed)
     while report.kills < kills:
         story = stories[report.chains % len(stories)]
@@ -540,18 +597,30 @@ def crash_loop(kills: int, seed: int, root: Path, say: Trace) -> tuple[Report, s
         figures = f"{len(report.problems['mixed'])} mixed, {report.lost} rows lost, {len(report.problems['orphans'])} orphans"
         used = time.process_time() + sum(os.times()[2:4])
         say(f"{report.kills} kills, {report.identical} of {report.chains} identical, {figures}, {used:.0f} s of processor time")
-    return report, {name for story in stories for name in story.points}
+    return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kill `ltv run` again and again and look for damage.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--together", action="store_true", help="also run it twice at once, with a reader beside")
+    parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary folder")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ltv-crash-") as folder:
-        report, known = crash_loop(options.kills, options.seed, Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
-    print("\n".join(report.lines(known)))
-    sys.exit(0 if report.good else 1)
+    good = True
+    with tempfile.TemporaryDirectory(prefix="ltv-crash-", dir=options.folder) as folder:
+        root = Path(folder)
+        warm_up()
+        stories = prepare(root)
+        if options.kills:
+            report = crash_loop(stories, options.kills, options.seed, root, lambda line: print(line, file=sys.stderr, flush=True))
+            print("\n".join(report.lines({name for story in stories for name in story.points})))
+            good = report.good
+        if options.together:
+            line, problems = together(stories[1], root)
+            print("\n".join([line, *problems]))
+            good = good and not problems
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
