@@ -177,6 +177,22 @@ def test_same_rows_on_as_many_workers_give_the_same_text(cluster: Cluster) -> No
     assert len(texts) == 1
 
 
+def test_scheduler_that_runs_already_is_joined_and_left_running(cluster: Cluster, tmp_path: Path, simulated_small: Path) -> None:
+    address = cluster.client.scheduler_info(n_workers=0)["address"]
+    compute = {"engine": "dask", "scheduler": address}
+    joined = workers_of(Config.model_validate({"compute": compute, "data": {"root": simulated_small}}))
+    assert joined is not None
+    assert joined is not cluster
+    (_, _), files = next(iter(find_days(simulated_small).items()))
+    registry = load_registry(PROJECT_ROOT / "config" / "features.yaml")
+    for name, workers in (("here", None), ("there", joined)):
+        flatten_files(files[:4], registry=registry, labelled=True, out=tmp_path / name, workers=workers)
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
+    joined.close()
+    assert cluster.is_alive
+    assert len(cluster.client.nthreads()) == 2
+
+
 def test_workers_are_reached_from_this_machine_only(cluster: Cluster) -> None:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = [c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
