@@ -61,7 +61,8 @@ class OnlineModel:
         given = [name for name in model_input.columns if name in INPUT_COLUMNS]
         if not given:
             raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {COLUMNS[0].name}")
-        impressions = read_impressions({name: model_input[name].tolist() for name in given}, len(model_input))
+        values = model_input[given].to_numpy(dtype=object)
+        impressions = read_impressions({name: values[:, j].tolist() for j, name in enumerate(given)}, len(model_input))
         good = np.array([row not in impressions.problems for row in range(len(model_input))], dtype=bool)
         scores = self._score(impressions.table if good.all() else impressions.table.filter(good))
         answer = pd.DataFrame({name: _spread(values, good) for name, values in scores.items()}, index=model_input.index)

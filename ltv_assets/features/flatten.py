@@ -552,10 +552,13 @@ class FlattenEngine:
     def _sql(self, query: Callable[..., str], source: str) -> str:
         return query(source=source)
 
+    def _table(self, cursor: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+        return cursor.sql(query).to_arrow_table()
+
     def _run(self, block: Block, query: Callable[..., str], flat: _Flat) -> None:
         """Run a query over the block and sort its columns into counts, absences, inputs of interactions and finished columns."""
         with self._connection.cursor() as cursor:
-            table = cursor.sql(self._sql(query, block.relation(cursor))).to_arrow_table()
+            table = self._table(cursor, self._sql(query, block.relation(cursor)))
         for name in table.column_names:
             column = table.column(name)
             if name.startswith(COUNTED):
@@ -644,7 +647,7 @@ class FlattenEngine:
         if self._inputs:
             with self._connection.cursor() as cursor:
                 cursor.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
-                result = cursor.sql(self._sql(partial(interaction_sql, self._registry), "interaction_inputs")).to_arrow_table()
+                result = self._table(cursor, self._sql(partial(interaction_sql, self._registry), "interaction_inputs"))
             flat.columns |= {name: result.column(name) for name in result.column_names}
 
 
