@@ -244,6 +244,7 @@ class WindowFacts:
             "day": day,
             "raw": raw,
             "facts": manifest.facts,
+            "files_aside": [*raw["files_quarantined"], *manifest.facts["files_quarantined"]],
             "rows": manifest.rows,
             "payers": sum(pc.sum(pc.greater(column, 0)).as_py() or 0 for column in revenue),
             "psi": float(drift.figures["largest_psi"]) if drift and "largest_psi" in drift.figures else float("nan"),
@@ -454,9 +455,9 @@ def _data(told: WindowFacts) -> tuple[Block, ...]:
                 _number(day["rows"], 0),
                 _number(day["payers"], 0),
                 _number(100 * day["payers"] / max(day["rows"], 1), 2),
-                _number(len(raw["files_quarantined"]), 0),
+                _number(len(day["files_aside"]), 0),
                 _number(len(raw["missing_hours"]), 0),
-                _number(sum(facts["rows_quarantined"].values()), 0),
+                _number(sum(facts["rows_quarantined"].values()) + facts["rows_in_files_quarantined"], 0),
                 _number(sum(facts["future_timestamps"].values()) + sum(facts["nonfinite_values"].values()), 0),
                 _number(day["psi"], 3),
                 _number(day["auc"], 3),
@@ -487,7 +488,7 @@ def _remarks(told: WindowFacts) -> Block:
     lines = [f"{day}: did not train; it is a gap in `data.gap_days`, or kept out by `windows.embargo_days`" for day in told.missing_days]
     for day in told.days:
         raw, facts = day["raw"], day["facts"]
-        lines += [f"{day['day']}: file `{path}` set aside: {reason}" for path, reason in raw["files_quarantined"]]
+        lines += [f"{day['day']}: file `{path}` set aside: {reason}" for path, reason in day["files_aside"]]
         lines += [f"{day['day']}: {n} rows set aside: {reason}" for reason, n in sorted(facts["rows_quarantined"].items())]
         if raw["columns_missing"]:
             lines.append(f"{day['day']}: columns read as missing: {', '.join(raw['columns_missing'])}")

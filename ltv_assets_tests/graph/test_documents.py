@@ -114,3 +114,23 @@ def test_asset_pages_link_report_and_card(ran: Ran) -> None:
 def test_report_is_an_artifact_of_the_window_in_mlflow(ran: Ran) -> None:
     stored = list((ran.warehouse / "mlartifacts").rglob("report.html"))
     assert [p.read_bytes() for p in stored] == [report_of(ran).read_bytes()]
+
+
+def test_report_names_what_was_set_aside_and_which_day_did_not_train(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ltv_assets.describing import WindowFacts, report_document
+    from ltv_assets.pictures.document import to_html
+
+    told = WindowFacts(opened(ran, monkeypatch), KEY)
+    first, *others = told.days
+    facts = {**first["facts"], "rows_quarantined": {"row_id is empty": 7}, "warnings": ["column cpm: 3 values are not numbers"]}
+    changed = {**first, "facts": facts, "files_aside": [["train/datetime=2025-10-01-05-00/part-0.parquet", "zero bytes"]]}
+    told.__dict__.update(days=(changed, *others), missing_days=("2025-09-30",))
+    page = to_html(report_document(told, {})).decode()
+    for words in (
+        "2025-10-01: file <code>train/datetime=2025-10-01-05-00/part-0.parquet</code> set aside: zero bytes",
+        "2025-10-01: 7 rows set aside: row_id is empty",
+        "2025-10-01: column cpm: 3 values are not numbers",
+        "2025-09-30: did not train",
+    ):
+        assert words in page
+    assert "Nothing was set aside" not in page
