@@ -1,4 +1,4 @@
-"""A share of a fit whose process is killed after a few trees, as the kernel kills one that has too much memory."""
+"""Tasks whose process is killed, as the kernel kills one that has too much memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import lightgbm
 
 from ltv_assets.distributed import fit_part
+from ltv_assets.features.flatten import flatten_block
 
 TREES = 3
 
@@ -27,3 +28,12 @@ def fit_part_and_die(folder: Path, deaths: int, rank: int, *arguments: Any) -> s
 
         lightgbm.train = partial(lightgbm.train, callbacks=[die])
     return fit_part(rank, *arguments)
+
+
+def flatten_block_and_die(folder: Path, block: Any, **shared: Any) -> Any:
+    """`flatten_block`, but the first process that gets a block kills itself when it has the columns."""
+    flat = flatten_block(block, **shared)
+    if not list(folder.iterdir()):
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return flat

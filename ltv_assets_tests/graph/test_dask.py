@@ -20,6 +20,7 @@ from ltv_assets import distributed
 from ltv_assets.assets import publishing
 from ltv_assets.config import PROJECT_ROOT, Config, ModelsConfig, SamplingConfig, StackerConfig
 from ltv_assets.distributed import Cluster, workers_of
+from ltv_assets.features import flatten
 from ltv_assets.features.bench import find_days
 from ltv_assets.features.flatten import flatten_files
 from ltv_assets.features.registry import load_registry
@@ -33,7 +34,7 @@ from ltv_assets.project import Project
 from ltv_assets.scoring import score_files
 from ltv_assets.simulator import simulate
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets_tests.dying_worker import fit_part_and_die
+from ltv_assets_tests.dying_worker import fit_part_and_die, flatten_block_and_die
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,20 @@ def test_flattened_day_is_byte_identical(cluster: Cluster, tmp_path: Path, simul
     assert here.quarantine.equals(there.quarantine)
     assert here.rows_quarantined == there.rows_quarantined == {"row_id repeated": pq.read_metadata(files[3].path).num_rows}
     assert (here.rows_out, here.missing, here.warnings) == (there.rows_out, there.missing, there.warnings)
+
+
+def test_worker_killed_while_flattening_changes_no_byte(
+    cluster: Cluster, tmp_path: Path, simulated_small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = load_registry(PROJECT_ROOT / "config" / "features.yaml")
+    (_, _), files = next(iter(find_days(simulated_small).items()))
+    flatten_files(files, registry=registry, labelled=True, out=tmp_path / "here.parquet")
+    (tmp_path / "deaths").mkdir()
+    monkeypatch.setattr(flatten, "flatten_block", partial(flatten_block_and_die, tmp_path / "deaths"))
+    flatten_files(files, registry=registry, labelled=True, out=tmp_path / "there.parquet", workers=cluster)
+    assert (tmp_path / "deaths" / "died").exists()
+    assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
+    cluster.wait_for_workers()
 
 
 def test_error_in_a_task_is_the_error_of_a_local_run(cluster: Cluster, tmp_path: Path, simulated_small: Path) -> None:
