@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ltv_assets.errors import ModelFileError
+from ltv_assets.config import load_config
+from ltv_assets.errors import ModelFileError, StaleError
 from ltv_assets.features.impressions import COLUMNS, example_impression
 from ltv_assets.modeling.scoring import SCORED_COLUMNS
 from ltv_assets.online import OnlineModel
-from ltv_assets.registered import REQUIREMENTS
+from ltv_assets.registered import REQUIREMENTS, write_files
+from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.conftest import Ran
 from ltv_assets_tests.live.harness import free_port, wait_for
 
@@ -256,3 +258,13 @@ def test_altered_model_is_refused(server: Server, tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(ModelFileError, match="cannot be read"):
         OnlineModel.load(copy)
+
+
+def test_model_is_not_registered_with_other_features_than_it_was_trained_on(ran: Ran, tmp_path: Path) -> None:
+    config, window = load_config(), json.loads((ran.warehouse / "champion.json").read_bytes())["window"]
+    write_files(config, Warehouse(ran.warehouse), window, tmp_path / "same")
+    assert OnlineModel.load(tmp_path / "same")
+    changed = tmp_path / "features.yaml"
+    changed.write_text(config.features.read_text().replace("[100, 200, 400, 700, 1000]", "[100, 200, 400, 700, 900]"))
+    with pytest.raises(StaleError, match=f"window {window} was trained on other features than .*`ltv run --window {window}`"):
+        write_files(config.model_copy(update={"features": changed}), Warehouse(ran.warehouse), window, tmp_path / "other")
