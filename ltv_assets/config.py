@@ -250,6 +250,10 @@ class ModelsConfig(Section):
 
     folds: Annotated[int, Field(ge=2, le=10)] = Field(3, description="groups of consecutive periods for out-of-fold predictions")
     max_bin: Annotated[int, Field(ge=15, le=255)] = Field(63, description="histogram bins of a feature in every booster")
+    max_features: PositiveInt | None = Field(
+        None,
+        description="models see at most this many encoded columns, the most telling ones by gain and correlation; null = all that vary",
+    )
     max_auxiliary_rows: Annotated[int, Field(ge=1000)] | None = Field(
         500_000,
         description="out-of-fold, early-stopping and linear fits use at most this many rows, drawn by a hash of (seed, row_id); "

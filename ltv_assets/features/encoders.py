@@ -28,7 +28,7 @@ from ltv_assets.contract import RAW_COLUMNS
 from ltv_assets.errors import ConfigError, DataError, ModelFileError
 
 FORMAT = "ltv_assets.WindowEncoder"
-VERSION = 1
+VERSION = 2
 
 MISSING, UNSEEN, FIRST_KNOWN = 0, 1, 2
 """Levels of every category map: missing, unseen or rare, then the known values by falling frequency."""
@@ -496,7 +496,8 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self.numeric_features_ = [c for c in self._columns if c not in categorical]
         self.targets_ = list(targets)
         self._choose_columns()
-        self._names = self._column_names()
+        self._all_names = self._names = self._column_names()
+        self._kept = np.arange(len(self._names))
 
         factorized = {c: _factorize(frame[c]) for c in self.categorical_features_}
         self._maps = {c: _CategoryMap.fit(*factorized[c], self.min_count) for c in self.categorical_features_}
@@ -550,6 +551,21 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
                     out[_rank_name(spend, group)] = _Ranks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
         return ranks
 
+    def restrict_to(self, names: Sequence[str]) -> Self:
+        """Leave out all output columns but ``names``, which keep their order; the input columns stay as they are.
+
+        ``DataError`` when there is no such column.
+        """
+        check_is_fitted(self, "_names")
+        unknown = sorted(set(names) - set(self._all_names))
+        if unknown:
+            raise DataError(f"no output columns are called {unknown[:5]}: choose among get_feature_names_out()")
+        wanted = set(names)
+        self._kept = np.array([i for i, name in enumerate(self._all_names) if name in wanted], dtype=np.int64)
+        self._names = [self._all_names[i] for i in self._kept]
+        self._names_index = pd.Index(self._names)
+        return self
+
     # ------------------------------------------------------------------ encoding
 
     def transform(self, X: pd.DataFrame) -> pd.DataFrame:
@@ -576,10 +592,12 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         return self._as_frame(out, prepared)
 
     def _empty(self, n: int) -> NDArray[np.float32]:
-        return np.empty((n, len(self._names)), np.float32, order="F")
+        return np.empty((n, len(self._all_names)), np.float32, order="F")
 
     def _as_frame(self, out: NDArray[np.float32], prepared: _Prepared) -> pd.DataFrame:
-        return pd.DataFrame(out, index=prepared.index, columns=self._names_index, copy=False)
+        return pd.DataFrame(
+            out if len(self._kept) == out.shape[1] else out[:, self._kept], index=prepared.index, columns=self._names_index, copy=False
+        )
 
     def _write_columns(self, out: NDArray[np.float32], prepared: _Prepared) -> None:
         out[:, self._numeric_at] = prepared.numeric
@@ -621,7 +639,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
     def _write_aggregates(
         self, out: NDArray[np.float32], prepared: _Prepared, ranks: Mapping[str, _Ranks], rows: NDArray[np.bool_] | slice
     ) -> None:
-        at = len(self._names) - len(self._spends) * (len(self._groups) + 1) if self._groups else len(self._names)
+        at = len(self._all_names) - len(self._spends) * (len(self._groups) + 1) if self._groups else len(self._all_names)
         for spend in self._spends if self._groups else ():
             values = self._spend(prepared.numeric, spend)[rows]
             for group in self._groups:
@@ -761,6 +779,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             "version": VERSION,
             "parameters": parameters,
             "columns": list(self._columns),
+            "kept": list(self._names),
             "named": hasattr(self, "feature_names_in_"),
             "categories": {c: list(self._maps[c].values) for c in self.categorical_features_},
             "targets": list(self.targets_),
@@ -827,8 +846,8 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
                 found = self._encodings[name].means[target].shape[1]
                 if found != expected:
                     raise ValueError(f"{name}: {expected} levels, but {found} encodings of {target}")
-        self._names = self._column_names()
-        return self
+        self._all_names = self._names = self._column_names()
+        return self.restrict_to(stored["kept"])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -87,12 +87,11 @@ class BaseLearners:
         )
 
 
-def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer) -> BaseSettings:
-    """Penalties of the linear models and trees of the boosters, on the last fold."""
+def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer) -> tuple[BaseSettings, LinearModels]:
+    """Penalties of the linear models and trees of the boosters, on the last fold; and that fold's linear models."""
     split, log_revenue = design.stopping, design.aux.log_d7
     own, later = log_revenue[split.train_rows], log_revenue[split.held_rows]
-    penalties = choose_penalties(split.train, own, split.held, later, models.linear)
-    linear = fit_linear(split.train, own, models.linear, penalties)
+    penalties, linear = choose_penalties(split.train, own, split.held, later, models.linear)
     start, later_start = (linear.scores(m.values)[0] for m in (split.train, split.held))
 
     def rounds(objective: str, link: Callable[[Floats], Floats], inverse: Callable[[Floats], Floats]) -> int:
@@ -105,17 +104,24 @@ def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer)
         )
         return chosen
 
-    return BaseSettings(penalties, rounds("poisson", _log, _exp), rounds("regression", _same, _same))
+    return BaseSettings(penalties, rounds("poisson", _log, _exp), rounds("regression", _same, _same)), linear
 
 
-def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:
-    """Fit all base learners on one set of rows.
+def fit_base(
+    matrix: Matrix,
+    log_revenue: Floats,
+    models: ModelsConfig,
+    settings: BaseSettings,
+    trainer: Trainer,
+    linear: LinearModels | None = None,
+) -> BaseLearners:
+    """Fit all base learners on one set of rows; ``linear``: the linear models of these rows, if they are fitted already.
 
     Both boosters learn log1p(revenue) and start at the linear two-part score. One has a Poisson likelihood with log link and
     multiplies the score, one has squared loss and adds to it: which suits depends on how effects combine, and neither adds
     anything where a product of lines says it all.
     """
-    linear = fit_linear(matrix, log_revenue, models.linear, settings.penalties)
+    linear = linear or fit_linear(matrix, log_revenue, models.linear, settings.penalties)
     forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
     start = linear.scores(matrix.values)[0]
     # LightGBM refuses a Poisson fit without any positive label, as in a fold without payers.
@@ -125,12 +131,15 @@ def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings
     return BaseLearners(linear, forest, boosting, additive, float(log_revenue.max(initial=0.0)))
 
 
-def base_out_of_fold(design: Design, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> Floats:
-    """Held-out scores (auxiliary rows, 5) of the base learners."""
+def base_out_of_fold(
+    design: Design, models: ModelsConfig, settings: BaseSettings, trainer: Trainer, last_linear: LinearModels | None
+) -> Floats:
+    """Held-out scores (auxiliary rows, 5) of the base learners; ``last_linear``: the last fold's linear models, if fitted already."""
 
     def fit(split: Split) -> Floats:
         own = design.aux.log_d7[split.train_rows]
-        return fit_base(split.train, own, models, settings, trainer).scores(split.held)
+        linear = last_linear if split is design.stopping else None
+        return fit_base(split.train, own, models, settings, trainer, linear).scores(split.held)
 
     return design.out_of_fold(fit)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ltv_assets.config import ModelsConfig
 from ltv_assets.features.encoders import WindowEncoder, revenue_targets
 from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
+from ltv_assets.modeling.selection import most_telling, varying
 from ltv_assets.modeling.window import Floats, Ints, WindowData
 from ltv_assets.sampling.draws import hash_uniform
 
@@ -82,10 +83,11 @@ class Design:
     ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows.
     """
 
-    def __init__(self, data: WindowData, models: ModelsConfig, seed: int) -> None:
+    def __init__(self, data: WindowData, models: ModelsConfig, seed: int, threads: int = 2) -> None:
         self.data = data
         self.models = models
         self.seed = seed
+        self.threads = threads
         self._splits: dict[int, Split] = {}
 
     @cached_property
@@ -159,8 +161,19 @@ class Design:
         encoder = WindowEncoder()
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
-        values = encoder.fit_transform(data.X, revenue_targets(data.d7), period)
-        return encoder, _matrix(encoder, values.to_numpy(dtype=np.float32), self.models.max_bin)
+        values = encoder.fit_transform(data.X, revenue_targets(data.d7), period).to_numpy(dtype=np.float32)
+        chosen = self._select(_matrix(encoder, values, self.models.max_bin), data.log_d7)
+        names = encoder.get_feature_names_out()[chosen]
+        return encoder, _matrix(encoder.restrict_to(list(names)), values[:, chosen], self.models.max_bin)
+
+    def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
+        """Columns that vary, and of these the most telling ``models.max_features``."""
+        chosen = varying(matrix.values)
+        limit = self.models.max_features
+        if limit is None or len(chosen) <= limit:
+            return chosen
+        codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
+        return chosen[most_telling(matrix.values[:, chosen], log_revenue, codes, limit, seed=self.seed, threads=self.threads)]
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:

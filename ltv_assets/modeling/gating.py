@@ -311,9 +311,14 @@ def _matching_cutoff(score: Floats, tie_breaker: Floats, likely_whale: NDArray[n
 
 
 def _whale_factor(score: Floats, log_revenue: Floats, likely_whale: NDArray[np.bool_]) -> float:
-    """Least-squares factor of likely whales' scores, shrunk to 1 by as much evidence as MIN_FLAGGED average rows carry."""
+    """Least-squares factor of likely whales' scores, shrunk to 1 by as much evidence as MIN_FLAGGED average rows carry.
+
+    1 unless the factor's gain in squared error is beyond two standard errors: it is measured on the rows it was fitted to.
+    """
     s, y = score[likely_whale], log_revenue[likely_whale]
     if len(s) == 0 or not s.any():
         return 1.0
     prior = MIN_FLAGGED * float(np.mean(s**2))
-    return float((s @ y + prior) / (s @ s + prior))
+    factor = float((s @ y + prior) / (s @ s + prior))
+    gain = (s - y) ** 2 - (factor * s - y) ** 2
+    return factor if gain.mean() > 2.0 * gain.std() / np.sqrt(len(gain)) else 1.0

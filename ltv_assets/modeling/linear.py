@@ -11,7 +11,7 @@ product ``sigmoid(linear) x linear`` follows such laws with a few hundred coeffi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import ElasticNet, LogisticRegression
+from sklearn.linear_model import LogisticRegression, enet_path
 
 from ltv_assets.config import LinearConfig
 from ltv_assets.modeling.design import FloatMatrix, Matrix
@@ -246,37 +246,37 @@ def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalt
     return LinearModels(
         shaper,
         _logistic(shaped, payer, penalties.c, _screen(shaped, payer)),
-        _elastic_net(shaped[payer], log_revenue[payer], penalties.alpha_payers, config.l1_ratio),
-        _elastic_net(shaped, log_revenue, penalties.alpha_direct, config.l1_ratio),
+        _elastic_nets(shaped[payer], log_revenue[payer], (penalties.alpha_payers,), config.l1_ratio)[0],
+        _elastic_nets(shaped, log_revenue, (penalties.alpha_direct,), config.l1_ratio)[0],
         _payer_range(log_revenue),
     )
 
 
-def choose_penalties(matrix: Matrix, log_revenue: Floats, later: Matrix, later_log: Floats, config: LinearConfig) -> Penalties:
-    """Penalties with the lowest squared error in log1p USD on later rows.
+def choose_penalties(
+    matrix: Matrix, log_revenue: Floats, later: Matrix, later_log: Floats, config: LinearConfig
+) -> tuple[Penalties, LinearModels]:
+    """Penalties with the lowest squared error in log1p USD on later rows, and the models fitted with them.
 
     In turn: that of payers' amounts, of the two-part score with those amounts, and of the direct score.
     """
     shaper = Shaper.fit(matrix, config)
     shaped, shaped_later = shaper.transform(matrix.values), shaper.transform(later.values)
     payer, later_payer = log_revenue > 0, later_log > 0
+    log_range = _payer_range(log_revenue)
 
-    def amounts(alpha: float) -> Floats:
-        w = _elastic_net(shaped[payer], log_revenue[payer], alpha, config.l1_ratio)
-        return np.clip(_apply(w, shaped_later), *_payer_range(log_revenue))
-
-    def direct_loss(alpha: float) -> float:
-        return _squared(_apply(_elastic_net(shaped, log_revenue, alpha, config.l1_ratio), shaped_later), later_log)
-
-    by_alpha = {alpha: amounts(alpha) for alpha in ALPHAS_PAYERS}
-    alpha_payers = min(by_alpha, key=lambda alpha: _squared(by_alpha[alpha][later_payer], later_log[later_payer]))
+    by_alpha = dict(zip(ALPHAS_PAYERS, _elastic_nets(shaped[payer], log_revenue[payer], ALPHAS_PAYERS, config.l1_ratio), strict=True))
+    amounts = {alpha: np.clip(_apply(w, shaped_later), *log_range) for alpha, w in by_alpha.items()}
+    alpha_payers = min(ALPHAS_PAYERS, key=lambda alpha: _squared(amounts[alpha][later_payer], later_log[later_payer]))
     chosen = _screen(shaped, payer)
-    losses: dict[float, float] = {}
+    odds: dict[float, Floats] = {}
     w = None
     for c in sorted(config.penalties):  # from strong to weak: each search begins at the one before
-        w = _logistic(shaped, payer, c, chosen, w)
-        losses[c] = _squared(sigmoid(_apply(w, shaped_later)) * by_alpha[alpha_payers], later_log)
-    return Penalties(min(losses, key=lambda c: losses[c]), alpha_payers, min(ALPHAS_DIRECT, key=direct_loss))
+        odds[c] = w = _logistic(shaped, payer, c, chosen, w)
+    c = min(odds, key=lambda c: _squared(sigmoid(_apply(odds[c], shaped_later)) * amounts[alpha_payers], later_log))
+    direct = dict(zip(ALPHAS_DIRECT, _elastic_nets(shaped, log_revenue, ALPHAS_DIRECT, config.l1_ratio), strict=True))
+    alpha_direct = min(ALPHAS_DIRECT, key=lambda alpha: _squared(_apply(direct[alpha], shaped_later), later_log))
+    models = LinearModels(shaper, odds[c], by_alpha[alpha_payers], direct[alpha_direct], log_range)
+    return Penalties(c, alpha_payers, alpha_direct), models
 
 
 def _apply(w: Floats, shaped: FloatMatrix) -> Floats:
@@ -324,12 +324,29 @@ def _screen(shaped: FloatMatrix, payer: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.flatnonzero(np.abs(covariance) / spread * np.sqrt(n) > SCREEN_Z)
 
 
-def _elastic_net(shaped: FloatMatrix, target: Floats, alpha: float, l1_ratio: float) -> Floats:
-    """Elastic net (Zou and Hastie 2005) by coordinate descent on the Gram matrix; the mean when there are too few rows."""
-    if len(target) < 10 or shaped.shape[1] == 0:
-        return np.append(np.zeros(shaped.shape[1]), float(target.mean()) if len(target) else 0.0)
-    model = ElasticNet(alpha=alpha * float(target.std() + 1e-12), l1_ratio=l1_ratio, precompute=True, max_iter=500, tol=1e-3)
+def _elastic_nets(shaped: FloatMatrix, target: Floats, alphas: Sequence[float], l1_ratio: float) -> list[Floats]:
+    """Elastic nets (Zou and Hastie 2005) of falling ``alphas``, each begun at the one before; the mean when there are too few rows.
+
+    Coordinate descent needs the rows for their Gram matrix only, which all penalties share.
+    """
+    n, width = shaped.shape
+    if n < 10 or width == 0:
+        return [np.append(np.zeros(width), float(target.mean()) if n else 0.0)] * len(alphas)
+    mean, level = shaped.mean(axis=0, dtype=np.float64), float(target.mean())
+    centred = (target - level).astype(np.float32)
+    gram = (shaped.T @ shaped - n * np.outer(mean, mean)).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(shaped, target.astype(np.float32))
-    return np.append(model.coef_, model.intercept_).astype(np.float64)
+        _, coefficients, _ = enet_path(
+            shaped,
+            centred,
+            l1_ratio=l1_ratio,
+            alphas=np.array(alphas) * float(target.std() + 1e-12),
+            precompute=gram,
+            Xy=shaped.T @ centred,
+            max_iter=500,
+            tol=1e-3,
+            check_input=False,
+        )
+    weights = np.asarray(coefficients, dtype=np.float64).T
+    return [np.append(w, level - mean @ w) for w in weights]

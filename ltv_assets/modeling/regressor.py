@@ -185,14 +185,22 @@ def fit_revenue_regressor(
     log_range = (float(paid.min()), float(paid.max()))
     curves: dict[str, Curves] = {}
     if evaluated is None:
-        params, head_rounds, monotone_kept, curves["head_d7"] = _choose_head(design, aux_weight, models, trainer)
+        head_rounds, monotone_kept, curves["head_d7"] = _choose_head(design, aux_weight, models, trainer)
         rounds = {"head_d7": head_rounds}
         rounds["reference"], curves["reference"] = reference_rounds(design, trainer)
     else:
         rounds, monotone_kept = dict(evaluated.rounds), evaluated.monotone_kept
-        params = _head_params(design.train, models, monotone_kept)
-    head = _train_payers(design.train, design.data.log_d7, weight, params, rounds["head_d7"], trainer, served=True)
-    mu = np.clip(design.out_of_fold(lambda s: _held_out_head(s, design, aux_weight, params, rounds["head_d7"], trainer)), *log_range)
+
+    def train_head(matrix: Matrix, log_revenue: Floats, weights: NDArray[Any], served: bool = False) -> TreeModel:
+        params = _head_params(matrix, models, monotone_kept)
+        return _train_payers(matrix, log_revenue, weights, params, rounds["head_d7"], trainer, served)
+
+    def held_out(split: Split) -> Floats:
+        rows = split.train_rows
+        return train_head(split.train, design.aux.log_d7[rows], aux_weight[rows]).predict(split.held.values)
+
+    head = train_head(design.train, design.data.log_d7, weight, served=True)
+    mu = np.clip(design.out_of_fold(held_out), *log_range)
     reference = fit_reference(design, trainer, rounds["reference"])
     oof: Arrays = {
         "log_revenue_if_buyer": mu,
@@ -223,13 +231,13 @@ def _head_params(matrix: Matrix, models: ModelsConfig, monotone: bool) -> Params
     return params | {"monotone_constraints": signs} if monotone and any(signs) else params
 
 
-def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, trainer: Trainer) -> tuple[Params, int, bool, Curves]:
-    """Parameters, trees, whether the monotone constraints stay, and curves: decided on the stopping rows' payers."""
-    free = _head_params(design.train, models, monotone=False)
+def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, trainer: Trainer) -> tuple[int, bool, Curves]:
+    """Trees, whether the monotone constraints stay, and curves: decided on the stopping rows' payers."""
     split, log_revenue = design.stopping, design.aux.log_d7
+    free = _head_params(split.train, models, monotone=False)
     later = np.flatnonzero(log_revenue[split.held_rows] > 0)
     if len(later) < MIN_STOP_PAYERS or not weight[split.train_rows].any():
-        return free, DEFAULT_HEAD_ROUNDS, False, {}
+        return DEFAULT_HEAD_ROUNDS, False, {}
     own = np.flatnonzero(weight[split.train_rows] > 0)
     train, label, w = split.train.take(own), log_revenue[split.train_rows][own], weight[split.train_rows][own]
     start = float(np.average(label, weights=w))
@@ -239,13 +247,13 @@ def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, tra
         return trainer.choose_rounds(train, label, params, models.revenue_head, held, metrics, weight=w, start=start)
 
     rounds, curves = attempt(free)
-    constrained = _head_params(design.train, models, monotone=True)
+    constrained = _head_params(split.train, models, monotone=True)
     if constrained == free:
-        return free, rounds, False, curves
+        return rounds, False, curves
     constrained_rounds, constrained_curves = attempt(constrained)
     if min(constrained_curves["rmsle"]) <= min(curves["rmsle"]):
-        return constrained, constrained_rounds, True, constrained_curves
-    return free, rounds, False, curves
+        return constrained_rounds, True, constrained_curves
+    return rounds, False, curves
 
 
 def _train_payers(
@@ -257,11 +265,6 @@ def _train_payers(
         kept, weight, rounds = np.arange(1), np.ones(1), 1
     label, w = log_revenue[kept], weight[kept]
     return trainer.train(matrix.take(kept), label, params, rounds, weight=w, start=float(np.average(label, weights=w)), served=served)
-
-
-def _held_out_head(split: Split, design: Design, weight: NDArray[Any], params: Params, rounds: int, trainer: Trainer) -> Floats:
-    rows = split.train_rows
-    return _train_payers(split.train, design.aux.log_d7[rows], weight[rows], params, rounds, trainer).predict(split.held.values)
 
 
 def _fit_increments(

@@ -10,7 +10,7 @@ components have seen nothing but the past, three candidates are compared: meta l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from ltv_assets.config import GatingConfig, ModelsConfig
+from ltv_assets.config import ModelsConfig
 from ltv_assets.errors import ModelFileError
-from ltv_assets.modeling.calibration import top_rows
 from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
 from ltv_assets.modeling.components import COMPONENTS, BaseLearners, BaseSettings, base_out_of_fold, choose_base_settings, fit_base
 from ltv_assets.modeling.design import Design, Matrix
@@ -68,12 +67,13 @@ class Blend:
         return row_dot(self.capped(components), self.weights) + self.constant
 
 
-def fit_blend(components: Floats, log_revenue: Floats, gating: GatingConfig) -> Blend:
-    """Non-negative least squares of log1p(revenue) on capped out-of-fold components (Breiman 1996, stacked regressions).
+CAP_QUANTILES = (0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 1.0)
+"""Candidates for a component's cap, as quantiles of its out-of-fold scores."""
 
-    A component's cap is the upper confidence bound of the mean outcome in its own top bin, learnt like the probability's.
-    """
-    caps = np.array([_component_cap(c, log_revenue, gating) for c in components.T])
+
+def fit_blend(components: Floats, log_revenue: Floats) -> Blend:
+    """Non-negative least squares of log1p(revenue) on capped out-of-fold components (Breiman 1996, stacked regressions)."""
+    caps = np.array([component_cap(c, log_revenue) for c in components.T])
     design = np.column_stack([np.minimum(components, caps), np.full(len(components), max(float(log_revenue.mean()), 1e-12))])
     gram = design.T @ design + 1e-9 * len(design) * np.eye(design.shape[1])
     # nnls on the Cholesky factor has the same solution as on the full matrix, at the cost of a few columns.
@@ -82,11 +82,15 @@ def fit_blend(components: Floats, log_revenue: Floats, gating: GatingConfig) -> 
     return Blend(caps, weights[:-1], float(weights[-1] * design[0, -1]))
 
 
-def _component_cap(score: Floats, log_revenue: Floats, gating: GatingConfig) -> float:
-    top = top_rows(score, gating.cap_share, gating.cap_min_rows)
-    outcome = log_revenue[top]
-    bound = float(outcome.mean() + 2.0 * outcome.std() / np.sqrt(len(top)))
-    return max(bound, float(np.median(score[top])))
+def component_cap(score: Floats, log_revenue: Floats) -> float:
+    """The candidate at which the capped score has the smallest squared error, if that is beyond two standard errors.
+
+    Otherwise the largest score ever given out of fold: a component may not promise more than it was seen to promise.
+    """
+    losses = {float(cap): (np.minimum(score, cap) - log_revenue) ** 2 for cap in np.quantile(score, CAP_QUANTILES)}
+    best, largest = min(losses, key=lambda cap: float(losses[cap].mean())), float(score.max())
+    gain = losses[largest] - losses[best]
+    return best if gain.mean() > 2.0 * gain.std() / np.sqrt(len(gain)) else largest
 
 
 @dataclass(eq=False)
@@ -277,14 +281,19 @@ def fit_stacker(
         gate = _gate(design, score, signals, gating)
         empty = Stacker("component", "two_part", None, None, None, (), None, 0, log_max, gate, {}, window, {"score": score})
         return _sealed(empty, digests)
-    settings = evaluated.settings if evaluated and evaluated.settings else choose_base_settings(design, models, trainer)
-    base_scores = base_out_of_fold(design, models, settings, trainer)
+    last_linear = None
+    if evaluated and evaluated.settings:
+        settings = evaluated.settings
+    else:
+        settings, last_linear = choose_base_settings(design, models, trainer)
+    base_scores = base_out_of_fold(design, models, settings, trainer, last_linear)
     base = fit_base(design.aux_train, log_revenue, models, settings, trainer)
-    context = _context_columns(regressor, design, models.stacker.context_features)
+    context_names = _context_names(regressor, design, models.stacker.context_features)
+    context = tuple(design.train.names.index(name) for name in context_names)
     table = _Table(
         np.column_stack([signals.two_part, signals.reference, base_scores]),
         signals,
-        np.asarray(design.out_of_fold(lambda s: s.held.values[:, list(context)].astype(np.float64)), dtype=np.float32),
+        np.asarray(design.out_of_fold(lambda s: _columns(s.held, context_names).astype(np.float64)), dtype=np.float32),
         log_revenue,
     )
     if evaluated is None:
@@ -312,12 +321,16 @@ def _gate(design: Design, score: Floats, signals: Signals, gating: BuyerGating) 
     return fit_score_gate(score, signals.log_odds, whale, design.aux.log_d7, design.folds.last_period, gating)
 
 
-def _context_columns(regressor: RevenueRegressor, design: Design, count: int) -> tuple[int, ...]:
-    """Encoded columns with the largest gain in the reference: recency, risk factors of place and device, past spend."""
+def _context_names(regressor: RevenueRegressor, design: Design, count: int) -> list[str]:
+    """Columns with the largest gain in the reference, among those every fold has: recency, place, device, past spend."""
     importance = regressor.reference.importance()
-    best = sorted(importance, key=lambda name: (-importance[name]["gain"], name))[:count]
-    names = design.train.names
-    return tuple(sorted(names.index(name) for name in best))
+    shared = set(importance).intersection(*(design.fold(k).train.names for k in range(design.folds.n_folds)))
+    best = set(sorted(shared, key=lambda name: (-importance[name]["gain"], name))[:count])
+    return [name for name in design.train.names if name in best]
+
+
+def _columns(matrix: Matrix, names: Sequence[str]) -> NDArray[np.float32]:
+    return matrix.values[:, [matrix.names.index(name) for name in names]]
 
 
 def _meta_params(models: ModelsConfig, rows: int) -> Params:
@@ -333,7 +346,7 @@ def _meta_rounds(design: Design, table: _Table, models: ModelsConfig, trainer: T
     """Trees of the meta learner: fitted on the earlier, stopped on the later part of what precedes the last fold."""
     rows, later = design.folds.earlier_split()
     y = table.log_revenue
-    blend = fit_blend(table.components[rows], y[rows], models.gating)
+    blend = fit_blend(table.components[rows], y[rows])
     features, start = table.features(blend), blend.predict(table.components)
     metrics = {"mse": lambda raw: float(np.mean((raw - y[later]) ** 2))}
     rounds, _ = trainer.choose_rounds(
@@ -353,7 +366,7 @@ def _fit_meta(
     table: _Table, rows: NDArray[np.int64], models: ModelsConfig, trainer: Trainer, rounds: int, kind: Kind
 ) -> tuple[Blend, TreeModel | None]:
     y = table.log_revenue[rows]
-    blend = fit_blend(table.components[rows], y, models.gating)
+    blend = fit_blend(table.components[rows], y)
     if kind != "meta":
         return blend, None
     features, start = table.features(blend)[rows], blend.predict(table.components[rows])
@@ -387,17 +400,21 @@ def _decide(design: Design, table: _Table, models: ModelsConfig, trainer: Traine
     return kind, component, diagnostics | {"meta_rounds": float(rounds), "served_meta": float(kind == "meta")}
 
 
+FALLBACK_ERRORS = 3.0
+"""Standard errors by which a single component must win to be served instead of the blend."""
+
+
 def winner(log_revenue: Floats, *, meta: Floats, blend: Floats, component: Floats) -> Kind:
     """What is served, by the last fold; arrays (n,) in log1p USD.
 
     The meta learner has to beat the blend it starts from. The better of the two gives way to the best component only when
-    that wins by more than one standard error of the paired difference: the blend averages out what single components get
-    wrong, and on a single fold a component passes it by chance half as often as not.
+    that wins by more than FALLBACK_ERRORS standard errors of the paired difference: the blend averages out what single
+    components get wrong, trees were counted on this very fold, and rows of the same users and days are no independent witnesses.
     """
     losses = {"meta": (meta - log_revenue) ** 2, "blend": (blend - log_revenue) ** 2}
     kind: Kind = "meta" if losses["meta"].mean() < losses["blend"].mean() else "blend"
     difference = losses[kind] - (component - log_revenue) ** 2
-    return "component" if difference.mean() > difference.std() / np.sqrt(len(difference)) else kind
+    return "component" if difference.mean() > FALLBACK_ERRORS * difference.std() / np.sqrt(len(difference)) else kind
 
 
 def _cross_fitted_score(

@@ -58,7 +58,7 @@ class WindowContext:
     @cached_property
     def design(self) -> Design:
         """Encoded rows and folds."""
-        return Design(self.data, self.models, self.seed)
+        return Design(self.data, self.models, self.seed, self.threads)
 
     @property
     def trainer(self) -> Trainer:

@@ -14,7 +14,9 @@ from ltv_assets_tests.graph.conftest import command, environment
 
 REAL = Path(os.environ.get("LTV_REAL_DATA", PROJECT.parent / "shared/data/cdnow"))
 CONSTANT_RMSLE = 0.5142
-SINGLE_LIGHTGBM_RMSLE = 0.4963
+LARGEST_RMSLE = 0.4960
+"""One LightGBM on log1p(revenue) has .4963."""
+LEAST_CAPTURE = 0.56
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,15 +43,17 @@ def rmsle(prediction: np.ndarray, revenue: np.ndarray) -> float:
     return float(np.sqrt(np.mean((np.log1p(prediction) - np.log1p(revenue)) ** 2)))
 
 
-def test_real_spend_is_predicted_better_than_a_constant_and_as_well_as_one_lightgbm(scored) -> None:
+def test_real_spend_is_predicted_better_than_by_a_constant_or_one_lightgbm(scored) -> None:
     revenue = scored["revenue"].to_numpy()
     ungated = rmsle(scored["ltv_d7"].to_numpy(), revenue)
     gated = rmsle(scored["iap_revenue_d7"].to_numpy(), revenue)
     top = np.argsort(-scored["ltv_d7"].to_numpy(), kind="stable")[: len(scored) // 10]
-    print(f"rows {len(scored)}, RMSLE ltv_d7 {ungated:.4f}, gated {gated:.4f}, top-10 % capture {revenue[top].sum() / revenue.sum():.3f}")
+    capture = revenue[top].sum() / revenue.sum()
+    print(f"rows {len(scored)}, RMSLE ltv_d7 {ungated:.5f}, gated {gated:.5f}, top-10 % capture {capture:.3f}")
     assert len(scored) == 47_140
     assert ungated < CONSTANT_RMSLE
-    assert ungated <= SINGLE_LIGHTGBM_RMSLE + 0.003
+    assert ungated <= LARGEST_RMSLE
+    assert capture >= LEAST_CAPTURE
 
 
 def test_horizons_are_ordered_for_every_real_row(scored) -> None:

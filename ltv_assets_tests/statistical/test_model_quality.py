@@ -129,6 +129,20 @@ def test_means_over_the_grid_are_unbiased() -> None:
     assert 0.90 <= np.mean([f["expected_ratio"] for f in figures]) <= 1.10
 
 
+@pytest.mark.soak
+def test_a_window_of_150_features_is_fitted_in_time() -> None:
+    """86,400 rows x 150 features, every stage; the bound leaves room for a busy machine, the goal is 90 s on two idle cores."""
+    train, _ = simulated("additive", 1, 600)
+    columns = [c for c in train.X if isinstance(train.X[c].dtype, pd.CategoricalDtype)]
+    numeric = [c for c in train.X if c not in set(columns)]
+    columns += [numeric[i] for i in np.linspace(0, len(numeric) - 1, 150 - len(columns)).astype(int)]
+    wall, processor = time.perf_counter(), time.process_time()
+    LTVModel(random_state=0).fit(train.X[columns], train.labels, period=train.day, row_id=train.truth["row_id"])
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    print(f"{len(train.X)} rows x {len(columns)} features: {wall:.1f} s, {processor:.1f} s of processor")
+    assert wall < 180
+
+
 @pytest.mark.slow
 def test_shuffled_labels_teach_nothing() -> None:
     """With the training labels dealt anew among the rows, what is left is the constant: no leak, no memory of noise."""

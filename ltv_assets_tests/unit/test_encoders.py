@@ -282,6 +282,21 @@ def test_columns_may_be_reordered_but_not_missing_or_unknown() -> None:
         WindowEncoder().fit(X.assign(seen=pd.Timestamp("2025-10-01")), revenue_targets(revenue))
 
 
+def test_columns_that_are_left_out_leave_the_others_as_they_were_also_when_stored() -> None:
+    X, revenue, period = window()
+    encoder = WindowEncoder().fit(X, revenue_targets(revenue), period)
+    everything = encoder.transform(X)
+    wanted = [everything.columns[-1], "country", "age"]
+    few = encoder.restrict_to(wanted).transform(X)
+    assert list(few) == ["age", "country", everything.columns[-1]]
+    pd.testing.assert_frame_equal(few, everything[list(few)])
+    assert list(encoder.get_feature_names_out()) == list(few)
+    again = WindowEncoder.from_dict(json.loads(json.dumps(encoder.to_dict())))
+    pd.testing.assert_frame_equal(again.transform(X), few)
+    with pytest.raises(DataError, match="no output columns are called"):
+        encoder.restrict_to(["nobody"])
+
+
 @pytest.mark.parametrize(
     "parameters",
     [{"target_encode": ["nope"]}, {"pairs": [("country", "nope")]}, {"spend_columns": ["nope"]}, {"smoothing": -1}, {"min_count": 0}],

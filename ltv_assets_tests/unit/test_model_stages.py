@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import ElasticNet
 
 from ltv_assets.config import CalibrationConfig, GatingConfig, SamplingConfig
 from ltv_assets.errors import DataError
@@ -16,11 +17,12 @@ from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibra
 from ltv_assets.modeling.components import COMPONENTS
 from ltv_assets.modeling.design import Design, encode
 from ltv_assets.modeling.folds import make_folds
-from ltv_assets.modeling.gating import ScoreGate, fit_score_gate, probability_cap
-from ltv_assets.modeling.linear import LinearModels, Shaper
+from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
+from ltv_assets.modeling.linear import LinearModels, Shaper, _elastic_nets
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
 from ltv_assets.modeling.scoring import WindowModels
-from ltv_assets.modeling.stacker import fit_blend, winner
+from ltv_assets.modeling.selection import most_telling, varying
+from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
 from ltv_assets.modeling.trees import narrowed, sigmoid
 from ltv_assets.modeling.window import concat_windows, prepare_window
@@ -326,14 +328,65 @@ class TestLinear:
         for a, b in zip(linear.scores(matrix.values), again.scores(matrix.values), strict=True):
             assert (a == b).all()
 
+    def test_elastic_nets_of_one_gram_matrix_are_those_of_scikit_learn(self) -> None:
+        rng = np.random.default_rng(0)
+        X = (rng.normal(size=(3000, 12)) + rng.normal(size=12)).astype(np.float32)
+        y = X @ np.linspace(-1, 1, 12) + rng.normal(0, 1, 3000) + 5.0
+        for w, alpha in zip(_elastic_nets(X, y, (0.1, 0.01), 0.5), (0.1, 0.01), strict=True):
+            known = ElasticNet(alpha=alpha * y.std(), l1_ratio=0.5, tol=1e-8, max_iter=10_000).fit(X.astype(np.float64), y)
+            np.testing.assert_allclose(w, np.append(known.coef_, known.intercept_), atol=2e-3)
+
+
+class TestSelection:
+    def test_columns_of_one_value_or_gap_are_left_out(self) -> None:
+        nan = np.nan
+        values = np.array([[1, nan, 2, nan, 5], [1, nan, 2, 3, 6], [1, nan, 2, 3, 5]], dtype=np.float32)
+        assert varying(values).tolist() == [3, 4]
+        assert varying(np.ones((4, 3), dtype=np.float32)).tolist() == [0]
+
+    def test_steps_lines_and_gaps_are_found_among_noise(self) -> None:
+        rng = np.random.default_rng(0)
+        values = rng.normal(size=(20_000, 40)).astype(np.float32)
+        values[rng.random(20_000) < 0.3, 11] = np.nan
+        odds = -3.0 + 0.5 * values[:, 3] + 2.0 * (np.abs(values[:, 7]) > 1.5) + 0.7 * np.isnan(values[:, 11])
+        y = np.where(rng.random(20_000) < sigmoid(odds), 2.0, 0.0)
+        chosen = most_telling(values, y, (), 6, seed=0, threads=2)
+        assert {3, 7, 11} <= set(chosen.tolist())
+        assert len(chosen) == 6
+        assert chosen.tolist() == most_telling(values, y, (), 6, seed=0, threads=2).tolist()
+
+    def test_models_of_few_columns_say_how_many_and_load_as_they_were(self) -> None:
+        data = world(1500, 3)
+        models = fit_window(_context(data, max_features=5))
+        assert models.classifier.diagnostics["features"] == 5
+        assert len(models.classifier.model.names) == 5
+        frame = models.score(data.X)
+        pd.testing.assert_frame_equal(WindowModels.from_files(models.to_files()).score(data.X), frame)
+        assert np.isfinite(frame["ltv_d7"]).all()
+
 
 class TestStacker:
+    def test_a_cap_is_set_where_scores_promise_more_than_comes_and_nowhere_else(self) -> None:
+        rng = np.random.default_rng(0)
+        score = rng.exponential(0.1, 50_000)
+        honest = np.where(rng.random(50_000) < np.minimum(score, 1) / 2, 2.0, 0.0)
+        assert component_cap(score, honest) == score.max()
+        bounded = np.where(rng.random(50_000) < np.minimum(score, 0.3) / 2, 2.0, 0.0)
+        assert component_cap(score, bounded) < 0.6 < score.max()
+
+    def test_whales_get_a_factor_only_when_it_is_beyond_chance(self) -> None:
+        rng = np.random.default_rng(0)
+        score, whale = np.full(400, 1.0), np.ones(400, dtype=bool)
+        assert _whale_factor(score, rng.normal(1.0, 1.0, 400), whale) == 1.0
+        assert _whale_factor(score, rng.normal(2.0, 1.0, 400), whale) > 1.5
+        assert _whale_factor(score, rng.normal(2.0, 1.0, 400), ~whale) == 1.0
+
     def test_blend_is_never_worse_than_its_components_where_it_was_fitted(self) -> None:
         rng = np.random.default_rng(0)
         signal = rng.exponential(0.2, 5000)
         y = signal + rng.normal(0, 0.5, 5000)
         components = np.column_stack([np.abs(signal + rng.normal(0, 0.1, 5000)) for _ in range(3)] + [rng.random(5000)])
-        blend = fit_blend(components, y, GatingConfig())
+        blend = fit_blend(components, y)
         assert (blend.weights >= 0).all()
         capped = blend.capped(components)
         assert (capped <= blend.caps).all()
@@ -343,7 +396,7 @@ class TestStacker:
     def test_noise_gets_no_weight(self) -> None:
         rng = np.random.default_rng(1)
         y = np.where(rng.random(20_000) < 0.03, 2.0, 0.0)
-        blend = fit_blend(y.mean() + np.abs(rng.normal(0, 0.05, (20_000, 4))), y, GatingConfig())
+        blend = fit_blend(y.mean() + np.abs(rng.normal(0, 0.05, (20_000, 4))), y)
         assert np.std(blend.predict(y.mean() + np.abs(rng.normal(0, 0.05, (20_000, 4))))) < 0.01
 
     def test_stacker_off_serves_probability_times_log_revenue(self) -> None:
