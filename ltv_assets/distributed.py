@@ -71,6 +71,8 @@ def workers_of(config: Config) -> Cluster | None:
         known = None
     if known is None:
         known = _join(config.compute.scheduler, config) if config.compute.scheduler else _start(config.compute.threads)
+        # Registered after Dask's own handler and therefore called before it, while there is still something to close.
+        atexit.register(close_clusters)
     _CLUSTERS[key] = known
     known.wait_for_workers()
     return known
@@ -93,20 +95,10 @@ def remote_fit(config: Config) -> RemoteFit | None:
 _CLUSTERS: dict[tuple[str | None, int], Cluster] = {}
 
 
-@atexit.register
 def close_clusters() -> None:
     """Leave every cluster this process has joined and stop those it has started."""
     while _CLUSTERS:
         _CLUSTERS.popitem()[1].close()
-
-
-@contextmanager
-def clusters_until_done() -> Iterator[None]:
-    """Close clusters at the end of the block, so that nothing of them is left for the interpreter's own end to trip over."""
-    try:
-        yield
-    finally:
-        close_clusters()
 
 
 def _start(processes: int) -> Cluster:

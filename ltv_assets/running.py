@@ -14,7 +14,6 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from ltv_assets.champion import is_judged
-from ltv_assets.distributed import clusters_until_done
 from ltv_assets.errors import LtvError, TransientError
 from ltv_assets.horizon import Split, today
 from ltv_assets.instance import open_instance
@@ -77,7 +76,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
         project.lake.pull_all(project.warehouse)
     days = _days_needed(project, target)
     announce(len(days) + 1 + len(project.horizon.test_days) + 1)
-    with clusters_until_done(), staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
+    with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
         _end_abandoned_runs(project, instance)
         runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
         runner.make_everything(days, target)
