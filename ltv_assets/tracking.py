@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CHAMPION_ALIAS, CHALLENGER_ALIAS = "champion", "challenger"
-COMPARED_METRICS = ("rmsle", "rmsle_minus_reference", "rmsle_gated", "attained_share", "auc", "ece")
+COMPARED_METRICS = ("rmsle", "rmsle_minus_reference", "attained_share", "auc")
 COMPARED_TAGS = ("against_reference", "changed_from_before", "data", "training_days")
 """Columns of the table of runs that say which run is better, and what was different about it."""
 LONGEST_DESCRIPTION = 5000
@@ -220,10 +220,12 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import logging
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for name in ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
         return MlflowClient(self.uri)

@@ -1,0 +1,194 @@
+"""Four runs of two windows and two configurations, most of them recorded during an outage, on the pages of a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets.config import PROJECT_ROOT
+from ltv_assets.outbox import WINDOW_STAGE
+from ltv_assets.simulator import simulate
+from ltv_assets.tracking import CHAMPION_ALIAS, comparison_path
+from ltv_assets_tests.live.harness import CONFIG, Browser, Place, free_port, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+FIRST, SECOND = "2025-10-03", "2025-10-04"
+CHANGED = "models.folds"
+ALLOWED_SECONDS = 5.0
+MAX_PICTURE_BYTES = 300_000
+WITHOUT_ASSISTANT = """localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+    localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"""
+"""The page's chat window opens by itself at the first visit and covers a quarter of it."""
+PICTURES = PROJECT_ROOT / "docs" / "pictures"
+
+
+@dataclass
+class Story:
+    """What the runs printed and how long they took, by name; ``address`` is where a server is to appear."""
+
+    place: Place
+    address: str
+    printed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, window: str, folds: int, server: str | None) -> None:
+        """`ltv run` of one window under one configuration; exits 0 whatever the server does."""
+        self.place.config.write_text(CONFIG.replace("folds: 2", f"folds: {folds}"))
+        started = time.monotonic()
+        self.printed[name] = self.ltv("run", "--window", window, server=server)
+        self.seconds[name] = time.monotonic() - started
+
+    def ltv(self, *arguments: str, server: str | None) -> str:
+        environment = {**self.place.environment, **({"MLFLOW_TRACKING_URI": server} if server else {})}
+        done = subprocess.run(self.place.ltv_command(*arguments), env=environment, capture_output=True, text=True, check=False, timeout=900)
+        assert done.returncode == 0, f"ltv {' '.join(arguments)}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """A server that accepts every connection and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    held.append(listening.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+        for connection in held:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Two windows under one configuration, then under another; a server answers for none of them but the store in the warehouse."""
+    root = tmp_path_factory.mktemp("tracking")
+    simulate(root / "data", train_days=4, test_days=1, rows_per_hour=40, seed=5)
+    told = Story(Place.make(root, root / "data"), f"http://127.0.0.1:{free_port()}")
+    told.run("first", FIRST, 2, None)
+    told.run("server is down", SECOND, 2, told.address)
+    with silent_server() as silent:
+        told.run("server is silent", FIRST, 3, silent)
+    told.run("usual", SECOND, 3, None)
+    return told
+
+
+@pytest.fixture(scope="module")
+def server(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real ``mlflow ui`` at the address that was closed during the runs, after `ltv mlflow-sync` has told it everything."""
+    root = tmp_path_factory.mktemp("server")
+    port = story.address.rpartition(":")[2]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{root / 'server.db'}", "--artifacts-destination", str(root / "artifacts")]
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=root, env=story.place.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        wait_for("the MLflow server", lambda: _answers(story.address, process, root / "log"), seconds=180)
+        story.printed["sync"] = story.ltv("mlflow-sync", server=story.address)
+        yield story.address
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+def _answers(address: str, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()[-3000:]
+    with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def test_server_that_is_down_or_silent_warns_and_costs_little(story: Story) -> None:
+    assert "tracked_in_mlflow" not in story.printed["usual"]
+    for name in ("server is down", "server is silent"):
+        assert "tracked_in_mlflow" in story.printed[name], story.printed[name]
+        assert "ltv mlflow-sync" in story.printed[name]
+        assert story.seconds[name] < story.seconds["usual"] + ALLOWED_SECONDS, story.seconds
+
+
+def test_everything_arrives_when_the_server_is_back(story: Story, server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    assert "0 waiting" in story.printed["sync"]
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.stage = '{WINDOW_STAGE}'", order_by=["start_time"])
+    assert [(r.data.tags["window"], r.data.params[CHANGED]) for r in runs] == [(FIRST, "2"), (SECOND, "2"), (FIRST, "3"), (SECOND, "3")]
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for run in runs[2:]:
+        assert run.data.tags["changed_from_before"] == f"{CHANGED} 2 -> 3"
+        assert run.data.metrics == pytest.approx(_holdout_metrics(story.place.warehouse, run.data.tags["window"]))
+        assert [(i.tags[0].value, i.dataset.name.startswith("flattened_features")) for i in run.inputs.dataset_inputs] == [
+            ("training", True),
+            ("evaluation", True),
+        ]
+        artifacts = {a.path for part in ("pictures", "tables", "gating", "") for a in client.list_artifacts(run.info.run_id, part)}
+        assert {"config.json", "report.html", "pictures/rmsle.png", "tables/deciles.csv", "gating/score_gate.json"} <= artifacts
+        nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+        stages = {n.data.tags["stage"]: n.info.run_id for n in nested}
+        assert {"buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"} <= set(stages)
+        assert len(client.get_metric_history(stages["buyer_classifier"], "curve.log_loss")) > 5
+        assert "pictures/shap.png" in {a.path for a in client.list_artifacts(stages["buyer_classifier"], "pictures")}
+    champion = json.loads((story.place.warehouse / "champion.json").read_bytes())
+    assert client.get_model_version_by_alias("ltv", CHAMPION_ALIAS).tags["fingerprint"] == champion["fingerprint"]
+
+
+def _holdout_metrics(warehouse: Path, window: str) -> dict[str, float]:
+    (file,) = (warehouse / "lake" / "holdout_metrics" / f"window={window}").glob("metrics-*.parquet")
+    return {r["metric"]: r["value"] for r in pq.read_table(file).to_pylist() if r["segment"] == "all" and r["value"] is not None}
+
+
+def test_pages_compare_windows_and_configurations(story: Story, server: str, tmp_path: Path) -> None:
+    """The table of runs and the comparison page in a real browser; LTV_UPDATE_PICTURES=1 renews the documentation's picture."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.stage = '{WINDOW_STAGE}'")
+    figures = [f"{run.data.metrics['rmsle']:.3f}" for run in runs if run.data.tags["window"] == SECOND]
+    assert len(figures) == 2
+    target = PICTURES if os.environ.get("LTV_UPDATE_PICTURES") else tmp_path
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(server)
+        browser.wait_for_text(["Experiments"])
+        browser.evaluate(WITHOUT_ASSISTANT)
+        browser.magnify(1.1)
+        browser.open(server + comparison_path(experiment.experiment_id))
+        browser.wait_for_text(["4 matching runs", f"{CHANGED} 2 -> 3", "rmsle_minus_reference", "against_reference", *figures])
+        browser.screenshot(target / "mlflow_runs.png")
+        chosen = json.dumps([run.info.run_id for run in runs if run.data.tags["window"] == SECOND])
+        browser.open(f"{server}/#/compare-runs?runs={chosen}&experiments={json.dumps([experiment.experiment_id])}")
+        browser.wait_for_text(["Comparing 2 Runs", CHANGED, "rmsle", *figures])
+    finally:
+        browser.close()
+    size = (target / "mlflow_runs.png").stat().st_size
+    assert 10_000 < size < MAX_PICTURE_BYTES, f"{size} bytes"
