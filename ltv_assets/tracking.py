@@ -82,7 +82,7 @@ class Tracker:
             return PushResult((), (), None)
         self.outbox.write(record)
         if self.beside:
-            self._courier.send(lambda: self.push(record.window).problem)
+            self._courier.send(record.window, lambda: self.push(record.window).problem)
             return PushResult((), self.waiting(record.window), None, self.run_id(record.window))
         return self.push(record.window)
 
@@ -91,7 +91,7 @@ class Tracker:
         if not self.beside:
             return self.push(window)
         if self.waiting(window):
-            self._courier.send(lambda: self.push(window).problem)
+            self._courier.send(window, lambda: self.push(window).problem)
         self._courier.wait(window)
         waiting = self.waiting(window)
         problem = (self._courier.problem or self._too_slow()) if waiting else None
@@ -265,7 +265,7 @@ class Tracker:
 
         if not self.beside:
             return mirror()
-        self._courier.send(mirror)
+        self._courier.send(_CHAMPION_FILE, mirror)
         return self._courier.problem if self._courier.wait(trained or champion.window) else self._too_slow()
 
     def _challenger(self, champion: Champion) -> tuple[str, str] | None:
@@ -366,14 +366,14 @@ class _Courier:
         self.patience = patience
         self.problem: str | None = None
         self._waited: dict[str, float] = {}
-        self._errands: list[Callable[[], str | None]] = []
+        self._errands: dict[str, Callable[[], str | None]] = {}
         self._idle = threading.Condition()
         self._busy = False
 
-    def send(self, errand: Callable[[], str | None]) -> None:
-        """Queue an errand, which returns a problem or None."""
+    def send(self, name: str, errand: Callable[[], str | None]) -> None:
+        """Queue an errand, which returns a problem or None; it takes the place of one of the same name that has not begun."""
         with self._idle:
-            self._errands.append(errand)
+            self._errands[name] = errand
             if not self._busy:
                 self._busy = True
                 threading.Thread(target=self._work, name="mlflow-delivery", daemon=True).start()
@@ -393,7 +393,7 @@ class _Courier:
                     self._busy = False
                     self._idle.notify_all()
                     return
-                errand = self._errands.pop(0)
+                errand = self._errands.pop(next(iter(self._errands)))
             try:
                 self.problem = errand()
             except Exception as error:  # nobody stands behind this thread who could catch it
