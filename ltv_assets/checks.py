@@ -128,6 +128,30 @@ def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
     return Outcome(True, f"{raw} rows in, {manifest.rows} out, {quarantined + with_files} quarantined", figures, rows)
 
 
+def row_ids_new(project: Project, key: str) -> Outcome:
+    """No row_id of the day stands in one of the days before it: a row that both trains and tests flatters the model."""
+    import duckdb
+
+    earlier = [k for k in project.warehouse.keys("flattened_features") if k < key][-project.config.windows.max_train_days :]
+    if not earlier:
+        return Outcome(True, "no earlier day to compare with")
+    new = [str(f) for f in project.warehouse.files("flattened_features", key, verify=False)]
+    compute = project.config.compute
+    rows = []
+    with duckdb.connect(config={"threads": compute.threads, "memory_limit": f"{compute.duckdb_memory_gb}GB"}) as connection:
+        for day in earlier:
+            old = [str(f) for f in project.warehouse.files("flattened_features", day, verify=False)]
+            query = "SELECT count(*), min(row_id) FROM read_parquet(?) SEMI JOIN (SELECT row_id FROM read_parquet(?)) USING (row_id)"
+            count, first = connection.execute(query, [new, old]).fetchone() or (0, None)
+            if count:
+                rows.append({"day": day, "rows": count, "first row_id": first})
+    figures = {"rows_seen_before": sum(row["rows"] for row in rows), "days_compared": len(earlier)}
+    if rows:
+        text = f"{figures['rows_seen_before']} rows have a row_id that stands on an earlier day, first {rows[0]['first row_id']!r}"
+        return Outcome(False, f"day {key}: {text} on {rows[0]['day']}; deliver each impression once", figures, rows)
+    return Outcome(True, f"no row_id of {earlier[0]} .. {earlier[-1]} again", figures)
+
+
 def no_label_among_features(project: Project, key: str) -> Outcome:
     """No feature column is a label, or derived from one, by role and by name; all labels kept are marked as labels."""
     found: list[dict[str, Any]] = []
@@ -470,6 +494,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("raw_partitions", "schema_contract", schema_contract),
     CheckSpec("raw_partitions", "hours_complete", hours_complete),
     CheckSpec("flattened_features", "rows_reconciled", flattened_rows_reconciled),
+    CheckSpec("flattened_features", "row_ids_new", row_ids_new),
     CheckSpec("flattened_features", "no_label_among_features", no_label_among_features),
     CheckSpec("flattened_features", "drift", drift),
     CheckSpec("flattened_features", "adversarial_drift", adversarial_drift),

@@ -328,7 +328,8 @@ def files_problem(day: object, good: int, quarantined: Sequence[tuple[str, str]]
     ``good`` is the number of readable files, ``quarantined`` the (path, reason) of the others.
     """
     if good == 0:
-        return f"day {day}: no readable file, {len(quarantined)} quarantined; deliver the hours again"
+        first = f"; first: {quarantined[0][0]}: {quarantined[0][1]}" if quarantined else ""
+        return f"day {day}: no readable file, {len(quarantined)} quarantined{first}; deliver the hours again"
     share = len(quarantined) / (len(quarantined) + good)
     if share > max_bad_file_share:
         path, reason = quarantined[0]

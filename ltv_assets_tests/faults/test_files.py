@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.checks import files_readable, flattened_rows_reconciled
+from ltv_assets.project import Project
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes
 from ltv_assets_tests.faults.world import DAY, ROWS, World
@@ -219,7 +220,7 @@ def test_folder_that_is_no_hour_is_named_and_left_out(fault: Fault, world: World
     "files",
     "no file of a day can be read",
     answer="reject",
-    message="day <day>: no readable file, <count> quarantined; deliver the hours again",
+    message="day <day>: no readable file, <count> quarantined; first: <file>: <reason>; deliver the hours again",
     inject=4,
 )
 def test_day_with_too_many_broken_files_is_refused(fault: Fault, world: World) -> None:
@@ -321,3 +322,31 @@ def test_missing_column_is_one_warning(world: World, place: Callable[..., Path])
     code, output = ltv("check-data", world.data)
     assert code == 0
     assert [line for line in output.splitlines() if "carrier" in line] == ["column carrier is missing in every file: read as NULL"]
+
+
+BAD_DAYS: tuple[tuple[str, Callable[[Path], None]], ...] = (
+    ("zero bytes", empty),
+    ("not a readable parquet file", truncate),
+    ("found .tmp", temporary),
+    ("leaves the data root", link_outside),
+    ("lies beyond the data", pasted),
+)
+
+
+@pytest.mark.slow
+def test_run_finishes_the_good_days_beside_the_bad_and_exits_1(tmp_path: Path, place: Callable[..., Path]) -> None:
+    world = World(tmp_path)
+    place(world.data, "tracking: {enabled: false}\n")
+    days = [f"2025-10-{number:02d}" for number in range(1, 2 * len(BAD_DAYS) + 1)]
+    for day in days:
+        world.put(0, day=day)
+    for day, (_, damage) in zip(days[1::2], BAD_DAYS, strict=True):
+        damage(world.file(0, day))
+    with nothing_changes(world.data):
+        code, output = ltv("run")
+    assert code == 1
+    for day, (words, _) in zip(days[1::2], BAD_DAYS, strict=True):
+        assert any(day in line and words in line for line in output.splitlines() if line.startswith("failed:")), (day, output)
+    lineage = Project.open().lineage()
+    assert [lineage.status("flattened_features", day).state for day in days[0::2]] == ["fresh"] * len(BAD_DAYS)
+    assert [lineage.status("raw_partitions", day).state for day in days[1::2]] == ["failed"] * len(BAD_DAYS)

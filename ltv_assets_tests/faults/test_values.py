@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.project import Project
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes
 from ltv_assets_tests.faults.world import DAY, ROWS, World, edit, rows_of, with_column
@@ -75,6 +76,58 @@ def test_row_without_key_or_usable_label_is_set_aside(fault: Fault, world: World
     assert (aside["file"], aside["row_number"]) == (str(world.file(1)), 4)
     kept = {r["row_id"] for hour in (0, 1) for i, r in enumerate(rows_of(hour)) if (hour, i) != (1, 4)}
     assert set(table.column("row_id").to_pylist()) == kept
+
+
+@fault(
+    "values",
+    "row_id of a training day again on a test day",
+    answer="degrade",
+    message="day <day>: <count> rows have a row_id that stands on an earlier day, first <id> on <earlier>; deliver each impression once",
+)
+def test_row_that_trains_and_tests_is_noticed(fault: Fault, world: World) -> None:
+    from ltv_assets.checks import row_ids_new
+
+    again = rows_of(3, "2025-10-02")
+    again[5]["row_id"] = f"{DAY}-1-2"
+    world.put(3, again, day="2025-10-02", split="test")
+    project = world.project
+    for day in (DAY, "2025-10-02"):
+        table, _ = world.flatten(day)
+        publish(project, day, table)
+    assert row_ids_new(project, DAY).passed
+    outcome = row_ids_new(project, "2025-10-02")
+    assert not outcome.passed
+    assert fault.told(outcome.message) == {"day": "2025-10-02", "count": "1", "id": f"'{DAY}-1-2'", "earlier": DAY}
+
+
+def publish(project: Project, day: str, table: pa.Table, facts: dict[str, Any] | None = None) -> None:
+    def fill(folder: Path) -> dict[str, int | None]:
+        pq.write_table(table, folder / "part.parquet")
+        return {"part.parquet": table.num_rows}
+
+    project.warehouse.write("flattened_features", day, fill, code_version="1", config="", inputs={}, facts=facts or {})
+
+
+@fault(
+    "labels and windows",
+    "holdout day without rows",
+    answer="reject",
+    message="day <day>: 0 rows, fewer than min_rows_per_day = 1",
+)
+def test_day_without_rows_is_refused(fault: Fault, tmp_path: Path) -> None:
+    from ltv_assets.assets.ingestion import inventory_facts
+    from ltv_assets.checks import flattened_rows_reconciled
+
+    world = World(tmp_path)
+    edit(world.put(0), lambda table: table.slice(0, 0))
+    project = world.project
+    facts = inventory_facts(world.inspect())
+    project.warehouse.write("raw_partitions", DAY, lambda _: {}, code_version="1", config="", inputs={}, facts=facts)
+    table, _ = world.flatten()
+    publish(project, DAY, table, {"rows_quarantined": {}, "rows_sampled_out": 0})
+    outcome = flattened_rows_reconciled(project, DAY)
+    assert not outcome.passed
+    assert fault.told(outcome.message) == {"day": DAY}
 
 
 def of_row(column: str, value: Any) -> Callable[[World], None]:
