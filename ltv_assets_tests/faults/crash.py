@@ -237,14 +237,16 @@ _NAMES = (
 )
 _KINDS = (
     (re.compile(r"\d{4}-\d{2}-\d{2}(_\d{4}-\d{2}-\d{2})?"), "D"),
-    (re.compile(r"\.staging/\w+-D"), ".staging/<partition>"),
-    (re.compile(r"content/(?!manifest)\w+(-<hash>)?\.\w+"), "content/<file>"),
+    (re.compile(r"\.staging/[\w-]+-D"), ".staging/<partition>"),
+    (re.compile(r"content/(?!manifest)[^ ]+"), "content/<file>"),
     (re.compile(r"(lake/\w+/\w+=D|models/window=D/\w+|submissions/D|(reports|champions)/window=D)"), "<partition>"),
     (re.compile(r"(lake/\w+|models/window=D|submissions|reports|champions)(?= |$)"), "<folder of partitions>"),
-    (re.compile(r"(verdicts/\w+/D)/\.?\w+\.json(\.tmp)?"), "verdicts/<check>"),
+    (re.compile(r"(verdicts/\w+/D)/[^ ]+"), "verdicts/<check>"),
     (re.compile(r"verdicts/\w+(/D)?"), "verdicts/<asset>"),
-    (re.compile(r"tracking/window=D/\w+/\.?(?!record|pushed)\w+\.\w+(\.tmp)?"), "tracking/<artifact>"),
-    (re.compile(r"tracking/window=D/\w+"), "tracking/<stage>"),
+    (re.compile(r"tracking/[^ ]*?\.?(record|delivered|current|settings|champion)\.json(\.tmp)?"), r"tracking/<\1>"),
+    (re.compile(r"tracking/[^ ]*\.[^ /]+"), "tracking/<artifact>"),
+    (re.compile(r"tracking/[^ <]+"), "tracking/<folder>"),
+    (re.compile(r"quarantine/[^ ]+"), "quarantine/<day>"),
     (re.compile(r"(?<=change |commit )\w+"), "<relation>"),
 )
 
