@@ -348,8 +348,14 @@ def _note_schema_findings(sources: Sequence[_Source], registry: Registry, labell
 
 def _connect(threads: int, memory_limit: str, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory database; ``spill`` is where it puts what exceeds its memory, and removes it when it is closed."""
-    config = {"threads": threads, "memory_limit": memory_limit, "preserve_insertion_order": True}
-    return duckdb.connect(":memory:", config=config | ({"temp_directory": str(spill)} if spill is not None else {}))
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "threads": threads,
+        "memory_limit": memory_limit,
+        "preserve_insertion_order": True,
+    }
+    if spill is not None:
+        config["temp_directory"] = str(spill)
+    return duckdb.connect(":memory:", config=config)
 
 
 def _literal(path: Path) -> str:
