@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,46 @@ def test_every_blocking_check_exists_and_its_verdict_is_remembered(tmp_path: Pat
         if spec.asset == "holdout_metrics" and spec.name in ("zero_rate", "rmsle"):
             run_check(p, spec, DAY)
     assert {v.check: v.passed for v in p.warehouse.verdicts("holdout_metrics", DAY)} == {"zero_rate": True, "rmsle": True}
+
+
+def test_rows_lost_on_the_way_into_a_window_are_noticed(tmp_path: Path) -> None:
+    days = tuple(date(2025, 10, number) for number in (1, 2, 3))
+    p = Project(Config(), Horizon(days, (), 2, 7, 0, frozenset()), Warehouse(tmp_path))
+
+    def write(asset: str, key: str, name: str, rows: int, related: bool) -> None:
+        def fill(folder: Path) -> dict[str, int | None]:
+            pq.write_table(pa.table({"x": [1.0] * rows}), folder / name)
+            return {name: rows if related else None}
+
+        p.warehouse.write(asset, key, fill, code_version="1", config="c", inputs={})
+
+    write("flattened_features", "2025-10-01", "part.parquet", 5, True)
+    write("flattened_features", "2025-10-02", "part.parquet", 4, True)
+    write("buyer_classifier", "2025-10-03", "out_of_fold.parquet", 9, False)
+    assert checks.training_rows_reconciled(p, "2025-10-03").passed
+    write("buyer_classifier", "2025-10-03", "out_of_fold.parquet", 8, False)
+    outcome = checks.training_rows_reconciled(p, "2025-10-03")
+    assert not outcome.passed
+    assert "9 flattened rows of 2025-10-01 .. 2025-10-02, 8 trained on" in outcome.message
+
+
+def test_rows_lost_between_holdout_and_figures_are_noticed(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    flattened(p, 8)
+    metrics(p, rows=8.0)
+    assert checks.holdout_rows_reconciled(p, DAY).passed
+    metrics(p, rows=7.0)
+    assert "8 flattened rows, 7 evaluated" in checks.holdout_rows_reconciled(p, DAY).message
+
+
+def test_lines_lost_between_scores_and_submission_are_noticed(tmp_path: Path) -> None:
+    p = Project(Config(), Horizon((), (date(2025, 10, 1),), 2, 7, 0, frozenset()), Warehouse(tmp_path))
+    scores(p)
+    for rows, passed in ((2, True), (1, False)):
+
+        def fill(folder: Path, rows: int = rows) -> dict[str, int | None]:
+            (folder / "submission.csv").write_text("row_id,iap_revenue_d7\n" + "a,1\n" * rows)
+            return {"submission.csv": rows}
+
+        p.warehouse.write("submission", "2025-10-01_2025-10-01", fill, code_version="1", config="c", inputs={})
+        assert checks.submission_rows_reconciled(p, "2025-10-01_2025-10-01").passed == passed
