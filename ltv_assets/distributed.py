@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
 import socket
 import time
@@ -413,7 +414,21 @@ def fit_part(
             "local_listen_port": machines[rank][1],
             "time_out": LINK_MINUTES,
         }
-    booster = lgb.train({**params, **network}, dataset, rounds)
-    text = booster.model_to_string() if rank == 0 else None
-    booster.free_network()
+    with _quiet():
+        booster = lgb.train({**params, **network}, dataset, rounds)
+        text = booster.model_to_string() if rank == 0 else None
+        booster.free_network()
     return text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on standard output: LightGBM's listening thread knows neither the logger nor how much it is to say."""
+    with Path(os.devnull).open("wb") as nowhere:
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
