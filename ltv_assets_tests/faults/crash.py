@@ -432,7 +432,9 @@ def _mlflow_artifacts(warehouse: Path) -> list[str]:
 
 
 def _outbox(warehouse: Path) -> list[str]:
-    return sorted(files(warehouse, "tracking"))
+    """What was recorded; the folder's name holds a hash of the warehouse's place, and delivery marks may outlive what they mark."""
+    names = (re.sub(r"/[0-9a-f]{16}/", "/<identity>/", name) for name in files(warehouse, "tracking"))
+    return sorted(name for name in names if not name.endswith("/delivered.json"))
 
 
 def orphans(warehouse: Path) -> list[str]:
