@@ -233,6 +233,7 @@ def _kill_after(child: int, seconds: float) -> None:
 _NAMES = (
     (re.compile(r"(?<=\.staging/)([^/]+)-[0-9a-f]{12}"), r"\1"),
     (re.compile(r"\.[0-9a-f]{8}\.tmp"), ".tmp"),
+    (re.compile(r"(?<=/)[0-9a-f]{16}(?=/| |$)"), "<identity>"),
     (re.compile(r"-[0-9a-f]{12}(?=\.parquet)"), "-<hash>"),
 )
 _KINDS = (
@@ -245,7 +246,7 @@ _KINDS = (
     (re.compile(r"verdicts/\w+(/D)?"), "verdicts/<asset>"),
     (re.compile(r"tracking/[^ ]*?\.?(record|delivered|current|settings|champion)\.json(\.tmp)?"), r"tracking/<\1>"),
     (re.compile(r"tracking/[^ ]*\.[^ /]+"), "tracking/<artifact>"),
-    (re.compile(r"tracking/[^ <]+"), "tracking/<folder>"),
+    (re.compile(r"tracking/(?!<(record|delivered|current|settings|champion|artifact)>)[^ ]+"), "tracking/<folder>"),
     (re.compile(r"quarantine/[^ ]+"), "quarantine/<day>"),
     (re.compile(r"(?<=change |commit )\w+"), "<relation>"),
 )
