@@ -83,7 +83,7 @@ def _retraining_needed(config: Config) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.STOPPED,
         description=(
             "Trains the newest possible window when the champion's RMSLE, the zero rate of its predictions or the distribution of its "
-            "scores leaves the bounds automation.retrain_*. For those who do not train every window by windows_and_scores."
+            "scores leaves the bounds automation.retrain_*, unless a run for it is under way. For those who do not train every window by windows_and_scores."
         ),
     )
     def retraining_needed(context: dg.SensorEvaluationContext, project_resource: ProjectResource) -> dg.SensorResult:
@@ -96,6 +96,8 @@ def _retraining_needed(config: Config) -> dg.SensorDefinition:
             identity = hashlib.sha256(json.dumps([seen, window]).encode()).hexdigest()[:16]
             if identity == context.cursor:
                 return dg.SensorResult(skip_reason="nothing was evaluated or scored since the last look", cursor=identity)
+            if window is not None and _in_progress(context.instance, window):
+                return dg.SensorResult(skip_reason=f"a run for {window} is under way; its outcome decides", cursor=context.cursor)
             watch = look(project)
         except LtvError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
@@ -109,3 +111,10 @@ def _retraining_needed(config: Config) -> dg.SensorDefinition:
         return dg.SensorResult(run_requests=[request], cursor=identity)
 
     return retraining_needed
+
+
+def _in_progress(instance: dg.DagsterInstance, partition: str) -> bool:
+    """Whether a run for this partition is queued or executing: half a window looks like one that still has to be trained."""
+    status = dg.DagsterRunStatus
+    waiting = [status.QUEUED, status.NOT_STARTED, status.STARTING, status.STARTED, status.MANAGED]
+    return instance.get_runs_count(dg.RunsFilter(statuses=waiting, tags={"dagster/partition": partition})) > 0

@@ -307,6 +307,17 @@ class Dagster:
         )["startSensor"]
         assert found["__typename"] == "Sensor", found
 
+    def switch_on_schedule(self, schedule: str) -> None:
+        found = self.query(
+            "mutation($s: ScheduleSelector!) { startSchedule(scheduleSelector: $s) { __typename ... on PythonError { message } } }",
+            {"s": {**self._location, "scheduleName": schedule}},
+        )["startSchedule"]
+        assert found["__typename"] == "ScheduleStateResult", found
+
+    def runs_of(self, tag: str, value: str) -> list[dict[str, Any]]:
+        """Runs that carry a tag, newest first: what one sensor or schedule has asked for."""
+        return [run for run in self.runs() if run["tags"].get(tag) == value]
+
     def ticks(self, sensor: str) -> list[dict[str, Any]]:
         """Newest ticks of a sensor first."""
         found = self.query(

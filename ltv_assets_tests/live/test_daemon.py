@@ -1,4 +1,4 @@
-"""The graph under the real daemon: backfills, a corrupted day, new days, killed runs, and what the pages show.
+"""The graph under the real daemon: backfills, killed runs, sensors, schedules, a corrupted day, new days, and what the pages show.
 
 Two instances of ``dagster dev`` live through a story each; the tests of a story run in order and build on each other.
 """
@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from ltv_assets.contract import ASSET_NAMES
 from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.simulator import simulate
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
-from ltv_assets_tests.live.harness import Browser, Dagster, Place, running, wait_for
+from ltv_assets_tests.live.harness import CONFIG, Browser, Dagster, Place, running, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -30,6 +31,9 @@ TEST_DAY = "2025-10-08"
 SUBMISSION = f"{TEST_DAY}_{TEST_DAY}"
 FIRST, SECOND = "2025-10-03", "2025-10-04"
 SENSORS = ("days_landed", "windows_and_scores")
+SCHEDULES = ("daily_prediction", "weekly_retraining", "daily_health")
+RESTLESS = "retrain_rmsle_max: 0.01, " + ", ".join(f'{schedule}: "* * * * *"' for schedule in SCHEDULES)
+"""Automation of the first story: a bound that no model keeps, and schedules that need not be waited for."""
 LOCK_ERROR = re.compile(r"database is locked|could not set lock|conflicting lock|held by another process", re.IGNORECASE)
 PICTURES = PROJECT_ROOT / "docs" / "pictures"
 MAX_PICTURE_BYTES = 300_000
@@ -99,10 +103,11 @@ def assert_no_lock_error(dagster: Dagster) -> None:
 
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory: pytest.TempPathFactory, impressions: Path) -> Iterator[Dagster]:
-    """A daemon over four training days and an empty warehouse; no sensor is on."""
+    """A daemon over four training days and an empty warehouse; sensors and schedules are switched on at the end."""
     root = tmp_path_factory.mktemp("by_hand")
     data = part_of(impressions, root / "data", DAYS[:4])
-    with running(Place.make(root, data), root / "dagster.log") as dagster:
+    restless = CONFIG.replace("automation: {", f"automation: {{{RESTLESS}, ")
+    with running(Place.make(root, data, restless), root / "dagster.log") as dagster:
         yield dagster
 
 
@@ -133,28 +138,33 @@ def test_one_backfill_over_days_and_windows_makes_everything(by_hand: Dagster, t
 
 
 def test_killed_run_blocks_nobody(by_hand: Dagster) -> None:
-    """SIGKILL in the middle of a window: the next run completes without waiting for the dead one."""
+    """SIGKILL in the middle of a window: the next runs end at most 30 s later than if nothing had been killed.
+
+    "As if" is measured first, with the same two runs side by side, because runs share the processors. The slot of the dead
+    run and its locks are what they could wait for.
+    """
     before = by_hand.place.manifests()
-    usual = by_hand.run_end(by_hand.launch("train_window", SECOND))
-    assert usual["status"] == "SUCCESS"
-    seconds = usual["endTime"] - usual["startTime"]
+
+    def next_runs_after(started: float) -> float:
+        """Seconds until a day's run and a run of the same window, launched now, have both ended."""
+        launched = [by_hand.launch("ingest_days", DAYS[0]), by_hand.launch("train_window", SECOND)]
+        ended = [by_hand.run_end(run) for run in launched]
+        assert [run["status"] for run in ended] == ["SUCCESS", "SUCCESS"]
+        return max(run["endTime"] for run in ended) - started
+
+    usual = next_runs_after(time.time())
 
     killed = by_hand.launch("train_window", SECOND)
     process = wait_for("the run's process", lambda: by_hand.process_of(killed))
     wait_for("the first step", lambda: any(e["__typename"] == "ExecutionStepSuccessEvent" for e in by_hand.messages(killed)), every=0.1)
     os.kill(process, signal.SIGKILL)
-    started = time.time()
-    following = by_hand.run_end(by_hand.launch("ingest_days", DAYS[0]))
-    assert following["status"] == "SUCCESS"
-    assert following["endTime"] - started < 30 + seconds, "another partition waited for the dead run"
+    waited = next_runs_after(time.time()) - usual
+    print(f"after kill -9 the next runs took {usual + waited:.1f} s instead of {usual:.1f} s")
+    assert waited < 30, f"the next runs took {waited:.0f} s longer than the usual {usual:.0f} s"
 
-    again = by_hand.run_end(by_hand.launch("train_window", SECOND))
-    assert again["status"] == "SUCCESS"
     assert by_hand.run_end(killed)["status"] == "FAILURE"
-    retried = wait_for("the killed run's retry", lambda: [r for r in by_hand.runs() if r["tags"].get("dagster/parent_run_id") == killed])
+    retried = wait_for("the killed run's retry", lambda: by_hand.runs_of("dagster/parent_run_id", killed))
     assert by_hand.run_end(retried[0]["runId"])["status"] == "SUCCESS"
-    waited = again["endTime"] - started - seconds
-    assert waited < 30 + 2 * seconds, f"the next run took {waited:.0f} s longer than the usual {seconds:.0f} s"
     assert by_hand.place.manifests() == before
     assert_no_lock_error(by_hand)
     assert_status_and_page_agree(by_hand)
@@ -185,6 +195,56 @@ def test_pages_show_the_graph_and_an_asset(by_hand: Dagster, tmp_path: Path) -> 
     for picture in ("asset_graph.png", "asset_checks.png"):
         size = (target / picture).stat().st_size
         assert 10_000 < size < MAX_PICTURE_BYTES, f"{picture}: {size} bytes"
+
+
+def test_figures_out_of_bounds_lead_to_a_new_window(by_hand: Dagster, impressions: Path) -> None:
+    """The configured bound on the champion's RMSLE is out of reach, so the sensor asks as soon as there is something to train."""
+    day = DAYS[4]
+    land(impressions, by_hand.place.data, day)
+    assert by_hand.run_end(by_hand.launch("ingest_days", day))["status"] == "SUCCESS"
+    by_hand.switch_on("retraining_needed")
+    asked = wait_for("a run for retraining", lambda: by_hand.runs_of("dagster/sensor_name", "retraining_needed"))
+    assert by_hand.run_end(asked[0]["runId"])["status"] == "SUCCESS"
+    assert (asked[0]["jobName"], asked[0]["tags"]["dagster/partition"]) == ("train_window", day)
+    assert re.fullmatch(
+        rf"RMSLE of champion {SECOND} on day {SECOND} is 0\.\d+, above retrain_rmsle_max = 0\.01", asked[0]["tags"]["ltv/reason"]
+    )
+    assert by_hand.place.states()["served_model", day] == "fresh"
+    time.sleep(15)
+    assert len(by_hand.runs_of("dagster/sensor_name", "retraining_needed")) == 1, "asked again though nothing new can be trained"
+    assert not [tick for tick in by_hand.ticks("retraining_needed") if tick["status"] == "FAILURE"]
+
+
+def test_schedules_score_retrain_and_look_at_the_warehouse(by_hand: Dagster, impressions: Path) -> None:
+    """Every minute instead of daily and weekly; another champion makes the scores stale, another day allows another window."""
+    place, day = by_hand.place, DAYS[5]
+    chosen = next(window for window in (FIRST, SECOND) if window != place.champion()["window"])
+    place.ltv("promote", chosen)
+    assert place.states()["predictions", TEST_DAY] == "stale"
+    land(impressions, place.data, day)
+    assert by_hand.run_end(by_hand.launch("ingest_days", day))["status"] == "SUCCESS"
+    for schedule in SCHEDULES:
+        by_hand.switch_on_schedule(schedule)
+
+    def first_run(schedule: str) -> dict[str, Any]:
+        run = wait_for(f"a run of {schedule}", lambda: by_hand.runs_of("dagster/schedule_name", schedule), seconds=200)[-1]
+        ended = by_hand.run_end(run["runId"])
+        assert ended["status"] == "SUCCESS", f"{schedule}: {ended}"
+        return ended
+
+    scored = first_run("daily_prediction")
+    assert scored["tags"]["dagster/partition"] == TEST_DAY
+    assert "stale" in scored["tags"]["ltv/reason"]
+    trained = first_run("weekly_retraining")
+    assert trained["tags"]["dagster/partition"] == day
+    first_run("daily_health")
+    states = place.states()
+    assert states["predictions", TEST_DAY] == states["served_model", day] == "fresh"
+    assert place.champion()["window"] == chosen, "a promotion by hand stands until it is undone"
+    for check in ("standing_failures", "days_fresh", "champion_fresh"):
+        assert None in by_hand.check_executions("submission", check), check
+    assert_no_lock_error(by_hand)
+    assert_status_and_page_agree(by_hand)
 
 
 # --------------------------------------------------------------------------------------------- second story: by itself

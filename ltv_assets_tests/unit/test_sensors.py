@@ -55,9 +55,10 @@ class Eye:
     def __init__(self, name: str) -> None:
         self.sensor = next(s for s in sensors.build(load_config(), PARTITIONS) if s.name == name)
         self.cursor: str | None = None
+        self.instance = dg.DagsterInstance.ephemeral()
 
     def look(self) -> tuple[list[dg.RunRequest], str | None]:
-        context = dg.build_sensor_context(cursor=self.cursor, resources={"project_resource": ProjectResource()})
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources={"project_resource": ProjectResource()})
         result = self.sensor(context)
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
@@ -286,6 +287,19 @@ def test_retraining_is_asked_for_once_when_a_figure_leaves_its_bound(data: Path,
     requests, _ = eye.look()
     assert [(r.partition_key, r.tags["ltv/reason"]) for r in requests] == [(DAYS[4], "RMSLE is 0.7, above 0.6")]
     assert eye.look()[0] == []
+
+
+def test_retraining_waits_for_a_run_that_is_under_way(data: Path, figures: SimpleNamespace) -> None:
+    """While a window is being made its figures change and it is not fresh yet; that is no reason to make it twice."""
+    eye = Eye("retraining_needed")
+    figures.reasons = ("RMSLE is 0.7, above 0.6",)
+    train = dg.define_asset_job("train_window").resolve(
+        asset_graph=dg.Definitions([dg.asset(name="anything")(lambda: None)]).resolve_asset_graph()
+    )
+    run = eye.instance.create_run_for_job(train, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": DAYS[4]})
+    assert eye.look() == ([], f"a run for {DAYS[4]} is under way; its outcome decides")
+    eye.instance.report_run_failed(run)
+    assert [r.partition_key for r in eye.look()[0]] == [DAYS[4]]
 
 
 def test_retraining_without_new_data_says_so(data: Path, figures: SimpleNamespace) -> None:
