@@ -83,7 +83,8 @@ def _retraining_needed(config: Config) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.STOPPED,
         description=(
             "Trains the newest possible window when the champion's RMSLE, the zero rate of its predictions or the distribution of its "
-            "scores leaves the bounds automation.retrain_*, unless a run for it is under way. For those who do not train every window by windows_and_scores."
+            "scores leaves the bounds automation.retrain_*, unless a run for it is under way. "
+            "For those who do not train every window by windows_and_scores."
         ),
     )
     def retraining_needed(context: dg.SensorEvaluationContext, project_resource: ProjectResource) -> dg.SensorResult:
