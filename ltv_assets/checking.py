@@ -82,8 +82,8 @@ def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> 
             registry=load_registry(config.features),
             labelled=inventory.split == "train",
             out=folder / "day.parquet",
-            threads=config.compute.threads,
-            memory_limit=f"{config.compute.duckdb_memory_gb}GB",
+            threads=config.compute.flatten_threads,
+            memory_limit=config.compute.duckdb_limit,
         )
         findings.problems += [f"{f.path.relative_to(config.data.root)}: {f.reason}" for f in result.files_aside]
         for reason, count in result.rows_quarantined.items():

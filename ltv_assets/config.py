@@ -346,7 +346,12 @@ class ComputeConfig(Section):
         description="Dask scheduler to join, such as tcp://10.0.0.5:8786; null = start `threads` worker processes on this machine",
     )
     threads: PositiveInt = Field(2, description="threads of DuckDB and LightGBM; part of the determinism promise")
-    duckdb_memory_gb: PositiveFloat = Field(1.0, description="memory limit of each DuckDB connection, in GB")
+    max_memory_gb: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
+        4.0,
+        description="memory one process should stay below, in GB: windows that do not fit are read block by block and their auxiliary "
+        "fits use fewer rows, fewer blocks are flattened at a time, DuckDB gets at most half",
+    )
+    duckdb_memory_gb: PositiveFloat = Field(1.0, description="memory limit of each DuckDB connection, in GB; at most half of max_memory_gb")
     chunk_rows: Annotated[int, Field(ge=100)] = Field(
         8_192, description="rows that each thread scores at a time; the result does not depend on it"
     )
@@ -356,6 +361,25 @@ class ComputeConfig(Section):
         if self.scheduler is not None and self.engine != "dask":
             raise ValueError(f"scheduler {self.scheduler} is given but engine is {self.engine}; set engine: dask, or scheduler: null")
         return self
+
+    @property
+    def duckdb_gb(self) -> float:
+        """Memory limit of each DuckDB connection, in GB."""
+        return min(self.duckdb_memory_gb, self.max_memory_gb / 2)
+
+    @property
+    def duckdb_limit(self) -> str:
+        """DuckDB's memory limit as it wants to be told."""
+        return f"{self.duckdb_gb}GB"
+
+    @property
+    def flatten_threads(self) -> int:
+        """Blocks that are flattened at a time: one takes about 0.4 GB beside the 0.6 GB that one process needs anyway."""
+        return max(1, min(self.threads, int((self.max_memory_gb - 0.6) / 0.4)))
+
+    def rows_in_memory(self, features: int) -> int:
+        """Rows of a window that may be in memory together with all copies a fit makes of them: six of float32, in half the budget."""
+        return max(1000, int(self.max_memory_gb * 1e9 / 2 / (6 * 4 * features)))
 
 
 class WarehouseConfig(Section):

@@ -67,8 +67,8 @@ def predict_folder(
                     registry=project.registry,
                     labelled=False,
                     out=flat,
-                    threads=config.threads,
-                    memory_limit=f"{config.duckdb_memory_gb}GB",
+                    threads=config.flatten_threads,
+                    memory_limit=config.duckdb_limit,
                 )
                 if result.files_aside:
                     raise DataError(f"{result.files_aside[0].path}: {result.files_aside[0].reason}")

@@ -33,7 +33,7 @@ from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.stacker import Stacker
 from ltv_assets.modeling.stages import WindowContext
-from ltv_assets.modeling.window import WindowData, prepare_window
+from ltv_assets.modeling.window import RowStore, WindowData, prepare_window
 from ltv_assets.project import Project
 from ltv_assets.sampling.hhistus import HhistusPlan
 from ltv_assets.sampling.histos import HistosPlan
@@ -53,7 +53,7 @@ STAGE_CLASSES: dict[str, type[Any]] = {
 class Rows:
     """Flattened rows of some days: features, revenue (three horizons in USD, NaN where absent or immature), row_id, day, hour."""
 
-    X: pd.DataFrame
+    X: pd.DataFrame | RowStore
     revenue: pd.DataFrame
     row_id: NDArray[Any]
     day: NDArray[Any]
@@ -63,17 +63,21 @@ class Rows:
 def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str]) -> Rows:
     """Read the flattened files of some days, in order of day, file and row.
 
-    Labels of a horizon that is not yet mature for a day are NaN, whatever the file says.
+    Labels of a horizon that is not yet mature for a day are NaN, whatever the file says. Features of more rows than
+    ``compute.max_memory_gb`` has room for stay in the files and are read block by block.
     """
+    paths_in_order = [path for _, paths in sorted(files.items()) for path in paths]
+    rows = sum(pq.read_metadata(path).num_rows for path in paths_in_order)
+    stored = StoredRows(paths_in_order, features) if rows > config.compute.rows_in_memory(len(features)) else None
     tables, days = [], []
-    columns = ["row_id", "datetime", *REVENUE_LABELS, *features]
+    columns = ["row_id", "datetime", *REVENUE_LABELS, *(() if stored else features)]
     for day, paths in sorted(files.items()):
         for path in paths:
             table = pq.read_table(path, columns=columns)
             tables.append(table)
             days.append(np.full(table.num_rows, day, dtype=object))
     together = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    frame = together.select(list(features)).to_pandas(split_blocks=True)
+    frame = stored if stored is not None else together.select(list(features)).to_pandas(split_blocks=True)
     day_of_row = np.concatenate(days)
     revenue = together.select(list(REVENUE_LABELS)).to_pandas().astype(np.float64)
     for day in sorted(files):
@@ -81,14 +85,52 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
         for horizon, name in zip((7, 14, 28), REVENUE_LABELS, strict=True):
             if horizon not in known:
                 revenue.loc[day_of_row == day, name] = np.nan
-    hours = together["datetime"].cast(pa.string()).to_numpy(zero_copy_only=False)
+    hours = together["datetime"].combine_chunks()
+    hour_names = np.array([key[11:13] for key in hours.dictionary.to_pylist()], dtype=object)
     return Rows(
         frame,
         revenue,
         together["row_id"].to_numpy(zero_copy_only=False),
         day_of_row,
-        np.array([h[11:13] for h in hours], dtype=object),
+        hour_names[hours.indices.to_numpy()],
     )
+
+
+class StoredRows(RowStore):
+    """Features of flattened files, one file after the other; only the row groups that were asked for last are decoded."""
+
+    def __init__(self, files: Sequence[Path], features: Sequence[str]) -> None:
+        self._paths = list(files)
+        self._features = list(features)
+        self._files = [pq.ParquetFile(path) for path in files]
+        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
+        rows = [file.metadata.row_group(group).num_rows for file, group in self._groups]
+        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        self._decoded: dict[int, pa.Table] = {}
+
+    @property
+    def columns(self) -> pd.Index:
+        return pd.Index(self._features)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, low: int, high: int) -> pd.DataFrame:
+        first = int(np.searchsorted(self._starts, low, side="right")) - 1
+        last = int(np.searchsorted(self._starts, high, side="left"))
+        wanted = range(first, max(last, first + 1))
+        # A block that does not begin with a row group shares one with its neighbour.
+        self._decoded = {i: self._decoded[i] if i in self._decoded else self._decode(i) for i in wanted}
+        table = pa.concat_tables(self._decoded.values()).slice(low - int(self._starts[first]), high - low)
+        return table.unify_dictionaries().to_pandas()
+
+    def _decode(self, number: int) -> pa.Table:
+        file, group = self._groups[number]
+        return file.read_row_group(group, columns=self._features)
+
+    def select(self, columns: Sequence[str]) -> pd.DataFrame:
+        tables = [pq.read_table(path, columns=list(columns)) for path in self._paths]
+        return pa.concat_tables(tables).unify_dictionaries().to_pandas()
 
 
 def flattened_files(project: Project, days: Sequence[date]) -> dict[str, tuple[Path, ...]]:
@@ -130,8 +172,11 @@ class WindowRows:
     def context(self) -> WindowContext:
         """The training rows, ready for the stages."""
         config = self.project.config
+        room = config.compute.rows_in_memory(len(self.features))
+        limit = config.models.max_auxiliary_rows
+        models = config.models.model_copy(update={"max_auxiliary_rows": room if limit is None else min(limit, room)})
         data, threads = as_window(self.training_rows()), config.compute.threads
-        return WindowContext(data, config.models, config.sampling, config.seed, threads, remote_fit(config))
+        return WindowContext(data, models, config.sampling, config.seed, threads, remote_fit(config))
 
 
 def as_window(rows: Rows) -> WindowData:

@@ -129,6 +129,6 @@ def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:
     config = work.project.config
     files = [f for day in work.project.horizon.test_days for f in work.project.warehouse.files("predictions", str(day))]
     rows = write_submissions(
-        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_gb=config.compute.duckdb_memory_gb
+        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_gb=config.compute.duckdb_gb
     )
     return {"submission.csv": rows, "submission_ungated.csv": None}

@@ -14,7 +14,7 @@ Three properties hold by construction and are tested:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias, cast
 
@@ -402,6 +402,19 @@ class _Prepared:
     ranks: Sequence[Mapping[str, _Ranks]]
 
 
+@dataclass(frozen=True)
+class CrossFitter:
+    """A fitted encoder with what it knows without each fold, for the rows that taught it."""
+
+    encoder: WindowEncoder
+    encodings: Mapping[str, _Encoding]
+    ranks: Sequence[Mapping[str, _Ranks]]
+
+    def transform(self, X: pd.DataFrame, fold: Ints) -> pd.DataFrame:
+        """The cross-fitted columns of a block of the training rows, whose fold numbers are ``fold`` (n,)."""
+        return self.encoder._encode_held_out(X, fold, self.encodings, self.ranks)
+
+
 class WindowEncoder(TransformerMixin, BaseEstimator):
     """Turns the columns of a window into one float32 matrix and remembers how, for every other day.
 
@@ -483,10 +496,22 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         fold = fold_ids(len(X if isinstance(X, pd.DataFrame) else np.asarray(X)), period, folds)
         return self._cross_fitted(self._fit(X, y, fold), fold)
 
-    def _fit(self, X: pd.DataFrame, y: Targets, fold: Ints | None) -> _Prepared:
+    def fit_blocks(self, template: pd.DataFrame, select: Callable[[list[str]], pd.DataFrame], y: Targets, fold: Ints) -> CrossFitter:
+        """``fit_transform`` for rows that are not in memory together: fits, and returns what encodes them block by block.
+
+        ``template``: a frame with the columns and types of the rows. ``select``: returns the named columns of every row; asked
+        for categories and past spend only. ``fold``: fold number of every row, see ``fold_ids``.
+        """
         self._check_parameters()
-        frame = self._frame(X, reset=True)
-        n = len(frame)
+        targets = self._settle(self._frame(template, reset=True), y, len(fold))
+        frame = select([*self.categorical_features_, *self._spends])
+        spends = {c: frame[c].to_numpy(dtype=np.float32, na_value=np.nan) for c in self._spends}
+        spends = {c: np.where(np.isinf(values), np.float32(np.nan), values) for c, values in spends.items()}
+        _, encodings, ranks = self._learn(frame, spends, targets, fold)
+        return CrossFitter(self, encodings, ranks)
+
+    def _settle(self, frame: pd.DataFrame, y: Targets, n: int) -> dict[str, Floats]:
+        """Columns, their kinds and names, from a frame that shows them; returns the targets of ``n`` rows."""
         if n == 0:
             raise DataError("WindowEncoder.fit got no rows: a window needs at least one training row")
         targets = _targets(y, n)
@@ -498,11 +523,24 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self._choose_columns()
         self._all_names = self._names = self._column_names()
         self._kept = np.arange(len(self._names))
+        return targets
 
+    def _fit(self, X: pd.DataFrame, y: Targets, fold: Ints | None) -> _Prepared:
+        self._check_parameters()
+        frame = self._frame(X, reset=True)
+        targets = self._settle(frame, y, len(frame))
+        numeric = self._numeric(frame)
+        spends = {c: self._spend(numeric, c) for c in self._spends}
+        levels, encodings, ranks = self._learn(frame, spends, targets, fold)
+        return _Prepared(frame.index, numeric, levels, encodings, ranks)
+
+    def _learn(
+        self, frame: pd.DataFrame, spends: Mapping[str, NDArray[np.float32]], targets: Mapping[str, Floats], fold: Ints | None
+    ) -> tuple[dict[str, Ints], dict[str, _Encoding], list[dict[str, _Ranks]]]:
+        """Levels of the rows, encodings and ranks without each fold in turn; what the whole window says is kept."""
         factorized = {c: _factorize(frame[c]) for c in self.categorical_features_}
         self._maps = {c: _CategoryMap.fit(*factorized[c], self.min_count) for c in self.categorical_features_}
         levels = {c: self._maps[c].levels(*factorized[c]) for c in self.categorical_features_}
-        numeric = self._numeric(frame)
         folds = 0 if fold is None else int(fold.max()) + 1
 
         encodings: dict[str, _Encoding] = {}
@@ -515,9 +553,9 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             slots = self._pair_slots(name, levels)
             encodings[name] = self._encode_pair(name, slots, targets, fold, folds, encodings)
         self._encodings = {name: e.last() for name, e in encodings.items()}
-        ranks = self._fit_ranks(numeric, levels, fold)
+        ranks = self._fit_ranks(spends, levels, fold)
         self._ranks = ranks[-1]
-        return _Prepared(frame.index, numeric, levels, encodings, ranks)
+        return levels, encodings, ranks
 
     def _encode_pair(
         self, name: str, slots: Ints, targets: Mapping[str, Floats], fold: Ints | None, folds: int, encodings: Mapping[str, _Encoding]
@@ -538,12 +576,13 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             means[target][:, 1:] = empirical_bayes(sums.n[:, 1:], sums.total[:, 1:], sums.squares[:, 1:], prior, self.smoothing)
         return _Encoding(means, log_count, {})
 
-    def _fit_ranks(self, numeric: NDArray[np.float32], levels: Mapping[str, Ints], fold: Ints | None) -> list[dict[str, _Ranks]]:
+    def _fit_ranks(
+        self, spends: Mapping[str, NDArray[np.float32]], levels: Mapping[str, Ints], fold: Ints | None
+    ) -> list[dict[str, _Ranks]]:
         """Ranks without each fold in turn, then without none; each spend column is sorted once for all of them."""
         leave_out = [None] if fold is None else [*range(int(fold.max()) + 1), None]
         ranks: list[dict[str, _Ranks]] = [{} for _ in leave_out]
-        for spend in self._spends:
-            values = self._spend(numeric, spend)
+        for spend, values in spends.items():
             by_value = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN sorts last
             for out, left in zip(ranks, leave_out, strict=True):
                 rows = by_value if left is None or fold is None else by_value[fold[by_value] != left]
@@ -582,6 +621,13 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self._write_encodings(out, prepared, None)
         self._write_aggregates(out, prepared, self._ranks, slice(None))
         return self._as_frame(out, prepared)
+
+    def _encode_held_out(
+        self, X: pd.DataFrame, fold: Ints, encodings: Mapping[str, _Encoding], ranks: Sequence[Mapping[str, _Ranks]]
+    ) -> pd.DataFrame:
+        frame = self._frame(X, reset=False)
+        levels = {c: self._maps[c].levels(*_factorize(frame[c])) for c in self.categorical_features_}
+        return self._cross_fitted(_Prepared(frame.index, self._numeric(frame), levels, encodings, ranks), fold)
 
     def _cross_fitted(self, prepared: _Prepared, fold: Ints) -> pd.DataFrame:
         out = self._empty(len(prepared.index))

@@ -9,20 +9,23 @@ of held-out rows into the target encodings of the rows that train the fold's mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ltv_assets.config import ModelsConfig
-from ltv_assets.features.encoders import WindowEncoder, revenue_targets
+from ltv_assets.features.encoders import CrossFitter, WindowEncoder, fold_ids, revenue_targets
 from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
-from ltv_assets.modeling.selection import most_telling, varying
-from ltv_assets.modeling.window import Floats, Ints, WindowData
+from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
+from ltv_assets.modeling.window import BLOCK_ROWS, Floats, Ints, RowStore, WindowData
 from ltv_assets.sampling.draws import hash_uniform
+from ltv_assets.storage.memory import release_memory
 
 FloatMatrix = NDArray[np.float32]
 
@@ -60,10 +63,70 @@ class Matrix:
             params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0}
             categorical = list(self.categorical)
             dataset = lgb.Dataset(
-                self.values, label=np.zeros(len(self)), categorical_feature=categorical, params=params, free_raw_data=False
+                self._source(), label=np.zeros(len(self)), categorical_feature=categorical, params=params, free_raw_data=False
             )
             self._cache["base"] = dataset.construct()
+            release_memory()  # the sample of rows that bins are found on takes more than the bins of a million rows
         return self._cache["base"]
+
+    def _source(self) -> FloatMatrix | lgb.Sequence:
+        return self.values
+
+
+@dataclass(frozen=True, eq=False)
+class StoredMatrix(Matrix):
+    """Encoded rows of a store, made anew whenever they are asked for; only LightGBM's bins of them are ever held together.
+
+    ``values`` is empty. The bins are those of a `Matrix` of the same rows.
+    """
+
+    store: RowStore = field(kw_only=True)
+    encoder: CrossFitter = field(kw_only=True)
+    fold: Ints = field(kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
+        """The chosen rows, in memory; row numbers must ascend."""
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        parts = [self.values]
+        for low in range(0, len(self), BLOCK_ROWS):
+            first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
+            if last > first:
+                parts.append(self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low])
+        return Matrix(np.concatenate(parts), self.names, self.categorical, self.max_bin)
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        """Rows low..high-1 as an array."""
+        encoded = self.encoder.transform(self.store.read(low, high), self.fold[low:high])
+        return np.ascontiguousarray(encoded.to_numpy(dtype=np.float32))
+
+    def _source(self) -> FloatMatrix | lgb.Sequence:
+        return _Blocks(self)
+
+
+class _Blocks(lgb.Sequence):
+    """LightGBM's view of a matrix: it samples single rows in ascending order, then takes all of them in batches."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.batch_size = BLOCK_ROWS
+        self._matrix = matrix
+        self._low = -1
+        self._block = np.empty((0, 0), np.float32)
+
+    def __len__(self) -> int:
+        return len(self._matrix)
+
+    def __getitem__(self, index: int | slice | list[int]) -> NDArray[Any]:
+        if isinstance(index, slice):
+            return self._matrix.rows(*index.indices(len(self))[:2])
+        if isinstance(index, list):
+            return np.stack([self[i] for i in index])
+        low = index - index % BLOCK_ROWS
+        if low != self._low:
+            self._low, self._block = low, self._matrix.rows(low, min(low + BLOCK_ROWS, len(self)))
+        return self._block[index - low].astype(np.float64)  # LightGBM takes its sample in no other type
 
 
 @dataclass(frozen=True)
@@ -102,10 +165,9 @@ class Design:
     @cached_property
     def aux(self) -> WindowData:
         """The auxiliary rows as a window of their own."""
-        if len(self.auxiliary) == len(self.data):
+        if len(self.auxiliary) == len(self.data) and isinstance(self.data.X, pd.DataFrame):
             return self.data
-        rows, d = self.auxiliary, self.data
-        return WindowData(d.X.iloc[rows], d.revenue[rows], d.period[rows], d.period_names, d.hashes[rows])
+        return self.data.rows(self.auxiliary)
 
     @cached_property
     def folds(self) -> TimeFolds:
@@ -129,7 +191,8 @@ class Design:
     @cached_property
     def aux_train(self) -> Matrix:
         """The auxiliary rows of ``train``."""
-        return self.train if len(self.auxiliary) == len(self.data) else self.train.take(self.auxiliary)
+        whole = len(self.auxiliary) == len(self.data) and not isinstance(self.train, StoredMatrix)
+        return self.train if whole else self.train.take(self.auxiliary)
 
     def fold(self, k: int) -> Split:
         """Fold ``k``: encoded without its held-out rows."""
@@ -152,34 +215,59 @@ class Design:
 
     def split(self, train_rows: Ints, held_rows: Ints) -> Split:
         """Any two disjoint sets of auxiliary rows, encoded without the held-out ones."""
-        aux = self.aux
-        part = WindowData(aux.X.iloc[train_rows], aux.revenue[train_rows], aux.period[train_rows], aux.period_names, aux.hashes[train_rows])
-        encoder, train = self._encode(part)
-        return Split(train, train_rows, encode(encoder, aux.X.iloc[held_rows], self.models.max_bin), held_rows)
+        encoder, train = self._encode(self.aux.rows(train_rows))
+        return Split(train, train_rows, encode(encoder, self.aux.rows(held_rows).X, self.models.max_bin), held_rows)
 
     def _encode(self, data: WindowData) -> tuple[WindowEncoder, Matrix]:
         encoder = WindowEncoder()
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
+        if isinstance(data.X, RowStore):
+            fold = fold_ids(len(data), period)
+            fitter = encoder.fit_blocks(data.X.read(0, 1), data.X.select, revenue_targets(data.d7), fold)
+            chosen = self._select(_stored(data.X, fitter, fold, self.models.max_bin), data.log_d7)
+            encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
+            return encoder, _stored(data.X, fitter, fold, self.models.max_bin)
         values = encoder.fit_transform(data.X, revenue_targets(data.d7), period).to_numpy(dtype=np.float32)
         chosen = self._select(_matrix(encoder, values, self.models.max_bin), data.log_d7)
         names = encoder.get_feature_names_out()[chosen]
         return encoder, _matrix(encoder.restrict_to(list(names)), values[:, chosen], self.models.max_bin)
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
-        """Columns that vary, and of these the most telling ``models.max_features``."""
-        chosen = varying(matrix.values)
+        """Columns that vary, and of these the most telling ``models.max_features``; one pass over the rows."""
+        every = max(1, len(matrix) // SELECTION_ROWS)
         limit = self.models.max_features
+        sampled: list[FloatMatrix] = []
+
+        def blocks() -> Iterator[FloatMatrix]:
+            for low in range(0, len(matrix), BLOCK_ROWS):
+                block = matrix.rows(low, min(low + BLOCK_ROWS, len(matrix)))
+                if limit is not None:
+                    sampled.append(block[-low % every :: every].copy())
+                yield block
+
+        chosen = varying_columns(blocks())
         if limit is None or len(chosen) <= limit:
             return chosen
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
-        return chosen[most_telling(matrix.values[:, chosen], log_revenue, codes, limit, seed=self.seed, threads=self.threads)]
+        values = np.concatenate(sampled)[:, chosen]
+        return chosen[most_telling(values, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
+
+
+def _stored(store: RowStore, fitter: CrossFitter, fold: Ints, max_bin: int) -> StoredMatrix:
+    names, categorical = _columns(fitter.encoder)
+    return StoredMatrix(np.empty((0, len(names)), np.float32), names, categorical, max_bin, store=store, encoder=fitter, fold=fold)
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:
+    return Matrix(np.ascontiguousarray(values), *_columns(encoder), max_bin)
+
+
+def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of the encoded columns, and the numbers of those that hold category codes."""
     names = tuple(str(c) for c in encoder.get_feature_names_out())
     codes = set(encoder.categorical_features_)
-    return Matrix(np.ascontiguousarray(values), names, tuple(i for i, name in enumerate(names) if name in codes), max_bin)
+    return names, tuple(i for i, name in enumerate(names) if name in codes)
 
 
 def encode(encoder: WindowEncoder, X: object, max_bin: int = 255) -> Matrix:

@@ -190,7 +190,7 @@ class LinearModels:
     def _in_use(self) -> tuple[Shaper, NDArray[np.float32]]:
         """The shaper without inputs whose coefficients are all zero, and the coefficients of the others (3, inputs)."""
         coefficients = np.stack([self.odds[:-1], self.payers[:-1], self.direct[:-1]]).astype(np.float32)
-        kept = coefficients.any(axis=0)
+        kept = (coefficients != 0).any(axis=0)
         return self.shaper.only(kept), coefficients[:, kept]
 
     def parts(self, values: FloatMatrix) -> tuple[Floats, Floats, Floats]:

@@ -8,7 +8,7 @@ Every step treats each row on its own, so neither the size of chunks nor the ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, below, digest, prefixed
 from ltv_assets.modeling.stacker import Signals, Stacker, staged_digests
-from ltv_assets.modeling.window import as_frame
+from ltv_assets.modeling.window import BLOCK_ROWS, RowStore, as_frame
 
 SCORED_COLUMNS: tuple[str, ...] = (
     "buyer_probability",
@@ -57,9 +57,8 @@ class WindowModels:
 
         Raises DataError when a training column is missing; columns may come in any order.
         """
-        frame = as_frame(X)
-        parts = [self._score_chunk(frame.iloc[i : i + chunk_rows]) for i in range(0, len(frame), chunk_rows)]
-        return pd.concat(parts) if parts else self._score_chunk(frame)
+        parts = [self._score_chunk(frame) for frame in _chunks(X, chunk_rows)]
+        return pd.concat(parts, ignore_index=isinstance(X, RowStore)) if parts else self._score_chunk(as_frame(X))
 
     def signals(self, matrix: Matrix) -> Signals:
         """What the stages before the stacker say about encoded rows."""
@@ -95,7 +94,8 @@ class WindowModels:
 
     def reference_ltv(self, X: Any) -> Any:
         """The pinned reference's prediction of D7 revenue in USD, (n,): what the stacker is compared with."""
-        return np.expm1(self.regressor.reference_score(encode(self.classifier.encoder, as_frame(X))))
+        scores = [self.regressor.reference_score(encode(self.classifier.encoder, frame)) for frame in _chunks(X, CHUNK_ROWS)]
+        return np.expm1(np.concatenate([np.zeros(0), *scores]))
 
     def to_files(self) -> Files:
         """``<stage>/<file>`` for every stage."""
@@ -114,6 +114,16 @@ class WindowModels:
         )
         verify_chain(models, {stage: digest(parts[stage]) for stage in STAGES[:3]})
         return models
+
+
+def _chunks(X: Any, chunk_rows: int) -> Iterator[pd.DataFrame]:
+    if isinstance(X, RowStore):
+        for low in range(0, len(X), BLOCK_ROWS):
+            yield from _chunks(X.read(low, min(low + BLOCK_ROWS, len(X))), chunk_rows)
+        return
+    frame = as_frame(X)
+    for low in range(0, len(frame), chunk_rows):
+        yield frame.iloc[low : low + chunk_rows]
 
 
 def verify_chain(models: WindowModels, found: Mapping[str, str] | None = None) -> None:

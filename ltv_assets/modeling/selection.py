@@ -9,7 +9,7 @@ no more than the score of a day that nobody has seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import lightgbm as lgb
 import numpy as np
@@ -22,14 +22,18 @@ SELECTION_ROWS = 50_000
 SELECTION_TREES = 60
 
 
-def varying(values: NDArray[np.float32]) -> Ints:
-    """Numbers of the columns with more than one value, a gap being a value; the first column when there are none."""
-    first = values[0]
-    rows = max(1, 4_000_000 // max(values.shape[1], 1))
-    found = np.zeros(values.shape[1], dtype=bool)
-    for low in range(0, len(values), rows):
+def varying_columns(blocks: Iterable[NDArray[np.float32]]) -> Ints:
+    """Numbers of the columns with more than one value, a gap being a value; the first column when there are none.
+
+    ``blocks``: the rows, in pieces (n, m); all are looked at.
+    """
+    first: NDArray[np.float32] | None = None
+    found = np.zeros(0, dtype=bool)
+    for block in blocks:
+        if first is None:
+            first, found = block[0].copy(), np.zeros(block.shape[1], dtype=bool)
         open_columns = np.flatnonzero(~found)
-        part = values[low : low + rows, open_columns]
+        part = block[:, open_columns]
         found[open_columns] = ((part != first[open_columns]) & ~(np.isnan(part) & np.isnan(first[open_columns]))).any(axis=0)
     chosen = np.flatnonzero(found)
     return chosen if len(chosen) else np.zeros(1, dtype=np.int64)

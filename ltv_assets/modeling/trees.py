@@ -257,13 +257,18 @@ class Trainer:
     def _dataset(
         self, matrix: Matrix, label: Floats, weight: NDArray[Any] | None, start: Floats | float | None, rows: NDArray[np.int64] | None
     ) -> lgb.Dataset:
-        chosen = np.arange(len(matrix)) if rows is None else rows
-        dataset = matrix.binned().subset(cast(list[int], chosen)).construct()
+        dataset = matrix.binned()
+        if rows is None:
+            # A subset of all rows would be a second copy of the bins; what the last booster left must go instead.
+            dataset.set_field("weight", None)
+            dataset.set_field("init_score", None)
+        else:
+            dataset = dataset.subset(cast(list[int], rows)).construct()
         dataset.set_label(label)
         if weight is not None:
             dataset.set_weight(weight)
         if start is not None:
-            dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(chosen),)).copy())
+            dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(label),)).copy())
         return dataset
 
 

@@ -6,6 +6,7 @@ and fits. Everything after this module may rely on finite, non-negative labels. 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,75 @@ class InputError(DataError, ValueError):
     """Rows or labels that no model can be fitted on; a ValueError as well, as scikit-learn's conventions ask."""
 
 
+BLOCK_ROWS = 65_536
+"""Rows of a store that are in memory at a time."""
+
+
+class RowStore(ABC):
+    """Rows that need not be in memory together: read in blocks, by column, or by row number, always in the same order."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> pd.Index:
+        """Names of the columns."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, low: int, high: int) -> pd.DataFrame:
+        """Rows low..high-1."""
+
+    @abstractmethod
+    def select(self, columns: Sequence[str]) -> pd.DataFrame:
+        """A few columns of every row."""
+
+    def take(self, rows: Ints) -> pd.DataFrame:
+        """The rows with these numbers, which must ascend."""
+        parts: list[pd.DataFrame] = []
+        for low in range(0, len(self), BLOCK_ROWS):
+            first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
+            if last > first or (not parts and low + BLOCK_ROWS >= len(self)):
+                parts.append(self.read(low, min(low + BLOCK_ROWS, len(self))).iloc[rows[first:last] - low])
+        return _concat_many(parts)
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.columns
+
+    def __getitem__(self, column: str) -> pd.Series:
+        return self.select([column])[column]
+
+    def get(self, column: str) -> pd.Series | None:
+        """A column, None if there is none of that name."""
+        return None if column not in self.columns else self[column]
+
+
+class JoinedRows(RowStore):
+    """The rows of several stores or frames with the same columns, one after the other."""
+
+    def __init__(self, parts: Sequence[RowStore | pd.DataFrame]) -> None:
+        self._parts = parts
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+
+    @property
+    def columns(self) -> pd.Index:
+        return self._parts[0].columns
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, low: int, high: int) -> pd.DataFrame:
+        found = []
+        for part, start, end in zip(self._parts, self._starts, self._starts[1:], strict=False):
+            first, last = max(low, start) - start, min(high, end) - start
+            if first < last:
+                found.append(part.read(first, last) if isinstance(part, RowStore) else part.iloc[first:last])
+        return _concat_many(found)
+
+    def select(self, columns: Sequence[str]) -> pd.DataFrame:
+        return _concat_many([part.select(columns) if isinstance(part, RowStore) else part[list(columns)] for part in self._parts])
+
+
 HORIZONS: tuple[str, str, str] = ("d7", "d14", "d28")
 
 
@@ -33,11 +103,12 @@ HORIZONS: tuple[str, str, str] = ("d7", "d14", "d28")
 class WindowData:
     """One window's rows in the order they were given.
 
-    X : features by name. revenue : (n, 3) USD for d7, d14, d28; a longer horizon that is absent or immature is NaN.
+    X : features by name, in memory or in a store. revenue : (n, 3) USD for d7, d14, d28; a longer horizon that is absent or
+    immature is NaN.
     period : (n,) codes 0..P-1 in time order; period_names : their P labels. hashes : (n,) 64-bit hash of each row_id.
     """
 
-    X: pd.DataFrame
+    X: pd.DataFrame | RowStore
     revenue: Floats
     period: Ints
     period_names: tuple[str, ...]
@@ -45,6 +116,11 @@ class WindowData:
 
     def __len__(self) -> int:
         return len(self.X)
+
+    def rows(self, rows: Ints) -> WindowData:
+        """The rows with these numbers, which must ascend, in memory."""
+        X = self.X.take(rows) if isinstance(self.X, RowStore) else self.X.iloc[rows]
+        return WindowData(X, self.revenue[rows], self.period[rows], self.period_names, self.hashes[rows])
 
     @property
     def d7(self) -> Floats:
@@ -80,11 +156,11 @@ def prepare_window(X: Any, revenue: Any, period: ArrayLike | None = None, row_id
     Raises InputError (a DataError) when labels are NaN, infinite or negative (with counts), when lengths differ, when there is no row,
     or when nobody in the window paid: a model of revenue would be meaningless.
     """
-    frame = as_frame(X)
-    n = len(frame)
-    if n == 0 or not frame.shape[1]:
+    frame = X if isinstance(X, RowStore) else as_frame(X)
+    n, width = len(frame), len(frame.columns)
+    if n == 0 or not width:
         raise InputError(
-            f"the training window has {n} row(s) and {frame.shape[1]} feature(s) (shape={frame.shape}) while a minimum of 1 is required: "
+            f"the training window has {n} row(s) and {width} feature(s) (shape=({n}, {width})) while a minimum of 1 is required: "
             "check the window's days and filters"
         )
     labels = revenue_matrix(revenue, n)
@@ -160,12 +236,30 @@ def concat_windows(first: WindowData, second: WindowData) -> WindowData:
     place = {name: i for i, name in enumerate(names)}
     period = np.concatenate([np.array([place[p] for p in w.period_names], dtype=np.int64)[w.period] for w in (first, second)])
     return WindowData(
-        X=_concat_frames(first.X, second.X),
+        X=_joined(first.X, second.X),
         revenue=np.vstack([first.revenue, second.revenue]),
         period=period,
         period_names=tuple(names),
         hashes=np.concatenate([first.hashes, second.hashes]),
     )
+
+
+def _joined(first: pd.DataFrame | RowStore, second: pd.DataFrame | RowStore) -> pd.DataFrame | RowStore:
+    if isinstance(first, pd.DataFrame) and isinstance(second, pd.DataFrame):
+        return _concat_frames(first, second)
+    return JoinedRows([first, second])
+
+
+def _concat_many(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Concatenate frames with the same columns, their category columns with all values of any."""
+    columns = {}
+    for name in frames[0].columns:
+        parts = [frame[name] for frame in frames]
+        if isinstance(parts[0].dtype, pd.CategoricalDtype):
+            columns[name] = pd.Series(pd.api.types.union_categoricals(parts, ignore_order=True))
+        else:
+            columns[name] = pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(columns)
 
 
 def _concat_frames(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import lightgbm as lgb
@@ -25,7 +26,7 @@ from ltv_assets.modeling.selection import most_telling, varying
 from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
 from ltv_assets.modeling.trees import narrowed, sigmoid
-from ltv_assets.modeling.window import concat_windows, prepare_window
+from ltv_assets.modeling.window import JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
 
 
@@ -465,6 +466,62 @@ class TestScoringFast:
         shaped = linear.shaper.transform(values).astype(np.float64)
         assert linear._in_use[0].width < linear.shaper.width
         np.testing.assert_allclose(linear.parts(values)[0], shaped @ linear.odds[:-1] + linear.odds[-1], rtol=1e-4, atol=1e-4)
+
+
+class Shelf(RowStore):
+    """A store that hands out copies of a frame's rows and counts how many it handed out at a time."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame, self.largest = frame.reset_index(drop=True), 0
+
+    @property
+    def columns(self) -> pd.Index:
+        return self.frame.columns
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def read(self, low: int, high: int) -> pd.DataFrame:
+        self.largest = max(self.largest, high - low)
+        part = self.frame.iloc[low:high].reset_index(drop=True)
+        return part.apply(lambda c: c.cat.remove_unused_categories() if isinstance(c.dtype, pd.CategoricalDtype) else c)
+
+    def select(self, columns: Sequence[str]) -> pd.DataFrame:
+        return self.frame[list(columns)].copy()
+
+
+class TestStoredRows:
+    """Rows that are read block by block make the same models as rows in memory."""
+
+    def test_models_and_scores_are_the_same_bit_for_bit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("window", "design", "scoring"):
+            monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
+        data = world(3000, 4)
+        changes = {"max_auxiliary_rows": 1500}
+        shelf = Shelf(data.X)
+        stored = prepare_window(shelf, data.revenue, data.period, data.row_id)
+        there = fit_window(WindowContext(stored, SMALL.model_copy(update=changes), SamplingConfig()))
+        assert 0 < shelf.largest <= 700
+        here = fit_window(_context(data, **changes))
+        assert there.to_files() == here.to_files()
+        pd.testing.assert_frame_equal(there.score(Shelf(data.X)), here.score(data.X.reset_index(drop=True)), check_exact=True)
+        np.testing.assert_array_equal(there.reference_ltv(Shelf(data.X)), here.reference_ltv(data.X))
+
+    def test_rows_are_taken_and_joined_by_their_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ltv_assets.modeling.window.BLOCK_ROWS", 64)
+        X = world(500, 2).X.reset_index(drop=True)
+        joined = JoinedRows([Shelf(X.iloc[:130]), X.iloc[130:300], Shelf(X.iloc[300:])])
+        rows = np.flatnonzero(np.arange(500) % 7 == 3)
+        for found, expected in (
+            (joined.take(rows), X.iloc[rows]),
+            (joined.read(100, 310), X.iloc[100:310]),
+            (joined.take(rows[:0]), X[:0]),
+        ):
+            pd.testing.assert_frame_equal(
+                found.astype(dict.fromkeys(found.select_dtypes("category"), object)),
+                expected.reset_index(drop=True).astype(dict.fromkeys(X.select_dtypes("category"), object)),
+            )
+        assert list(joined.select(["country"])["country"].astype(object)) == list(X["country"].astype(object))
 
 
 class TestComposition:

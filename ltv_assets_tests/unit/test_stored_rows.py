@@ -1,0 +1,69 @@
+"""Rows that stay in the lake are the rows that would be in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from ltv_assets.config import ComputeConfig, Config
+from ltv_assets.features.flatten import RawFile, flatten_files
+from ltv_assets.features.registry import Registry, load_registry
+from ltv_assets.features.schema import feature_names
+from ltv_assets.modeling.window import RowStore
+from ltv_assets.windows import read_rows
+from ltv_assets_tests.oracle.awkward_rows import awkward_rows, write_hour
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry(Path(__file__).parents[2] / "config" / "features.yaml")
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dict[str, list[Path]]:
+    """Two flattened days in row groups of 70 rows, whose categories differ from group to group."""
+    folder, days = tmp_path_factory.mktemp("lake"), {}
+    for number in (1, 2):
+        hour = f"2025-10-0{number}-05-00"
+        raw, out = folder / f"datetime={hour}" / "part-0.parquet", folder / f"day-{number}.parquet"
+        write_hour(awkward_rows(150 + number, number, 1759294800 + 86_400 * (number - 1)), raw)
+        flatten_files([RawFile(raw, hour)], registry=registry, labelled=True, out=out)
+        pq.write_table(pq.read_table(out), out, row_group_size=70)
+        days[f"2025-10-0{number}"] = [out]
+    return days
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype(dict.fromkeys(frame.select_dtypes("category"), object)).reset_index(drop=True)
+
+
+def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = feature_names(registry)
+    here = read_rows(Config(), days, features)
+    monkeypatch.setattr(ComputeConfig, "rows_in_memory", lambda self, features: 100)
+    monkeypatch.setattr("ltv_assets.modeling.window.BLOCK_ROWS", 64)
+    there = read_rows(Config(), days, features)
+    assert isinstance(here.X, pd.DataFrame) and isinstance(there.X, RowStore)
+    assert len(there.X) == len(here.X) and list(there.X.columns) == features
+    for name in ("row_id", "day", "hour"):
+        assert (getattr(here, name) == getattr(there, name)).all()
+    pd.testing.assert_frame_equal(here.revenue, there.revenue)
+    n = len(here.X)
+    for low, high in ((0, 1), (0, 70), (60, 150), (69, 71), (140, 155), (n - 1, n), (0, n)):
+        pd.testing.assert_frame_equal(plain(there.X.read(low, high)), plain(here.X.iloc[low:high]))
+    rows = np.flatnonzero(np.arange(n) % 5 == 2)
+    pd.testing.assert_frame_equal(plain(there.X.take(rows)), plain(here.X.iloc[rows]))
+    pd.testing.assert_frame_equal(plain(there.X.select(["country", "cpm__sum"])), plain(here.X[["country", "cpm__sum"]]))
+    assert there.X.get("no such column") is None and "country" in there.X
+
+
+def test_a_budget_bounds_rows_blocks_and_duckdb() -> None:
+    small, large = ComputeConfig(max_memory_gb=1.0, threads=8), ComputeConfig(max_memory_gb=64.0, threads=8)
+    assert (small.flatten_threads, large.flatten_threads) == (1, 8)
+    assert (small.duckdb_limit, large.duckdb_limit) == ("0.5GB", "1.0GB")
+    assert large.rows_in_memory(400) == pytest.approx(64 * small.rows_in_memory(400), rel=1e-3)
+    assert small.rows_in_memory(400) * 400 * 4 * 6 <= 0.5e9
