@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SIMULATED := $(or $(LTV_WAREHOUSE),warehouse)/simulated
 
-.PHONY: install demo test test-fast test-soak check lint types clean
+.PHONY: install demo test test-fast test-soak bench-check check lint types clean
 
 install: $(STAMP)
 
@@ -37,6 +37,9 @@ test-fast: install  ## only what takes seconds
 
 test-soak: install  ## what takes longer than CI allows
 	@$(BIN)/python -m pytest -q -m soak -o timeout=0
+
+bench-check: install  ## speed of every stage against a baseline of the same run; fails if a ratio fell by more than 20 %
+	@$(BIN)/python benchmarks/check.py
 
 lint: install
 	@$(BIN)/ruff check .

@@ -578,7 +578,7 @@ def explain_sql(column: str) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["flatten"]))
+@click.argument("what", type=click.Choice(["flatten", "train", "score", "run"]))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="data root, or one split's folder")
 @click.option("--threads", type=click.IntRange(1), default=None, help="threads; default: compute.threads of the configuration")
 @readable
@@ -589,11 +589,10 @@ def bench(what: str, data: Path, threads: int | None) -> None:
     Example:
       ltv bench flatten --data /tmp/impressions
     """
-    from ltv_assets.features.bench import bench_flatten
+    from ltv_assets.measuring import bench as measure
 
     project = Project.open()
-    result = bench_flatten(data, registry=project.registry, threads=threads or project.config.compute.threads)
-    click.echo(json.dumps(result, indent=1))
+    click.echo(json.dumps(measure(what, project, data, threads or project.config.compute.threads), indent=1))
 
 
 @main.command()

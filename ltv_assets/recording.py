@@ -90,7 +90,7 @@ def _explain(found: StageEvidence, model: TreeModel, title: str, window: WindowC
 
     rows = np.flatnonzero(window.data.payer > 0) if payers else np.arange(len(window.data))
     draw = np.random.default_rng(window.seed).choice(rows, min(EXPLAINED_ROWS, rows.size), replace=False)
-    values = window.design.train.values[np.sort(draw)]
+    values = window.design.train.take(np.sort(draw)).values
     contributions = model.contributions(values)
     found.pictures["shap.png"] = shap_summary(model.names, contributions, values, title=f"{title}: SHAP values")
     _importances(found, model, title, dict(zip(model.names, np.abs(contributions).mean(axis=0), strict=True)))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.config import Config
+from ltv_assets.config import Config, ModelsConfig
 from ltv_assets.contract import REVENUE_LABELS
 from ltv_assets.distributed import remote_fit
 from ltv_assets.errors import StaleError
@@ -172,11 +172,15 @@ class WindowRows:
     def context(self) -> WindowContext:
         """The training rows, ready for the stages."""
         config = self.project.config
-        room = config.compute.rows_in_memory(len(self.features))
-        limit = config.models.max_auxiliary_rows
-        models = config.models.model_copy(update={"max_auxiliary_rows": room if limit is None else min(limit, room)})
+        models = affordable(config, len(self.features))
         data, threads = as_window(self.training_rows()), config.compute.threads
         return WindowContext(data, models, config.sampling, config.seed, threads, remote_fit(config))
+
+
+def affordable(config: Config, features: int) -> ModelsConfig:
+    """The models' settings with as many auxiliary rows as ``compute.max_memory_gb`` has room for."""
+    room, limit = config.compute.rows_in_memory(features), config.models.max_auxiliary_rows
+    return config.models.model_copy(update={"max_auxiliary_rows": room if limit is None else min(limit, room)})
 
 
 def as_window(rows: Rows) -> WindowData:

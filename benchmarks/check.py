@@ -1,0 +1,77 @@
+"""Measure every stage on the same simulated data and compare its ratio with the recorded one.
+
+    python benchmarks/check.py [--record] [--repeats 2] [--rows-per-hour 600]
+
+Fails (exit 1) when a ratio is more than 20 % below the last one recorded in ``benchmarks/results.csv`` for the same stage and
+data. ``--record`` appends the figures with the package's version; record on a machine that does nothing else. Ratios
+compare two speeds of one run, so they travel between machines far better than rows per second do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results.csv")
+COLUMNS = ("version", "stage", "rows_per_hour", "rows", "rows_per_second", "ratio", "peak_rss_mb", "cores")
+STAGES = ("flatten", "train", "score", "run")
+LOWEST = 0.8
+
+
+def ltv(*words: str) -> str:
+    """Output of a command of the project's own interface, under its small configuration."""
+    environment = {**os.environ, "LTV_CONFIG": str(Path(__file__).parents[1] / "config" / "config_test.yaml")}
+    return subprocess.run(
+        [sys.executable, "-m", "ltv_assets.cli", *words], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def measured(stage: str, data: Path, repeats: int) -> dict[str, Any]:
+    """The best of several measurements by ratio: other programs only ever make it worse."""
+    return max((json.loads(ltv("bench", stage, "--data", str(data))) for _ in range(repeats)), key=lambda figures: figures["ratio"])
+
+
+def recorded(stage: str, rows_per_hour: int) -> float | None:
+    """The newest recorded ratio of a stage on such data."""
+    with RESULTS.open(newline="") as handle:
+        found = [row for row in csv.DictReader(handle) if row["stage"] == stage and int(row["rows_per_hour"]) == rows_per_hour]
+    return float(found[-1]["ratio"]) if found else None
+
+
+def main() -> int:
+    """Measure, compare, and record if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rows-per-hour", type=int, default=600)
+    arguments = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="ltv-bench-check-") as folder:
+        data = Path(folder)
+        ltv("simulate", "--out", str(data), "--train-days", "4", "--test-days", "1", "--rows-per-hour", str(arguments.rows_per_hour))
+        for stage in STAGES:
+            figures = measured(stage, data, arguments.repeats)
+            before = recorded(stage, arguments.rows_per_hour)
+            good = before is None or figures["ratio"] >= LOWEST * before
+            failed += not good
+            print(
+                f"{stage}: ratio {figures['ratio']} ({'none' if before is None else before} recorded) {'ok' if good else 'SLOWER'}",
+                flush=True,
+            )
+            if arguments.record:
+                line = {"version": version("ltv_assets"), "stage": stage, "rows_per_hour": arguments.rows_per_hour, "cores": os.cpu_count()}
+                with RESULTS.open("a", newline="") as handle:
+                    csv.DictWriter(handle, COLUMNS, extrasaction="ignore", lineterminator="\n").writerow({**figures, **line})
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
