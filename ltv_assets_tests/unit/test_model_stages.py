@@ -22,7 +22,7 @@ from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate,
 from ltv_assets.modeling.linear import LinearModels, Shaper, _elastic_nets
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
 from ltv_assets.modeling.scoring import WindowModels
-from ltv_assets.modeling.selection import most_telling, varying
+from ltv_assets.modeling.selection import most_telling, varying_columns
 from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
 from ltv_assets.modeling.trees import narrowed, sigmoid
@@ -342,8 +342,8 @@ class TestSelection:
     def test_columns_of_one_value_or_gap_are_left_out(self) -> None:
         nan = np.nan
         values = np.array([[1, nan, 2, nan, 5], [1, nan, 2, 3, 6], [1, nan, 2, 3, 5]], dtype=np.float32)
-        assert varying(values).tolist() == [3, 4]
-        assert varying(np.ones((4, 3), dtype=np.float32)).tolist() == [0]
+        assert varying_columns([values[:1], values[1:]]).tolist() == [3, 4]
+        assert varying_columns([np.ones((4, 3), dtype=np.float32)]).tolist() == [0]
 
     def test_steps_lines_and_gaps_are_found_among_noise(self) -> None:
         rng = np.random.default_rng(0)
@@ -493,11 +493,12 @@ class Shelf(RowStore):
 class TestStoredRows:
     """Rows that are read block by block make the same models as rows in memory."""
 
-    def test_models_and_scores_are_the_same_bit_for_bit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("max_features", [None, 12])
+    def test_models_and_scores_are_the_same_bit_for_bit(self, max_features: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in ("window", "design", "scoring"):
             monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
         data = world(3000, 4)
-        changes = {"max_auxiliary_rows": 1500}
+        changes = {"max_auxiliary_rows": 1500, "max_features": max_features}
         shelf = Shelf(data.X)
         stored = prepare_window(shelf, data.revenue, data.period, data.row_id)
         there = fit_window(WindowContext(stored, SMALL.model_copy(update=changes), SamplingConfig()))
