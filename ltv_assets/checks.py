@@ -225,13 +225,12 @@ def adversarial_drift(project: Project, key: str) -> Outcome:
 
 def training_rows_reconciled(project: Project, key: str) -> Outcome:
     """The window was trained on every flattened row of its training days, each once."""
-    from ltv_assets.windows import OOF_FILE
+    import json
 
     days = [str(day) for day in project.horizon.training_days(parse_day(key))]
     flattened = sum(project.warehouse.require("flattened_features", day, "materialize it first").rows for day in days)
-    project.warehouse.files("buyer_classifier", key)
-    path = project.warehouse.folder("buyer_classifier", key) / OOF_FILE
-    trained = pq.read_metadata(path).num_rows
+    meta = json.loads(project.warehouse.artifacts("buyer_classifier", key)["buyer_classifier.json"])
+    trained = int(meta["diagnostics"]["training_rows"])
     text = f"{flattened} flattened rows of {days[0]} .. {days[-1]}, {trained} trained on"
     figures = {"rows_flattened": flattened, "rows_trained": trained}
     return Outcome(flattened == trained, text if flattened == trained else f"window {key}: {text}", figures)

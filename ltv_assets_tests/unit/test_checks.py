@@ -214,18 +214,25 @@ def test_rows_lost_on_the_way_into_a_window_are_noticed(tmp_path: Path) -> None:
     days = tuple(date(2025, 10, number) for number in (1, 2, 3))
     p = Project(Config(), Horizon(days, (), 2, 7, 0, frozenset()), Warehouse(tmp_path))
 
-    def write(asset: str, key: str, name: str, rows: int, related: bool) -> None:
+    def flattened_day(key: str, rows: int) -> None:
         def fill(folder: Path) -> dict[str, int | None]:
-            pq.write_table(pa.table({"x": [1.0] * rows}), folder / name)
-            return {name: rows if related else None}
+            pq.write_table(pa.table({"x": [1.0] * rows}), folder / "part.parquet")
+            return {"part.parquet": rows}
 
-        p.warehouse.write(asset, key, fill, code_version="1", config="c", inputs={})
+        p.warehouse.write("flattened_features", key, fill, code_version="1", config="c", inputs={})
 
-    write("flattened_features", "2025-10-01", "part.parquet", 5, True)
-    write("flattened_features", "2025-10-02", "part.parquet", 4, True)
-    write("buyer_classifier", "2025-10-03", "out_of_fold.parquet", 9, False)
+    def trained(rows: int) -> None:
+        def fill(folder: Path) -> dict[str, int | None]:
+            (folder / "buyer_classifier.json").write_text(json.dumps({"diagnostics": {"training_rows": float(rows)}}))
+            return {"buyer_classifier.json": None}
+
+        p.warehouse.write("buyer_classifier", "2025-10-03", fill, code_version="1", config="c", inputs={})
+
+    flattened_day("2025-10-01", 5)
+    flattened_day("2025-10-02", 4)
+    trained(9)
     assert checks.training_rows_reconciled(p, "2025-10-03").passed
-    write("buyer_classifier", "2025-10-03", "out_of_fold.parquet", 8, False)
+    trained(8)
     outcome = checks.training_rows_reconciled(p, "2025-10-03")
     assert not outcome.passed
     assert "9 flattened rows of 2025-10-01 .. 2025-10-02, 8 trained on" in outcome.message
