@@ -136,7 +136,7 @@ def test_the_parser_of_commands_notices_what_is_wrong() -> None:
         ("ltv run --window yesterday", "does not match the format"),
         ("ltv simulate --seed 1", "out is missing"),
         ("ltv catalog now", "unexpected"),
-        ("LTV_TODAY=2025-10-14 ltv bench train --data x | head", "is not"),
+        ("LTV_TODAY=2025-10-14 ltv bench everything --data x | head", "is not"),
     ):
         found = [ltv_problem(command) for command in simple_commands(line) if command[0] == "ltv"]
         assert len(found) == 1
