@@ -14,6 +14,8 @@ import pytest
 
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Test processes share the processors: threads that wait must not spin, in whichever order libraries are imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROJECT = Path(__file__).resolve().parent.parent
 VARIABLES = ("LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_TODAY", "MLFLOW_TRACKING_URI", "DAGSTER_HOME")
@@ -28,11 +30,11 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def simulated_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three training days and one test day, a few dozen rows an hour: enough for the graph, not for quality."""
+    """Three training days and one test day, a hundred rows an hour: enough for the graph and the bounds of its checks."""
     from ltv_assets.simulator import simulate
 
     root = tmp_path_factory.mktemp("simulated")
-    simulate(root, train_days=3, test_days=1, rows_per_hour=60, seed=3)
+    simulate(root, train_days=3, test_days=1, rows_per_hour=120, seed=3)
     return root
 
 
