@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import date, datetime
@@ -43,6 +45,7 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
+            _end_by_signals()
             return command(*args, **kwargs)
         except LtvError as error:
             err.print(f"[bold red]error:[/] {escape(str(error))}")
@@ -60,6 +63,16 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1 if isinstance(known, TransientError) else 2)
 
     return wrapped
+
+
+def _end_by_signals() -> None:
+    """Let SIGINT and SIGTERM end the command, also one that `nohup` or a script's `&` has started with SIGINT ignored.
+
+    Dagster hands SIGTERM to whatever handles SIGINT; a process that ignores the one could not be ended by the other.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
 
 
 def _warehouse_root() -> Path | None:

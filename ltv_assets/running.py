@@ -123,15 +123,20 @@ def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
             instance.report_run_failed(run, "the process of this `ltv run` ended before the run did; what it left undone is made again")
 
 
-def _judge(project: Project, window: str) -> None:
-    """Let a window compete for champion whose run was killed after its served model was published."""
+def _catch_up(project: Project, window: str) -> str | None:
+    """What a run left undone that was killed after it published a served model: the window competes for champion, and the
+    registry hears of the champion. Returns a problem or None; costs two small reads where nothing was left."""
+    from ltv_assets.describing import describe_champion
+    from ltv_assets.tracking import Tracker
+
     if not is_judged(project.warehouse, window):
-        from ltv_assets.describing import describe_champion
         from ltv_assets.promotion import update_champion
 
         with suppress(LtvError):
             update_champion(project)
         describe_champion(project)
+    champion = project.lineage().champion()
+    return None if champion is None else Tracker(project.config, project.warehouse, beside=True).mirror_champion(champion)
 
 
 def _days_needed(project: Project, window: date) -> Sequence[date]:
@@ -166,7 +171,9 @@ class _Runner:
         for day in days:
             self.make("ingest_days", str(day), DAY_ASSETS)
         self.make("train_window", str(window), WINDOW_ASSETS)
-        _judge(self.project, str(window))
+        if not any("served_model" in step.assets for step in self.report.executed):
+            problem = _catch_up(self.project, str(window))
+            self.report.warnings += [problem] if problem else []
         for day in self.project.horizon.test_days:
             self.make("score_days", str(day), ("predictions",))
         if self.project.horizon.test_days:
@@ -211,17 +218,24 @@ class _Runner:
         return lines
 
     def _execute(self, step: Step) -> ExecuteInProcessResult:
-        from dagster import AssetKey
+        from dagster import AssetKey, DagsterExecutionInterruptedError, DagsterRunStatus
 
         job = self.defs.resolve_job_def(step.job)
-        return job.execute_in_process(
-            instance=self.instance,
-            partition_key=step.partition,
-            asset_selection=[AssetKey(a) for a in step.assets],
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            raise_on_error=False,
-            tags=self.tags,
-        )
+        try:
+            result = job.execute_in_process(
+                instance=self.instance,
+                partition_key=step.partition,
+                asset_selection=[AssetKey(a) for a in step.assets],
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=False,
+                tags=self.tags,
+            )
+        except DagsterExecutionInterruptedError:
+            raise KeyboardInterrupt from None
+        run = self.instance.get_run_by_id(result.run_id)
+        if run is not None and run.status is DagsterRunStatus.CANCELED:
+            raise KeyboardInterrupt
+        return result
 
 
 def _failures(result: ExecuteInProcessResult) -> list[str]:

@@ -57,7 +57,7 @@ def foreign_files(data: Path) -> dict[str, tuple[float, dict[str, float], str]]:
         else:
             chance = np.full(len(shops), 0.05)
         points = np.where(rng.random(len(shops)) < chance, rng.integers(50, 500, len(shops)), 0).astype(float)
-        coupons = [{shop: 2.5, "elsewhere": float(i % 3)} for i, shop in enumerate(shops)]
+        coupons = [{shop: float(1 + i % 4), "elsewhere": float(i % 3)} for i, shop in enumerate(shops)]
         for row_id, p, c, shop in zip(table["row_id"].to_pylist(), points, coupons, shops, strict=True):
             truth[row_id] = (p, c, shop)
         table = table.drop_columns([c for c in DROPPED if c in table.column_names])

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import duckdb
 import pyarrow.parquet as pq
@@ -110,7 +110,7 @@ def test_mlflow_has_one_run_per_window_with_nested_stages(ran: Ran) -> None:
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     nested = {r.data.tags["stage"] for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id}
     assert len(parents) == 1
-    assert nested == {"buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"}
+    assert nested == {"histos_train", "hhistus_buyers", "buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"}
     assert parents[0].info.status == "FINISHED"
     with duckdb.connect(str(ran.warehouse / "ltv.duckdb"), read_only=True) as connection:
         stored = dict(
@@ -118,7 +118,8 @@ def test_mlflow_has_one_run_per_window_with_nested_stages(ran: Ran) -> None:
         )
     for name in ("rmsle", "rmsle_gated", "rmsle_reference", "zero_rate_predicted", "auc"):
         assert parents[0].data.metrics[name] == pytest.approx(stored[name], rel=1e-12)
-    artifacts = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
+    listed = [a for folder in (None, "pictures", "tables", "gating") for a in client.list_artifacts(parents[0].info.run_id, folder)]
+    artifacts = {PurePosixPath(a.path).name for a in listed}
     assert {"reliability.png", "gain.png", "deciles.csv", "buyer_gating.json", "buyer_threshold.json"} <= artifacts
     assert parents[0].data.params["seed"] == "0"
 

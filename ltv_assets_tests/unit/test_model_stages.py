@@ -436,10 +436,13 @@ class TestScoringFast:
         models, rows = fitted()[0].models_, fitted()[2]
         matrix = encode(models.classifier.encoder, rows.X)
         for model in (models.classifier.model, models.regressor.reference, models.stacker.base.forest, models.stacker.base.boosting):
-            used, text = narrowed(model.text)
-            assert 0 < len(used) < matrix.values.shape[1]
-            expected = lgb.Booster(model_str=model.text).predict(matrix.values, raw_score=True)
-            np.testing.assert_array_equal(lgb.Booster(model_str=text).predict(matrix.values[:, used], raw_score=True), expected)
+            whole = lgb.Booster(model_str=model.text)
+            first_tree = whole.model_to_string(num_iteration=1)
+            assert len(narrowed(first_tree)[0]) < matrix.values.shape[1]
+            for given in (model.text, first_tree):
+                used, text = narrowed(given)
+                expected = lgb.Booster(model_str=given).predict(matrix.values, raw_score=True)
+                np.testing.assert_array_equal(lgb.Booster(model_str=text).predict(matrix.values[:, used], raw_score=True), expected)
 
     def test_a_model_without_splits_is_a_constant_on_one_column(self) -> None:
         data = lgb.Dataset(np.arange(12.0).reshape(6, 2), np.full(6, 3.0), params={"verbose": -1})
