@@ -24,8 +24,9 @@ from urllib.parse import urlparse
 
 from ltv_assets.champion import Champion, eligible_windows
 from ltv_assets.config import Config
+from ltv_assets.errors import TransientError
 from ltv_assets.outbox import WINDOW_STAGE, Letter, Outbox, Record, read_json
-from ltv_assets.storage.files import write_atomic
+from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ LONGEST_DESCRIPTION = 5000
 """Characters MLflow's database keeps of a model version's description."""
 _VIEW = "comparison"
 _CHAMPION_FILE = "champion.json"
+_LOCK_FILE, _LOCK_SECONDS = "tracking.lock", 60.0
 _LOCAL_SCHEMES = ("sqlite", "file", "")
 _USER_IN_URL = re.compile(r"://[^/\s]*@")
 
@@ -145,10 +147,15 @@ class Tracker:
             return PushResult((), tuple(x.stage for x in letters), problem)
         delivered: list[str] = []
         try:
-            client = self._client()
-            for letter in letters:
-                self._deliver(client, letter)
-                delivered.append(letter.stage)
+            # Two deliveries at once would each begin a run for the window.
+            with file_lock(self.warehouse.root / _LOCK_FILE, timeout_seconds=_LOCK_SECONDS, what="the delivery to MLflow"):
+                letters = self.outbox.waiting(window, self.server)
+                client = self._client()
+                for letter in letters:
+                    self._deliver(client, letter)
+                    delivered.append(letter.stage)
+        except TransientError as error:
+            return PushResult(tuple(delivered), tuple(x.stage for x in letters), str(error))
         except Exception as error:  # whatever a tracking server does must not stop training; it is reported by a check
             left = tuple(x.stage for x in letters[len(delivered) :])
             return PushResult(

@@ -43,7 +43,7 @@ BY_BYTES = (*PARTITIONS, "verdicts", "comparisons", "quarantine")
 """Compared byte by byte with the undisturbed warehouse."""
 BY_CONTENT = ("dagster", "mlartifacts", "mlflow.db", "ltv.duckdb", "champion.json", "tracking", "cache")
 """Hold clock times, random ids or a database's free pages; `differences` says what of them is compared."""
-LOCKS = ("ltv.lock", "champion.lock")
+LOCKS = ("ltv.lock", "champion.lock", "tracking.lock")
 """Empty files that stay for good: a lock is held by the open file, never by the file's presence."""
 KILLS_PER_CHAIN = 10
 PICTURE = bytes.fromhex(

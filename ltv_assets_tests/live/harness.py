@@ -307,6 +307,14 @@ class Dagster:
         )["startSensor"]
         assert found["__typename"] == "Sensor", found
 
+    def switch_off(self, sensor: str) -> None:
+        known = self.query(
+            "query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor { id } } }",
+            {"s": {**self._location, "sensorName": sensor}},
+        )["sensorOrError"]["id"]
+        found = self.query("mutation($id: String!) { stopSensor(id: $id) { __typename ... on PythonError { message } } }", {"id": known})
+        assert found["stopSensor"]["__typename"] == "StopSensorMutationResult", found
+
     def switch_on_schedule(self, schedule: str) -> None:
         found = self.query(
             "mutation($s: ScheduleSelector!) { startSchedule(scheduleSelector: $s) { __typename ... on PythonError { message } } }",

@@ -218,6 +218,7 @@ def test_figures_out_of_bounds_lead_to_a_new_window(by_hand: Dagster, impression
 def test_schedules_score_retrain_and_look_at_the_warehouse(by_hand: Dagster, impressions: Path) -> None:
     """Every minute instead of daily and weekly; another champion makes the scores stale, another day allows another window."""
     place, day = by_hand.place, DAYS[5]
+    by_hand.switch_off("retraining_needed")
     chosen = next(window for window in (FIRST, SECOND) if window != place.champion()["window"])
     place.ltv("promote", chosen)
     assert place.states()["predictions", TEST_DAY] == "stale"
