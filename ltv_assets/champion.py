@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ltv_assets.contract import BLOCKING_CHECKS
 from ltv_assets.errors import LtvError, ModelFileError
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 CHAMPION_FILE = "champion.json"
 COMPARISON_FOLDER = "comparisons"
-REQUIRED_CHECKS = ("zero_rate", "rmsle")
 MAX_HISTORY = 50
 
 
@@ -124,7 +124,7 @@ def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
     if model.inputs.get(f"holdout_metrics/{key}") != metrics:
         return "its served model belongs to another evaluation"
     verdicts = {v.check: v for v in warehouse.verdicts("holdout_metrics", key)}
-    for check in REQUIRED_CHECKS:
+    for check in BLOCKING_CHECKS["holdout_metrics"]:
         verdict = verdicts.get(check)
         if verdict is None:
             return f"its check {check} has not run on its present content"

@@ -16,10 +16,9 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from ltv_assets.assets.publishing import markdown_table, readable_failures
-from ltv_assets.contract import LABEL_NAMES, RELATIONS
+from ltv_assets.contract import BLOCKING_CHECKS, LABEL_NAMES, RELATIONS
 from ltv_assets.errors import DataError, LtvError, StaleError, TransientError
 from ltv_assets.horizon import parse_day
-from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.resources import ProjectResource, TrackingResource
 from ltv_assets.storage.inventory import files_problem

@@ -378,3 +378,14 @@ ASSET_NAMES: tuple[str, ...] = (
     "predictions",
     "submission",
 )
+
+
+BLOCKING_CHECKS: dict[str, tuple[str, ...]] = {
+    "raw_partitions": ("files_readable", "schema_contract"),
+    "flattened_features": ("rows_reconciled", "no_label_among_features"),
+    "buyer_classifier": ("training_rows_reconciled", "no_label_in_model"),
+    "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
+    "predictions": ("rows_reconciled", "scores_valid"),
+    "submission": ("submission_rows_reconciled", "submission_valid"),
+}
+"""Checks that must have passed on a partition's present content before anything downstream uses it."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ltv_assets.champion import Champion, read_champion
 from ltv_assets.config import Config
+from ltv_assets.contract import BLOCKING_CHECKS
 from ltv_assets.errors import LtvError, StaleError
 from ltv_assets.horizon import Horizon, mature_horizons, parse_day, split_folder
 from ltv_assets.storage.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
@@ -67,17 +68,6 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "submission": ("data.sample_submission",),
 }
 """Configuration keys that change an asset's bytes; paths and bounds of checks are not among them."""
-
-RAW_CONTRACT_CHECKS = ("files_readable", "schema_contract")
-BLOCKING_CHECKS: dict[str, tuple[str, ...]] = {
-    "raw_partitions": RAW_CONTRACT_CHECKS,
-    "flattened_features": ("rows_reconciled", "no_label_among_features"),
-    "buyer_classifier": ("training_rows_reconciled", "no_label_in_model"),
-    "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
-    "predictions": ("rows_reconciled", "scores_valid"),
-    "submission": ("submission_rows_reconciled", "submission_valid"),
-}
-"""Checks that must have passed on a partition's present content before anything downstream uses it."""
 
 CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
     "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),

@@ -15,9 +15,8 @@ import pytest
 from ltv_assets import checks
 from ltv_assets.checks import CHECKS, run_check, sampling_allowance
 from ltv_assets.config import Config
-from ltv_assets.contract import RELATIONS
+from ltv_assets.contract import BLOCKING_CHECKS, RELATIONS
 from ltv_assets.horizon import Horizon
-from ltv_assets.lineage import BLOCKING_CHECKS
 from ltv_assets.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 

@@ -14,6 +14,7 @@ import pytest
 from ltv_assets import promotion
 from ltv_assets.champion import CHAMPION_FILE, eligible_windows, read_champion, read_history, write_champion
 from ltv_assets.config import Config
+from ltv_assets.contract import BLOCKING_CHECKS
 from ltv_assets.errors import DataError, ModelFileError, StaleError
 from ltv_assets.promotion import Comparison, promote, rollback, unpin, update_champion
 from ltv_assets.storage.warehouse import Verdict, Warehouse
@@ -39,7 +40,7 @@ class Bench:
     def evaluate(self, key: str, *, content: str = "", passed: bool = True) -> None:
         """Publish the evaluation of a window with the verdicts of its blocking checks."""
         metrics = self._write("holdout_metrics", key, f"metrics {key} {content}", {})
-        for check in ("zero_rate", "rmsle"):
+        for check in BLOCKING_CHECKS["holdout_metrics"]:
             ok = passed or check != "rmsle"
             self.warehouse.record_verdict(Verdict("holdout_metrics", key, check, ok, True, metrics, "b", "RMSLE 9 is above 1"))
 
