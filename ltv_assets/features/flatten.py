@@ -655,6 +655,9 @@ class FlattenEngine:
                 cursor.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
                 result = self._table(cursor, self._sql(partial(interaction_sql, self._registry), "interaction_inputs"))
             flat.columns |= {name: result.column(name) for name in result.column_names}
+        # A finished block waits for its turn; what only helped to make it shall not wait with it.
+        flat.inputs.clear()
+        flat.absent.clear()
 
 
 def flatten_block(block: Block, *, registry: Registry, labelled: bool, memory_limit: str) -> _Flat:
