@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,8 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 FIRST, SECOND = "2025-10-03", "2025-10-04"
 CHANGED = "models.folds"
-ALLOWED_SECONDS, NOISE = 5.0, 1.25
-"""Runs of the same length differ by what else the machine does; what tracking itself takes is measured in the unit tests."""
+ALLOWED_SECONDS, NOISE = 5.0, 1.1
+"""Two runs of the same work differ by what else the machine does."""
 MAX_PICTURE_BYTES = 300_000
 SCROLL = """[...document.querySelectorAll('*')].filter(e => e.scrollHeight > e.clientHeight + 20)
     .forEach(e => { e.scrollTop = (e.scrollTop + 100) % e.scrollHeight; })"""
@@ -49,18 +50,31 @@ class Story:
     printed: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self, name: str, window: str, folds: int, server: str | None) -> None:
+    def run(self, name: str, window: str, folds: int, server: str | None, warehouse: Path | None = None) -> None:
         """`ltv run` of one window under one configuration; exits 0 whatever the server does."""
         self.place.config.write_text(CONFIG.replace("folds: 2", f"folds: {folds}"))
         started = time.monotonic()
-        self.printed[name] = self.ltv("run", "--window", window, server=server)
+        self.printed[name] = self.ltv("run", "--window", window, server=server, warehouse=warehouse)
         self.seconds[name] = time.monotonic() - started
 
-    def ltv(self, *arguments: str, server: str | None) -> str:
+    def run_against(self, name: str, window: str, folds: int, server: str) -> None:
+        """The run, after the same one with the default store on a copy of the warehouse, which it is to be compared with."""
+        twin = self.place.warehouse.with_name(f"twin of {name}")
+        shutil.copytree(self.place.warehouse, twin)
+        self.run(usual(name), window, folds, None, twin)
+        self.run(name, window, folds, server)
+
+    def ltv(self, *arguments: str, server: str | None, warehouse: Path | None = None) -> str:
         environment = {**self.place.environment, **({"MLFLOW_TRACKING_URI": server} if server else {})}
+        environment |= {"LTV_WAREHOUSE": str(warehouse)} if warehouse else {}
         done = subprocess.run(self.place.ltv_command(*arguments), env=environment, capture_output=True, text=True, check=False, timeout=900)
         assert done.returncode == 0, f"ltv {' '.join(arguments)}:\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
+
+
+def usual(name: str) -> str:
+    """Name of the run that a run with a troubled server is compared with."""
+    return f"like {name}, with the default store"
 
 
 @contextmanager
@@ -90,10 +104,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     simulate(root / "data", train_days=4, test_days=1, rows_per_hour=40, seed=5)
     told = Story(Place.make(root, root / "data"), f"http://127.0.0.1:{free_port()}")
     told.run("first", FIRST, 2, None)
-    told.run("usual", SECOND, 2, None)
+    told.run("second", SECOND, 2, None)
     with silent_server() as silent:
-        told.run("server is silent", FIRST, 3, silent)
-    told.run("server is down", SECOND, 3, told.address)
+        told.run_against("server is silent", FIRST, 3, silent)
+    told.run_against("server is down", SECOND, 3, told.address)
     return told
 
 
@@ -127,24 +141,20 @@ def _answers(address: str, process: subprocess.Popen[bytes], log: Path) -> bool:
     return False
 
 
-def test_server_that_is_down_or_silent_is_warned_of(story: Story) -> None:
-    assert "tracked_in_mlflow" not in story.printed["usual"]
-    for name in ("server is down", "server is silent"):
-        assert "tracked_in_mlflow" in story.printed[name], story.printed[name]
-        assert "ltv mlflow-sync" in story.printed[name]
+TROUBLES = ("server is down", "server is silent")
 
 
-def costs_little(story: Story, name: str) -> bool:
-    return story.seconds[name] < NOISE * story.seconds["usual"] + ALLOWED_SECONDS
+@pytest.mark.parametrize("name", TROUBLES)
+def test_trouble_with_the_server_is_warned_of(story: Story, name: str) -> None:
+    assert "tracked_in_mlflow" not in story.printed[usual(name)]
+    assert "tracked_in_mlflow" in story.printed[name], story.printed[name]
+    assert "ltv mlflow-sync" in story.printed[name]
 
 
-def test_server_that_is_down_costs_little(story: Story) -> None:
-    assert costs_little(story, "server is down"), story.seconds
-
-
-@pytest.mark.xfail(strict=False, reason="the whole run with a silent server was once 11 s slower than the usual one, beyond the allowance")
-def test_silent_server_costs_little(story: Story) -> None:
-    assert costs_little(story, "server is silent"), story.seconds
+@pytest.mark.parametrize("name", TROUBLES)
+def test_trouble_with_the_server_costs_little(story: Story, name: str) -> None:
+    print({name: round(seconds, 1) for name, seconds in story.seconds.items()})
+    assert story.seconds[name] < NOISE * story.seconds[usual(name)] + ALLOWED_SECONDS
 
 
 def test_everything_arrives_when_the_server_is_back(story: Story, server: str) -> None:
