@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +65,7 @@ ODD_AT_ONCE = 4
 """Nested columns in an unusual layout that one query handles."""
 
 COUNTED = ("_future_", "_ancient_", "_nonfinite_", "_malformed_", "_unreadable_", "_disagree")
+NOT_UTF8 = "row_id is not UTF-8"
 SAMPLE_DRAW = 1_000_003
 """Number of the draw that samples rows, far from the copy numbers of the sampling plans."""
 
@@ -130,9 +133,9 @@ def flatten_files(
     """Flatten the files of one day into one parquet file with exactly ``flattened_schema(registry)``.
 
     The output depends on the files' contents and order only: same input, same bytes. Set aside, never silently dropped,
-    are rows without row_id, later occurrences of a row_id in the day, and, on labelled days, rows whose D7 revenue or
-    payer flag is missing or impossible or whose longer horizons contradict the shorter; and whole files whose rows cannot
-    be decoded although their footer can.
+    are rows without a readable row_id, later occurrences of a row_id in the day, and, on labelled days, rows whose D7
+    revenue or payer flag is missing or impossible or whose longer horizons contradict the shorter; and whole files whose
+    rows cannot be decoded although their footer can.
 
     Args:
         files: the day's files in the order their rows shall have.
@@ -150,17 +153,23 @@ def flatten_files(
     sources = [_inspect(file, labelled) for file in files]
     aside: list[FileAside] = []
     sample = Sample(sampling_fraction, seed)
-    while True:
-        try:
-            result = _flatten_sources(sources, registry, labelled, Path(out), threads, memory_limit, progress, sample, workers)
-            break
-        except UndecodableError:
-            # Only now is each file tried alone: whole days cost too much to decode twice.
-            broken = _undecodable(sources, registry, labelled, memory_limit)
-            if not broken:
-                raise
-            aside += [FileAside(source.file.path, source.rows, broken[source]) for source in sources if source in broken]
-            sources = [source for source in sources if source not in broken]
+    copies = Path(out).with_name(f".{Path(out).name}.copies")
+    try:
+        while True:
+            try:
+                result = _flatten_sources(sources, registry, labelled, Path(out), threads, memory_limit, progress, sample, workers)
+                break
+            except UndecodableError:
+                # Only now is each file tried alone: whole days cost too much to decode twice.
+                broken = _undecodable(sources, registry, labelled, memory_limit)
+                if not broken:
+                    raise
+                readable = {source: _with_readable_ids(source, labelled, copies) for source in broken}
+                aside += [FileAside(source.file.path, source.rows, broken[source]) for source in broken if readable[source] is None]
+                sources = [usable for source in sources if (usable := readable.get(source, source)) is not None]
+    finally:
+        if copies.exists():
+            shutil.rmtree(copies)
     result.files_aside = aside
     result.rows_in += sum(file.rows for file in aside)
     return result
@@ -247,7 +256,11 @@ def _flatten_sources(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Source:
-    """A file after its footer was read; or ``part``, some of its row groups, beginning at its row ``first_row``."""
+    """A file after its footer was read; or ``part``, some of its row groups, beginning at its row ``first_row``.
+
+    ``copy`` is read instead of the file if some of its keys are no text: those rows, {row: bytes of the key, escaped}, are
+    ``illegible`` and have no key in the copy.
+    """
 
     file: RawFile
     rows: int
@@ -258,6 +271,12 @@ class _Source:
     sizes: Mapping[str, int]
     part: range | None = None
     first_row: int = 0
+    copy: Path | None = None
+    illegible: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.copy or self.file.path
 
     @property
     def layout(self) -> str:
@@ -285,6 +304,48 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
     text = tuple(leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY")
     return _Source(file, metadata.num_rows, types, int(hour.timestamp()), metadata, text, _sizes(metadata, range(metadata.num_row_groups)))
+
+
+def _with_readable_ids(source: _Source, labelled: bool, folder: Path) -> _Source | None:
+    """The file without its keys that are not UTF-8, in a copy in ``folder``; None if there are no such keys, or if it was one already.
+
+    Engines refuse a column of text with one such value as a whole, so it is read as bytes here.
+    """
+    if source.copy is not None:
+        return None
+    folder.mkdir(exist_ok=True)
+    copy = folder / f"{sha256(bytes(source.file.path)).hexdigest()}.parquet"
+    illegible: dict[int, str] = {}
+    row = 0
+    with (
+        suppress(UndecodableError),
+        _decoding(str(source.file.path)),
+        pq.ParquetFile(source.file.path, metadata=source.metadata) as parquet,
+    ):
+        index = parquet.schema_arrow.get_field_index("row_id")
+        schema = parquet.schema_arrow.set(index, pa.field("row_id", pa.string()))
+        with pq.ParquetWriter(copy, schema) as writer:
+            for batch in parquet.iter_batches(batch_size=ROW_GROUP, use_threads=False):
+                keys = _decoded(batch.column(index)).cast(pa.large_binary()).to_pylist()
+                texts = [None if key is None else _text_or_none(key) for key in keys]
+                bad = [i for i, text in enumerate(texts) if text is None and keys[i] is not None]
+                illegible |= {row + i: keys[i].decode("utf-8", errors="backslashreplace") for i in bad}
+                writer.write_batch(batch.set_column(index, schema.field(index), pa.array(texts, pa.string())))
+                row += batch.num_rows
+        if illegible:
+            return replace(_inspect(RawFile(copy, source.file.datetime_key), labelled), file=source.file, copy=copy, illegible=illegible)
+    return None
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _text_or_none(key: bytes) -> str | None:
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _sizes(metadata: pq.FileMetaData, groups: range) -> Mapping[str, int]:
@@ -365,7 +426,7 @@ def _literal(path: Path) -> str:
 
 
 def _read(sources: Sequence[_Source]) -> str:
-    paths = ", ".join(_literal(source.file.path) for source in sources)
+    paths = ", ".join(_literal(source.path) for source in sources)
     return f"read_parquet([{paths}], hive_partitioning = false)"
 
 
@@ -688,7 +749,7 @@ def _read_columns(source: _Source, names: list[str]) -> pa.Table:
         return pa.table({})
     keys = [leaf for leaf in source.text_leaves if leaf.split(".", 1)[0] in names]
     # Not memory-mapped: a mapped file that its owner cuts short while it is read ends the process.
-    with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=keys) as parquet:
+    with pq.ParquetFile(source.path, metadata=source.metadata, read_dictionary=keys) as parquet:
         if source.metadata.num_row_groups <= 1:
             return parquet.read(columns=names, use_threads=False)
         # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
@@ -713,6 +774,8 @@ class _Sink:
         self._sources = [source for source in sources if source.rows]
         self._ends = np.cumsum([source.rows for source in self._sources])
         self._repeated = repeated
+        starts = [0, *self._ends.tolist()]
+        self._illegible = {start + row: key for start, s in zip(starts, self._sources, strict=False) for row, key in s.illegible.items()}
         self._result = result
         self._writer = writer
         self._registry = registry
@@ -734,6 +797,11 @@ class _Sink:
             newly = pc.and_(pa.chunked_array([again]), pc.is_null(reason))
             reason = pc.if_else(newly, "row_id repeated", reason)
             value = pc.if_else(newly, row_id, value)
+        illegible = {row - first: key for row, key in self._illegible.items() if first <= row < self.position}
+        if illegible:
+            keys = pa.array([illegible.get(row) for row in range(flat.rows)], pa.string())
+            reason = pc.if_else(pc.is_valid(keys), NOT_UTF8, reason)
+            value = pc.coalesce(keys, value)
         datetimes = pa.DictionaryArray.from_arrays(files, self._keys)
         table = pa.table({name: datetimes if name == "datetime" else flat.columns[name] for name in self._names})
         flat.columns.clear()

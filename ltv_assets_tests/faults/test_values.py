@@ -15,7 +15,7 @@ import pytest
 from ltv_assets.project import Project
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes
-from ltv_assets_tests.faults.world import DAY, ROWS, World, edit, rows_of, with_column
+from ltv_assets_tests.faults.world import DAY, ROWS, World, data_page, edit, rows_of, with_column
 
 START = 1759276800
 """2025-10-01 00:00 UTC."""
@@ -195,16 +195,47 @@ def test_single_value_that_cannot_be_used_is_counted(fault: Fault, world: World)
     assert world.flatten()[0].num_rows == 2 * ROWS
 
 
+def as_text(*values: bytes) -> pa.Array:
+    """A column that calls itself text, whatever its bytes are."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+def unreadable_keys(table: pa.Table) -> pa.Table:
+    """Two keys of the hour are no text, the ninth and the last."""
+    keys = [str(key).encode() for key in table.column("row_id").to_pylist()]
+    keys[8], keys[-1] = b"\xff\xfe8", b"id\xc3("
+    return with_column(table, "row_id", as_text(*keys))
+
+
+@fault("values", "row_id that is not UTF-8", answer="quarantine", message=REPORT + "row_id is not UTF-8")
+def test_key_that_is_not_text_sets_its_row_aside_and_no_other(fault: Fault, world: World) -> None:
+    world.put(2)
+    whole, _ = world.flatten()
+    edit(world.file(1), unreadable_keys)
+    assert fault.told(world.check().problems)["count"] == "2"
+    table, result = world.flatten()
+    assert result.files_aside == []
+    assert result.quarantine.to_pylist() == [
+        {"row_id": None, "file": str(world.file(1)), "row_number": row, "reason": "row_id is not UTF-8", "value": value}
+        for row, value in ((8, "\\xff\\xfe8"), (11, "id\\xc3("))
+    ]
+    rows = [row for row in range(3 * ROWS) if row not in (ROWS + 8, 2 * ROWS - 1)]
+    assert table.equals(whole.take(rows)), "every other row is what it is without them"
+    assert [path.name for path in world.root.iterdir() if "copies" in path.name] == []
+
+
 @fault(
     "values",
-    "row_id that is not UTF-8",
+    "row_id that is not UTF-8 in a file that cannot be decoded besides",
     answer="quarantine",
     message="<file>: its rows cannot be decoded (<detail>); deliver the file again",
 )
-def test_key_that_is_not_text_sets_its_file_aside(fault: Fault, world: World) -> None:
-    raw = pa.array([b"\xff\xfe", *[f"id{i}".encode() for i in range(1, ROWS)]], pa.binary())
-    text = pa.Array.from_buffers(pa.string(), ROWS, raw.buffers())
-    edit(world.file(1), lambda table: with_column(table, "row_id", text))
+def test_unreadable_keys_do_not_hide_other_damage(fault: Fault, world: World) -> None:
+    path = edit(world.file(1), unreadable_keys)
+    raw = bytearray(path.read_bytes())
+    at = data_page(path, "iap_revenue_d7")
+    raw[at - 20 : at + 20] = b"\xff" * 40
+    path.write_bytes(bytes(raw))
     assert fault.told(world.check().problems)["file"] == f"train/datetime={DAY}-01-00/part-0.parquet"
     assert world.flatten()[0].num_rows == ROWS
 
