@@ -2,7 +2,8 @@
 
 `plan` only reads; `collect` deletes what a plan lists, each folder by one rename out of sight first, so that a crash leaves
 whole partitions or none. Never in a plan: the newest windows, the champion and the champion before it, the days any of
-these was made from, the test days, the configured submission. Raw data lies outside the warehouse and is never touched.
+these was made from, the test days, the configured submission, the record of what a published day set aside. Raw data lies
+outside the warehouse and is never touched.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ltv_assets.errors import LtvError
 from ltv_assets.horizon import parse_day
 from ltv_assets.project import Project
 from ltv_assets.storage.files import staging
+from ltv_assets.storage.quarantine import superseded
 from ltv_assets.storage.warehouse import DAY_ASSETS, DOCUMENT_FOLDERS, WINDOW_ASSETS, Warehouse
 from ltv_assets.tracking import Tracker
 
@@ -54,8 +56,9 @@ def plan(project: Project) -> tuple[Doomed, ...]:
         paths = [warehouse.folder("submission", key), warehouse.root / "verdicts" / "submission" / key]
         doomed.append(_doomed("submission", key, paths, f"not among the newest {rule.submissions} submissions"))
     taken = {path for item in doomed for path in item.paths}
-    orphans = (path for path in _orphans(warehouse) if path not in taken)
-    doomed += [_doomed("orphan", str(path.relative_to(warehouse.root)), [path], "its partition is gone") for path in orphans]
+    orphans = dict.fromkeys(_orphans(warehouse), "its partition is gone")
+    orphans |= dict.fromkeys(superseded(warehouse), "a record of rows or files that the day's present publication did not set aside")
+    doomed += [_doomed("orphan", str(path.relative_to(warehouse.root)), [path], why) for path, why in orphans.items() if path not in taken]
     return tuple(item for item in doomed if item.paths)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.storage.files import publish_folder, staging, write_atomic
+from ltv_assets.storage.files import STAGING_FOLDER, publish_folder, staging, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 FOLDER = "quarantine"
@@ -85,6 +85,23 @@ def recorded(warehouse: Warehouse) -> tuple[DayAside, ...]:
         reasons = _read_json(folder / SUMMARY_FILE) or {}
         found.append(DayAside(folder.parent.name, folder.name.partition("=")[2], files, reasons))
     return tuple(sorted(found, key=lambda d: (d.day, d.asset)))
+
+
+def superseded(warehouse: Warehouse) -> tuple[Path, ...]:
+    """Folders of records that are not of their day's present publication, and whose day nobody is making now.
+
+    The publication says in its manifest what it set aside. A process that died after it had recorded that and before it
+    published leaves such a record, and so does a partition that was deleted.
+    """
+    found = []
+    for entry in recorded(warehouse):
+        manifest = warehouse.manifest(entry.asset, entry.day)
+        facts = manifest.facts if manifest is not None else {}
+        published = (sorted(map(tuple, facts.get("files_quarantined", []))), facts.get("rows_quarantined", {}))
+        at_work = any((warehouse.root / STAGING_FOLDER).glob(f"{entry.asset}-{entry.day}-*"))
+        if not at_work and (sorted((f.path, f.reason) for f in entry.files), entry.rows) != published:
+            found.append(warehouse.root / FOLDER / entry.asset / f"day={entry.day}")
+    return tuple(found)
 
 
 def _read_json(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 
 from ltv_assets.project import Project
 from ltv_assets.running import replay_days
+from ltv_assets.storage import quarantine
+from ltv_assets.storage.files import staging
 from ltv_assets_tests.faults.catalogue import Fault, fault
-from ltv_assets_tests.faults.evidence import ltv, nothing_changes
+from ltv_assets_tests.faults.evidence import ltv, nothing_changes, tree
 from ltv_assets_tests.faults.world import DAY, ROWS, World, data_page, rows_of
 
 
@@ -96,6 +99,40 @@ def test_repaired_files_and_rows_come_back(fault: Fault, world: World) -> None:
     assert flat.rows == 4 * ROWS
     with duckdb.connect(str(project.warehouse.database), read_only=True) as connection:
         assert connection.execute("SELECT count(DISTINCT row_id) FROM flattened_features").fetchone() == (4 * ROWS,)
+
+
+@fault(
+    "process",
+    "killed between what was set aside and the publication",
+    answer="recover",
+    message="orphan quarantine/flattened_features/day=<day>: <size> MB, "
+    "a record of rows or files that the day's present publication did not set aside",
+)
+def test_gc_lets_go_of_records_of_other_publications_only(fault: Fault, world: World) -> None:
+    """The day's present publication keeps its record; that of one that never came to be, or is gone, goes."""
+    world.file(0).write_bytes(b"")
+    world.put(1, [{**row, "row_id": None} if i == 3 else row for i, row in enumerate(rows_of(1))])
+    warehouse = ingest().warehouse
+    with nothing_changes(warehouse.root / "quarantine"):
+        assert ltv("gc", "--apply")[0] == 0
+
+    record = warehouse.root / "quarantine" / "flattened_features" / f"day={DAY}"
+    before = tree(record)
+    rows = pq.read_table(record / "rows.parquet")
+    quarantine.record(warehouse, "flattened_features", DAY, rows=rows, reasons={"row_id missing": 2})
+    with staging(warehouse.root, f"flattened_features-{DAY}"):
+        assert "quarantine" not in ltv("gc")[1], "somebody may be about to publish the day"
+    code, text = ltv("gc", "--apply")
+    assert (code, fault.told(text)["day"]) == (0, DAY)
+    assert not record.exists()
+    (warehouse.folder("flattened_features", DAY) / "manifest.json").unlink()
+    ingest()
+    assert tree(record) == before
+
+    shutil.rmtree(warehouse.folder("raw_partitions", DAY))
+    shutil.rmtree(warehouse.folder("flattened_features", DAY))
+    assert ltv("gc", "--apply")[0] == 0
+    assert not (warehouse.root / "quarantine").exists() or not tree(warehouse.root / "quarantine")
 
 
 @fault("files", "nothing to replay", answer="reject", message="day <day>: nothing of it is set aside; `ltv quarantine list` shows what is")
