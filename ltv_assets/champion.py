@@ -139,10 +139,31 @@ def eligible_windows(warehouse: Warehouse) -> tuple[str, ...]:
 
 
 def is_judged(warehouse: Warehouse, key: str) -> bool:
-    """False for an eligible window whose run was killed before it was compared, or before the card of a new champion was written."""
+    """Whether the record and the champion's card have taken an eligible window into account.
+
+    False if its run was killed before it was compared, before the comparison it had won reached the record, or before the
+    card of the new champion was written.
+    """
     champion = read_champion(warehouse)
     if champion is not None and (champion.window, champion.fingerprint) == (key, warehouse.fingerprint("served_model", key)):
         card = warehouse.manifest("model_card", key)
         return card is not None and card.inputs.get(f"served_model/{key}") == champion.fingerprint
-    compared = any((warehouse.root / COMPARISON_FOLDER).glob(f"{key}_against_*.json"))
-    return compared or ineligible_because(warehouse, key) is not None
+    if ineligible_because(warehouse, key) is not None:
+        return True
+    if champion is None or champion.window == key:
+        return False
+    if champion.pinned:
+        return ineligible_because(warehouse, champion.window) is None
+    if champion.window > key:
+        return any((warehouse.root / COMPARISON_FOLDER).glob(f"{key}_against_*.json"))
+    return _lost(warehouse, key, champion)
+
+
+def _lost(warehouse: Warehouse, key: str, champion: Champion) -> bool:
+    """Whether a window's present content was compared with that of the champion, and refused."""
+    try:
+        found = json.loads((warehouse.root / COMPARISON_FOLDER / f"{key}_against_{champion.window}.json").read_bytes())
+        contents = (found["challenger_fingerprint"], found["champion_fingerprint"])
+        return contents == (warehouse.fingerprint("holdout_metrics", key), champion.fingerprint) and found["difference_low"] > 0
+    except (OSError, ValueError, TypeError, KeyError):
+        return False

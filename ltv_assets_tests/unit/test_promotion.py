@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ltv_assets import promotion
-from ltv_assets.champion import CHAMPION_FILE, eligible_windows, read_champion, read_history, write_champion
+from ltv_assets.champion import CHAMPION_FILE, eligible_windows, is_judged, read_champion, read_history, write_champion
 from ltv_assets.config import Config
 from ltv_assets.contract import BLOCKING_CHECKS
 from ltv_assets.errors import DataError, ModelFileError, StaleError
@@ -142,6 +142,28 @@ def test_comparison_is_made_once_for_the_same_content(bench: Bench) -> None:
     bench.train(DAYS[2], content="trained on a repaired day")
     update_champion(bench.project)
     assert bench.compared[2:] == [(DAYS[2], DAYS[1])]
+
+
+def test_comparison_that_was_won_is_not_forgotten_by_a_run_killed_before_the_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison is written first; a run that dies before the record is written leaves the window unjudged, not refused."""
+    first, second, third = DAYS[:3]
+    bench.train(first)
+    update_champion(bench.project)
+    for key, judged in ((second, False), (third, True)):
+        bench.train(key)
+        if key == third:
+            bench.worse = {(third, second)}
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+            patch.setattr(promotion, "write_champion", lambda warehouse, champion: (_ for _ in ()).throw(OSError("killed")))
+            update_champion(bench.project)
+        assert (bench.warehouse.root / "comparisons" / f"{key}_against_{DAYS[DAYS.index(key) - 1]}.json").is_file()
+        assert is_judged(bench.warehouse, key) is judged
+        update_champion(bench.project)
+    assert bench.champion == second
+    bench.train(third, content="again")
+    assert not is_judged(bench.warehouse, third), "the refusal was of other content"
+    promote(bench.project, first)
+    assert is_judged(bench.warehouse, second), "a pin stands, whoever won"
 
 
 def test_damaged_comparison_is_made_again(bench: Bench) -> None:
