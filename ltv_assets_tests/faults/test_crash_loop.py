@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults import crash
 from ltv_assets_tests.faults.catalogue import Fault, fault
+from ltv_assets_tests.faults.world import notes
 
 
 def loop(tmp_path: Path, *words: str) -> str:
@@ -41,7 +43,8 @@ def test_twenty_kills_mix_nothing_lose_nothing_leave_nothing(fault: Fault, repor
     for line in ("kills: 20 ", "lost rows: 0", "orphans: 0"):
         assert line in report
     identical, chains = map(int, re.search(r"identical to the undisturbed one: (\d+) of (\d+)", report).groups())  # type: ignore[union-attr]
-    assert identical == chains >= 2
+    assert identical == chains >= 3
+    assert int(re.search(r"points: (\d+) of \d+ kinds", report).group(1)) > 10  # type: ignore[union-attr]
 
 
 @fault(
@@ -73,17 +76,34 @@ def test_every_operation_has_a_kind_without_names() -> None:
     assert crash.kind_of("write verdicts/holdout_metrics/2025-10-03/.rmsle.json.tmp") == "write verdicts/<check>"
 
 
+def test_kinds_that_were_not_hit_come_first_those_least_like_the_others_in_front() -> None:
+    kinds = [
+        "write tracking/<record>",
+        "write tracking/<current>",
+        "flush tracking",
+        "rename a to c.json",
+        "exchange a with <partition>",
+    ]
+    assert crash.unlike(kinds, ["write tracking/<settings>"]) == [
+        "rename a to c.json",
+        "exchange a with <partition>",
+        "flush tracking",
+        "write tracking/<record>",
+        "write tracking/<current>",
+    ]
+    points = {"flush tracking": 0, "write champion.lock": 1, "write ltv.lock": 2, "write .staging/run.lock": 3}
+    story = crash.Story("", Path(), None, Path(), points, seconds=10.0)
+    hit = ["write champion.lock", "write ltv.lock"]
+    assert [kill.point for kill in crash.draw_kills(story, hit, random.Random(0), 2)] == ["flush tracking", "write .staging/run.lock"]
+
+
 def test_a_mixture_would_be_noticed(tmp_path: Path) -> None:
     """The judge of the loop is judged: old and new files in one partition, a torn one, and an unlisted one."""
     from ltv_assets.storage.warehouse import Warehouse
 
     def publish(root: Path, text: str) -> Path:
-        def fill(folder: Path) -> dict[str, int | None]:
-            for name in ("one.json", "other.json"):
-                (folder / name).write_text(f'"{text}"')
-            return {"one.json": None, "other.json": None}
-
-        Warehouse(root).write("predictions", "2025-10-01", fill, code_version="1", config="c", inputs={})
+        both = notes(one=f'"{text}"', other=f'"{text}"')
+        Warehouse(root).write("predictions", "2025-10-01", both, code_version="1", config="c", inputs={})
         return Warehouse(root).folder("predictions", "2025-10-01")
 
     old, new = publish(tmp_path / "old", "old"), publish(tmp_path / "new", "new")

@@ -15,16 +15,13 @@ from ltv_assets.checks import files_readable, flattened_rows_reconciled
 from ltv_assets.project import Project
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes
-from ltv_assets_tests.faults.world import DAY, ROWS, World
+from ltv_assets_tests.faults.world import DAY, ROWS, World, one_table
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     """Hours 0 to 3 of one day."""
-    world = World(tmp_path)
-    for hour in range(4):
-        world.put(hour)
-    return world
+    return World.of(tmp_path, 4)
 
 
 def relative(hour: int, name: str = "part-0.parquet") -> str:
@@ -251,12 +248,8 @@ def test_undecodable_files_count_as_broken(fault: Fault, world: World) -> None:
     project.warehouse.write("raw_partitions", DAY, lambda _: {}, code_version="1", config="", inputs={}, facts=facts)
     aside = [[relative(hour), "its rows cannot be decoded (x); deliver the file again"] for hour in range(3)]
     flat = {"rows_quarantined": {}, "rows_sampled_out": 0, "rows_in_files_quarantined": 3 * ROWS, "files_quarantined": aside}
-
-    def fill(folder: Path) -> dict[str, int | None]:
-        pq.write_table(pq.read_table(world.file(3), partitioning=None, columns=["row_id"]), folder / "part.parquet")
-        return {"part.parquet": ROWS}
-
-    project.warehouse.write("flattened_features", DAY, fill, code_version="1", config="", inputs={}, facts=flat)
+    kept = one_table(pq.read_table(world.file(3), partitioning=None, columns=["row_id"]))
+    project.warehouse.write("flattened_features", DAY, kept, code_version="1", config="", inputs={}, facts=flat)
     outcome = flattened_rows_reconciled(project, DAY)
     assert not outcome.passed
     assert fault.told(outcome.message)["file"] == relative(0)

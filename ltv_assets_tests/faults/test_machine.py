@@ -29,7 +29,7 @@ from ltv_assets.submission import write_submissions
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults.catalogue import Fault, fault, unreachable
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes, tree
-from ltv_assets_tests.faults.world import DAY, World
+from ltv_assets_tests.faults.world import DAY, World, notes, one_table
 
 ROOT = os.geteuid() == 0
 LIMIT = 32_000
@@ -49,20 +49,12 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def table(rows: int) -> pa.Table:
-    return pa.table({"x": pa.array(os.urandom(16).hex() for _ in range(rows))})
+def table(number: int) -> pa.Table:
+    return pa.table({"x": pa.array(os.urandom(16).hex() for _ in range(number))})
 
 
-def fill_parquet(rows: int) -> Callable[[Path], dict[str, int | None]]:
-    def fill(folder: Path) -> dict[str, int | None]:
-        pq.write_table(table(rows), folder / "part.parquet")
-        return {"part.parquet": rows}
-
-    return fill
-
-
-def publish(warehouse: Warehouse, rows: int) -> None:
-    warehouse.write("flattened_features", DAY, fill_parquet(rows), code_version="1", config="c", inputs={})
+def publish(warehouse: Warehouse, number: int) -> None:
+    warehouse.write("flattened_features", DAY, one_table(table(number)), code_version="1", config="c", inputs={})
 
 
 # --------------------------------------------------------------------------------------------------------------- disk full
@@ -95,8 +87,7 @@ NO_SPACE = "<place>: no space left on the disk; make room (`ltv gc` shows what m
 def test_full_disk_leaves_the_old_and_heals(fault: Fault, tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path / "warehouse")
     publish(warehouse, 10)
-    rows = 20_000
-    scores = pa.table({"row_id": [f"id-{i}" for i in range(rows)], "iap_revenue_d7": [1.5] * rows, "ltv_d7": [1.5] * rows})
+    scores = pa.table({"row_id": [f"id-{i}" for i in range(20_000)], "iap_revenue_d7": [1.5] * 20_000, "ltv_d7": [1.5] * 20_000})
     pq.write_table(scores, tmp_path / "scores.parquet")
     with nothing_changes(tmp_path), pytest.raises((OSError, duckdb.Error)) as raised, largest_file(LIMIT):
         fault.write(warehouse)
@@ -404,13 +395,8 @@ def test_reader_of_a_partition_that_is_replaced_gets_the_old_or_the_new(tmp_path
 
 def _write_versions(root: str, versions: int) -> None:
     for version in range(versions):
-
-        def fill(folder: Path, text: str = f'"{version}"') -> dict[str, int | None]:
-            for name in ("one.json", "other.json"):
-                (folder / name).write_text(text)
-            return {"one.json": None, "other.json": None}
-
-        Warehouse(Path(root)).write("served_model", DAY, fill, code_version="1", config="c", inputs={})
+        both = notes(one=f'"{version}"', other=f'"{version}"')
+        Warehouse(Path(root)).write("served_model", DAY, both, code_version="1", config="c", inputs={})
 
 
 @fault(
@@ -428,15 +414,8 @@ def test_partition_made_of_two_versions_of_its_input_is_not_published(
 
     warehouse = Warehouse(place(simulated_small))
 
-    def version(text: str) -> Callable[[Path], dict[str, int | None]]:
-        def fill(folder: Path) -> dict[str, int | None]:
-            (folder / "note.json").write_text(text)
-            return {"note.json": None}
-
-        return fill
-
     def backfill(text: str) -> None:
-        warehouse.write("raw_partitions", DAY, version(text), code_version="1", config="c", inputs={})
+        warehouse.write("raw_partitions", DAY, notes(note=text), code_version="1", config="c", inputs={})
 
     backfill("1")
     project = Project.open()
@@ -444,7 +423,7 @@ def test_partition_made_of_two_versions_of_its_input_is_not_published(
     work = Publication(project, CatalogueResource(), "flattened_features", DAY, inputs, time.perf_counter())
 
     def replaced_meanwhile(folder: Path) -> dict[str, int | None]:
-        listed = version("made of both")(folder)
+        listed = notes(note="made of both")(folder)
         backfill("2")
         return listed
 
@@ -468,7 +447,7 @@ def test_stale_partition_says_why(fault: Fault, tmp_path: Path) -> None:
     world.project.warehouse.write(
         "raw_partitions",
         DAY,
-        fill_parquet(3),
+        one_table(table(3)),
         code_version=fault.code or CODE_VERSIONS["raw_partitions"],
         config=fault.config or lineage.config_hash("raw_partitions", DAY),
         inputs={},

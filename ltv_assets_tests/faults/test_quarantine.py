@@ -31,10 +31,8 @@ def undecodable(path: Path) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path, place: Callable[..., Path]) -> World:
-    world = World(tmp_path)
+    world = World.of(tmp_path, 4)
     place(world.data, "data: {max_bad_row_share: 0.5}\n")
-    for hour in range(4):
-        world.put(hour)
     return world
 
 

@@ -20,10 +20,7 @@ HOUR_1 = f"train/datetime={DAY}-01-00/part-0.parquet"
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    world = World(tmp_path)
-    world.put(0)
-    world.put(1)
-    return world
+    return World.of(tmp_path, 2)
 
 
 def drop(name: str) -> Callable[[pa.Table], pa.Table]:

@@ -28,6 +28,7 @@ from ltv_assets.tracking import Record, Tracker
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes, tree
+from ltv_assets_tests.faults.world import notes
 
 PASSWORD = "hunter2-not-for-logs"
 LOADERS = {"pickle", "cPickle", "cloudpickle", "joblib", "dill", "shelve", "marshal", "torch", "skops"}
@@ -248,17 +249,12 @@ def outside_name(folder: Path) -> None:
 )
 def test_partition_is_read_only_by_its_own_manifest(fault: Fault, tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path)
-
-    def fill(folder: Path) -> dict[str, int | None]:
-        (folder / "note.json").write_text("{}")
-        return {"note.json": None}
-
-    warehouse.write("predictions", "2025-10-01", fill, code_version="1", config="c", inputs={})
+    warehouse.write("predictions", "2025-10-01", notes(note="{}"), code_version="1", config="c", inputs={})
     fault.inject(warehouse.folder("predictions", "2025-10-01"))
     with pytest.raises(ModelFileError) as raised:
         warehouse.artifacts("predictions", "2025-10-01")
     fault.told(str(raised.value))
-    warehouse.write("predictions", "2025-10-01", fill, code_version="1", config="c", inputs={})
+    warehouse.write("predictions", "2025-10-01", notes(note="{}"), code_version="1", config="c", inputs={})
     assert warehouse.artifacts("predictions", "2025-10-01") == {"note.json": b"{}"}
 
 

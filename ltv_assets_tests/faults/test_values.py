@@ -15,7 +15,7 @@ import pytest
 from ltv_assets.project import Project
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes
-from ltv_assets_tests.faults.world import DAY, ROWS, World, data_page, edit, rows_of, with_column
+from ltv_assets_tests.faults.world import DAY, ROWS, World, data_page, edit, one_table, rows_of, with_column
 
 START = 1759276800
 """2025-10-01 00:00 UTC."""
@@ -23,10 +23,7 @@ START = 1759276800
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    world = World(tmp_path)
-    world.put(0)
-    world.put(1)
-    return world
+    return World.of(tmp_path, 2)
 
 
 REPORT = "day <day> (train): <count> rows: "
@@ -101,11 +98,7 @@ def test_row_that_trains_and_tests_is_noticed(fault: Fault, world: World) -> Non
 
 
 def publish(project: Project, day: str, table: pa.Table, facts: dict[str, Any] | None = None) -> None:
-    def fill(folder: Path) -> dict[str, int | None]:
-        pq.write_table(table, folder / "part.parquet")
-        return {"part.parquet": table.num_rows}
-
-    project.warehouse.write("flattened_features", day, fill, code_version="1", config="", inputs={}, facts=facts or {})
+    project.warehouse.write("flattened_features", day, one_table(table), code_version="1", config="", inputs={}, facts=facts or {})
 
 
 @fault(
@@ -219,8 +212,8 @@ def test_key_that_is_not_text_sets_its_row_aside_and_no_other(fault: Fault, worl
         {"row_id": None, "file": str(world.file(1)), "row_number": row, "reason": "row_id is not UTF-8", "value": value}
         for row, value in ((8, "\\xff\\xfe8"), (11, "id\\xc3("))
     ]
-    rows = [row for row in range(3 * ROWS) if row not in (ROWS + 8, 2 * ROWS - 1)]
-    assert table.equals(whole.take(rows)), "every other row is what it is without them"
+    others = [row for row in range(3 * ROWS) if row not in (ROWS + 8, 2 * ROWS - 1)]
+    assert table.equals(whole.take(others)), "every other row is what it is without them"
     assert [path.name for path in world.root.iterdir() if "copies" in path.name] == []
 
 

@@ -36,11 +36,44 @@ def rows_of(hour: int, day: str = DAY, n: int = ROWS) -> list[Row]:
     return [{**row, "row_id": f"{day}-{hour}-{i}"} for i, row in enumerate(awkward_rows(n, hour, start))]
 
 
+Fill = Callable[[Path], dict[str, int | None]]
+"""What `Warehouse.write` is given to fill a partition."""
+
+
+def notes(**texts: str) -> Fill:
+    """Fill a partition with one JSON file per name, none of them part of its relation."""
+
+    def fill(folder: Path) -> dict[str, int | None]:
+        for name, text in texts.items():
+            (folder / f"{name}.json").write_text(text)
+        return {f"{name}.json": None for name in texts}
+
+    return fill
+
+
+def one_table(table: pa.Table) -> Fill:
+    """Fill a partition with one parquet file."""
+
+    def fill(folder: Path) -> dict[str, int | None]:
+        pq.write_table(table, folder / "part.parquet")
+        return {"part.parquet": table.num_rows}
+
+    return fill
+
+
 @dataclass(frozen=True)
 class World:
     """A data root and a warehouse below one folder."""
 
     root: Path
+
+    @classmethod
+    def of(cls, root: Path, hours: int) -> World:
+        """A world with the first hours of one day."""
+        world = cls(root)
+        for hour in range(hours):
+            world.put(hour)
+        return world
 
     @property
     def data(self) -> Path:
