@@ -747,23 +747,29 @@ def gc(apply: bool) -> None:
 @main.command("mlflow-sync")
 @readable
 def mlflow_sync() -> None:
-    """Deliver to MLflow whatever could not be delivered when it was recorded.
+    """Deliver to MLflow whatever could not be delivered when it was recorded: windows, trials of `ltv tune`, the champion.
 
     \b
     Example:
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ltv mlflow-sync
     """
+    from ltv_assets.errors import PermanentError
     from ltv_assets.tracking import Tracker
+    from ltv_assets.tuning import deliver_trials
 
     project = Project.open()
     tracker = Tracker(project.config, project.warehouse)
-    waiting = 0
-    for window in tracker.windows():
-        result = tracker.push(window)
-        waiting += len(result.waiting)
-        line = f"window {window}: {len(result.delivered)} delivered, {len(result.waiting)} waiting"
+    tracker.follow_warehouse()
+    results = {f"window {window}": tracker.push(window) for window in tracker.windows()}
+    try:
+        results |= {f"study {name}": result for name, result in deliver_trials(project).items()}
+    except PermanentError as error:
+        console.print(f"trials were left out: {error}", markup=False)
+    for name, result in results.items():
+        line = f"{name}: {len(result.delivered)} delivered, {len(result.waiting)} waiting"
         console.print(line + (f" ({result.problem})" if result.problem else ""), markup=False)
-    if not tracker.windows():
+    waiting = any(result.waiting for result in results.values())
+    if not results:
         console.print("nothing was recorded yet; run `ltv run`", markup=False)
     champion = project.lineage().champion()
     problem = tracker.mirror_champion(champion) if champion is not None and not waiting else None

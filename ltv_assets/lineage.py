@@ -171,6 +171,11 @@ class Lineage:
             found["label_horizons"] = ",".join(str(h) for h in sorted(mature_horizons(self.config, window)))
         return found
 
+    def window_identity(self, key: str) -> str:
+        """Hash of the days and the configuration that a window's models are made from, the same wherever the warehouse lies."""
+        parts = {"days": self.inputs("histos_train", key), "config": [self.config_hash(a, key) for a in ("histos_train", "stacker")]}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
     def require_ready(self, asset: str, key: str) -> dict[str, str]:
         """Inputs of a partition, each verified to be fresh and to have passed its blocking checks.
 

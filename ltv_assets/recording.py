@@ -23,7 +23,6 @@ from ltv_assets.outbox import WINDOW_STAGE, Input, Record
 from ltv_assets.project import Project
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets.tracking import PushResult, Tracker
-from ltv_assets.windows import window_identity
 
 if TYPE_CHECKING:
     from ltv_assets.evaluating import Holdout
@@ -127,7 +126,7 @@ def log_stage(
     tracker: Tracker, project: Project, name: str, key: str, evidence: StageEvidence, *, run_id: str, seconds: float = 0.0
 ) -> PushResult:
     """Record one asset of a window as a nested run; the first one opens the window's own run."""
-    identity = window_identity(project, key)
+    identity = project.lineage().window_identity(key)
     if not tracker.outbox.has(key, identity, WINDOW_STAGE):
         tracker.log(_window_record(tracker, project, key, identity, run_id=run_id, seconds=seconds))
     settings = _shaping_settings(project)
@@ -170,7 +169,7 @@ def log_window(
         "figures_by_segment.csv": holdout.figures.to_csv(index=False, float_format="%.6g").encode(),
     }
     artifacts = {**documents, **_below("pictures", pictures), **_below("tables", tables), **gate}
-    identity = window_identity(project, key)
+    identity = project.lineage().window_identity(key)
     verdict = _verdict(holdout.figures)
     record = _window_record(
         tracker, project, key, identity, run_id=run_id, seconds=seconds, metrics=holdout.headline(), artifacts=artifacts, verdict=verdict

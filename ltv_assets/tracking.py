@@ -14,10 +14,13 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -30,7 +33,7 @@ from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, Experiment
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -41,6 +44,15 @@ COMPARED_TAGS = ("against_reference", "changed_from_before", "data", "training_d
 LONGEST_DESCRIPTION = 5000
 """Characters MLflow's database keeps of a model version's description."""
 _VIEW = "comparison"
+_STORE_FILE, _ARTIFACTS_FOLDER = "mlflow.db", "mlartifacts"
+_PLACES_IN_STORE = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
+)
+"""Tables and columns of MLflow's database that begin with the place of the artifacts."""
 _CHAMPION_FILE = "champion.json"
 _LOCK_FILE, _LOCK_SECONDS = "tracking.lock", 60.0
 _LOCAL_SCHEMES = ("sqlite", "file", "")
@@ -70,10 +82,11 @@ class Tracker:
         self.settings = config.tracking
         self.warehouse = warehouse
         self.outbox = Outbox(warehouse.root)
-        chosen = uri or os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = chosen or f"sqlite:///{warehouse.root / 'mlflow.db'}"
-        self.artifact_root = None if chosen else (warehouse.root / "mlartifacts").as_uri()
-        self.server = _without_secrets(self.uri)
+        chosen, own = uri or os.environ.get("MLFLOW_TRACKING_URI"), f"sqlite:///{warehouse.root / _STORE_FILE}"
+        self.uri = chosen or own
+        self.artifact_root = None if chosen else (warehouse.root / _ARTIFACTS_FOLDER).as_uri()
+        # The warehouse's own store stays the same one when both are moved.
+        self.server = _STORE_FILE if self.uri == own else _without_secrets(self.uri)
         self.beside = beside and urlparse(self.uri).scheme not in _LOCAL_SCHEMES
 
     # ---------------------------------------------------------------------------------------------------------- records
@@ -139,30 +152,37 @@ class Tracker:
 
     def push(self, window: str) -> PushResult:
         """Deliver what waits for one window, now; returns what happened instead of raising."""
-        letters = self.outbox.waiting(window, self.server)
-        if not letters:
-            return PushResult((), (), None, self.run_id(window))
-        problem = self.probe()
-        if problem is not None:
-            return PushResult((), tuple(x.stage for x in letters), problem)
+        result = self.deliver(
+            f"window {window}",
+            lambda: [(letter.stage, partial(self._deliver, letter=letter)) for letter in self.outbox.waiting(window, self.server)],
+        )
+        if result.delivered and result.complete:
+            self.outbox.tidy(window, self.server)
+        return replace(result, run_id=self.run_id(window))
+
+    def deliver(self, owner: str, waiting: Callable[[], Sequence[tuple[str, Callable[[MlflowClient], None]]]]) -> PushResult:
+        """Deliver what ``waiting`` names of ``owner``, one after the other; returns what happened instead of raising.
+
+        ``waiting`` is asked again whenever it matters, so each of its errands must remember that it was done.
+        """
         delivered: list[str] = []
-        try:
-            # Two deliveries at once would each begin a run for the window.
-            with file_lock(self.warehouse.root / _LOCK_FILE, timeout_seconds=_LOCK_SECONDS, what="the delivery to MLflow"):
-                letters = self.outbox.waiting(window, self.server)
-                client = self._client()
-                for letter in letters:
-                    self._deliver(client, letter)
-                    delivered.append(letter.stage)
-        except TransientError as error:
-            return PushResult(tuple(delivered), tuple(x.stage for x in letters), str(error))
-        except Exception as error:  # whatever a tracking server does must not stop training; it is reported by a check
-            left = tuple(x.stage for x in letters[len(delivered) :])
-            return PushResult(
-                tuple(delivered), left, f"MLflow refused {left[0]} of window {window}: {_reason(error)}; run `ltv mlflow-sync`"
-            )
-        self.outbox.tidy(window, self.server)
-        return PushResult(tuple(delivered), (), None, self.run_id(window))
+        if not waiting():
+            return PushResult((), (), None)
+        problem = self.probe()
+        if problem is None:
+            try:
+                # Two deliveries at once would each begin a run for the same thing.
+                with file_lock(self.warehouse.root / _LOCK_FILE, timeout_seconds=_LOCK_SECONDS, what="the delivery to MLflow"):
+                    client = self._client()
+                    for name, errand in waiting():
+                        errand(client)
+                        delivered.append(name)
+            except TransientError as error:
+                problem = str(error)
+            except Exception as error:  # whatever a tracking server does must not stop training; it is reported by a check
+                refused = next((name for name, _ in waiting()), "the end")
+                problem = f"MLflow refused {refused} of {owner}: {_reason(error)}; run `ltv mlflow-sync`"
+        return PushResult(tuple(delivered), tuple(name for name, _ in waiting()), problem)
 
     def _deliver(self, client: MlflowClient, letter: Letter) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -212,12 +232,15 @@ class Tracker:
         self.outbox.remember_run(letter.window, letter.identity, self.server, stage, run_id)
         return run_id
 
-    def _experiment(self, client: MlflowClient) -> str:
-        """Id of the experiment; created if it is not there yet, with a view that shows the columns people compare by."""
-        name = self.settings.experiment
+    def experiment(self, client: MlflowClient, name: str) -> Experiment:
+        """An experiment by name; created if it is not there yet."""
         found = client.get_experiment_by_name(name)
-        experiment = str(found.experiment_id if found else client.create_experiment(name, artifact_location=self.artifact_root))
-        known = found.tags if found else {}
+        return found or client.get_experiment(client.create_experiment(name, artifact_location=self.artifact_root))
+
+    def _experiment(self, client: MlflowClient) -> str:
+        """Id of the windows' experiment, with a view that shows the columns people compare by."""
+        found = self.experiment(client, self.settings.experiment)
+        experiment, known = str(found.experiment_id), found.tags
         for key, value in _experiment_tags(experiment).items():
             if known.get(key) != value:
                 client.set_experiment_tag(experiment, key, value)
@@ -235,7 +258,23 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
+        self.follow_warehouse()
         return MlflowClient(self.uri)
+
+    def follow_warehouse(self) -> None:
+        """Let the default store look for its artifacts where the warehouse lies now; MLflow keeps absolute paths of them."""
+        path = self.warehouse.root / _STORE_FILE
+        if self.artifact_root is None or not path.is_file():
+            return
+        with closing(sqlite3.connect(path)) as store, suppress(sqlite3.OperationalError), store:
+            places = {str(place) for (place,) in store.execute("SELECT artifact_location FROM experiments")}
+            for former in places - {self.artifact_root}:
+                if former.startswith("file:") and former.endswith(f"/{_ARTIFACTS_FOLDER}"):
+                    for table, column in _PLACES_IN_STORE:
+                        store.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                            (self.artifact_root, len(former) + 1, len(former), former),
+                        )
 
     # --------------------------------------------------------------------------------------------------------- registry
 
@@ -341,7 +380,7 @@ class Tracker:
             for run_id in runs:
                 client.delete_run(run_id)
                 if self.artifact_root is not None:
-                    shutil.rmtree(self.warehouse.root / "mlartifacts" / run_id, ignore_errors=True)
+                    shutil.rmtree(self.warehouse.root / _ARTIFACTS_FOLDER / run_id, ignore_errors=True)
         except Exception as error:  # whatever a tracking server does must not stop the rest of the clean-up
             return f"MLflow runs of window {window} stay: {_reason(error)}"
         return None

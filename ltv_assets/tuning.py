@@ -3,7 +3,8 @@
 Every trial fits complete windows with its settings and is judged by the mean RMSLE of ``ltv_d7`` on their holdout days;
 the first trial is the configuration in force. The newest window takes no part in the search, so that the winner can be
 compared with the present settings on a day that had no say in choosing it. The study lies in the warehouse and is the
-record; MLflow gets one run for each trial when its server answers. Optuna is imported only here, when a search begins.
+record; MLflow gets one run for each trial when its server answers, or later from ``ltv mlflow-sync``. Optuna is imported
+only here, when a study is opened.
 
 What belongs here: what is searched, how a trial is judged, the snippet. What does not: fits and figures (``modeling/``).
 Next to read: ``docs/tuning.md``.
@@ -16,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +39,12 @@ from ltv_assets.modeling.stages import (
 from ltv_assets.modeling.window import Floats, WindowData
 from ltv_assets.project import Project
 from ltv_assets.storage.files import file_lock
-from ltv_assets.tracking import Tracker
-from ltv_assets.windows import WindowRows, as_window, window_identity
+from ltv_assets.tracking import PushResult, Tracker
+from ltv_assets.windows import WindowRows, as_window
 
 if TYPE_CHECKING:
     import optuna
+    from mlflow.tracking import MlflowClient
 
 Value = int | float
 Settings = dict[str, Value]
@@ -162,6 +165,10 @@ def _optuna() -> Any:
     return optuna
 
 
+def _storage(optuna: Any, project: Project) -> Any:
+    return optuna.storages.RDBStorage(f"sqlite:///{project.warehouse.root / 'tuning' / STUDY_FILE}")
+
+
 def _windows(project: Project, count: int) -> tuple[str, ...]:
     """The newest ``count`` windows before the newest one, which is kept back; that one alone if there is no other."""
     last = project.window_or_last(None)
@@ -277,7 +284,8 @@ class _Search:
         self.present = present_settings(self.models, names)
         self.space = {name: SPACE[part][name].containing(self.present[name]) for part in parts for name in SPACE[part]}
         self._loaded: dict[str, SearchedWindow] = {}
-        self._courier = _TrialCourier(project)
+        self._tracker = Tracker(project.config, project.warehouse)
+        self._delivery = PushResult((), (), None)
 
     def window(self, key: str) -> SearchedWindow:
         if key not in self._loaded:
@@ -288,7 +296,8 @@ class _Search:
     def name(self) -> str:
         """Studies have the same name exactly if their trials can be compared: same parts, rows and remaining settings."""
         holdouts = {key: self.project.warehouse.fingerprint("flattened_features", key) for key in self.keys}
-        identity = [[window_identity(self.project, key) for key in self.keys], holdouts, self.present]
+        lineage = self.project.lineage()
+        identity = [[lineage.window_identity(key) for key in self.keys], holdouts, self.present]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         return f"{'-'.join(self.parts)}-{digest}"
 
@@ -296,8 +305,7 @@ class _Search:
         """The stored study, or a new one whose first trial will be the present configuration."""
         for key in self.keys:
             self.project.lineage().require_ready("histos_train", key)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{self.project.warehouse.root / 'tuning' / STUDY_FILE}")
-        study = optuna.create_study(storage=storage, study_name=self.name, direction="minimize", load_if_exists=True)
+        study = optuna.create_study(storage=_storage(optuna, self.project), study_name=self.name, direction="minimize", load_if_exists=True)
         earlier = study.get_trials(deepcopy=False)
         # A new process with the first one's seed would draw the first one's numbers again.
         study.sampler = optuna.samplers.TPESampler(seed=self.project.config.seed + len(earlier))
@@ -322,7 +330,7 @@ class _Search:
                 catch=(LtvError,),
                 callbacks=[self._after_trial],
             )
-        self._courier.deliver(study, final=True)
+        self._delivery = _deliver(self._tracker, study)
 
     def _judge(self, optuna: Any, trial: optuna.Trial) -> float:
         """Mean RMSLE over the windows; a trial that is worse than most after some windows is not carried on."""
@@ -351,7 +359,9 @@ class _Search:
             )
         else:
             self.report(f"trial {trial.number}: could not be fitted")
-        self._courier.deliver(study)
+        if self._delivery.problem is None:
+            # After a failure nothing is tried again before the end of the search.
+            self._delivery = _deliver(self._tracker, study)
 
     def outcome(self, study: optuna.Study) -> Outcome:
         """What the study says now. Raises StaleError if no trial was finished yet."""
@@ -370,7 +380,7 @@ class _Search:
             rmsle_present=float(present.value or 0.0),
             settings=settings,
             check=self._check(study, best.number, settings) if settings != self.present else None,
-            problem=self._courier.problem,
+            problem=self._delivery.problem,
         )
 
     def _settings(self, trial: optuna.trial.FrozenTrial) -> Settings:
@@ -397,53 +407,52 @@ class _Search:
 # --------------------------------------------------------------------------------------------------------------- MLflow
 
 
-class _TrialCourier:
-    """Brings finished trials to MLflow, one run each; the study remembers which run is which, so none is brought twice."""
+def deliver_trials(project: Project) -> dict[str, PushResult]:
+    """Bring what MLflow has not got of any study in the warehouse there, {study: what happened}; empty if there is no study.
 
-    def __init__(self, project: Project) -> None:
-        self._tracker = Tracker(project.config, project.warehouse)
-        self._project = project
-        self.problem: str | None = None
+    Raises PermanentError without Optuna.
+    """
+    path = project.warehouse.root / "tuning" / STUDY_FILE
+    if not path.is_file():
+        return {}
+    optuna = _optuna()
+    storage, tracker = _storage(optuna, project), Tracker(project.config, project.warehouse)
+    names = optuna.get_all_study_names(storage)
+    return {name: _deliver(tracker, optuna.load_study(study_name=name, storage=storage)) for name in names}
 
-    def deliver(self, study: optuna.Study, *, final: bool = False) -> None:
-        """Deliver what waits; after a failure nothing is tried again before the end of the search. Never raises for MLflow's sake."""
-        if not self._tracker.settings.enabled or (self.problem is not None and not final):
-            return
-        server = f"runs on {self._tracker.server}"
-        runs: dict[str, str] = dict(study.user_attrs.get(server, {}))
-        waiting = [t for t in _finished(study) if str(t.number) not in runs]
-        if not waiting:
-            return
-        self.problem = self._tracker.probe()
-        if self.problem is not None:
-            return
-        try:
-            client = self._tracker._client()
-            experiment = self._experiment(client)
-            for trial in waiting:
-                runs[str(trial.number)] = self._log(client, experiment, study.study_name, trial)
-                study.set_user_attr(server, runs)
-        except Exception as error:  # whatever a tracking server does must not stop a search; the next one catches up
-            self.problem = f"MLflow refused a trial ({type(error).__name__}: {str(error)[:200]}); the next `ltv tune` delivers it"
 
-    def _experiment(self, client: Any) -> str:
-        name = f"{self._tracker.settings.experiment}-{EXPERIMENT_SUFFIX}"
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(client.create_experiment(name, artifact_location=self._tracker.artifact_root))
+def _deliver(tracker: Tracker, study: optuna.Study) -> PushResult:
+    """One MLflow run for each finished trial; the study remembers which is which, so none is brought twice."""
+    if not tracker.settings.enabled:
+        return PushResult((), (), None)
+    server = f"runs on {tracker.server}"
 
-    def _log(self, client: Any, experiment: str, study: str, trial: optuna.trial.FrozenTrial) -> str:
-        from mlflow.entities import Metric, Param, RunTag
+    def runs() -> dict[str, str]:
+        return dict(study.user_attrs.get(server, {}))
 
-        figures: dict[str, dict[str, float]] = trial.user_attrs["figures"]
-        start, end = (int(t.timestamp() * 1000) if t is not None else None for t in (trial.datetime_start, trial.datetime_complete))
-        run = client.create_run(experiment, start_time=start, run_name=f"trial {trial.number}")
-        means = {name: float(np.mean([f[name] for f in figures.values()])) for name in next(iter(figures.values()))}
-        by_window = {f"rmsle_{key}": f["rmsle"] for key, f in figures.items()}
-        metrics = [Metric(name, value, end or 0, 0) for name, value in {**means, **by_window}.items()]
-        params = [Param(f"models.{name}", str(value)) for name, value in trial.params.items()]
-        tags = {"study": study, "trial": trial.number, "windows": ", ".join(figures), "outcome": trial.state.name.lower()}
-        client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=[RunTag(k, str(v)) for k, v in tags.items()])
-        client.set_terminated(run.info.run_id, end_time=end)
-        return str(run.info.run_id)
+    def bring(client: MlflowClient, trial: optuna.trial.FrozenTrial) -> None:
+        known = runs()
+        study.set_user_attr(server, {**known, str(trial.number): _log(tracker, client, study.study_name, trial)})
+
+    def waiting() -> list[tuple[str, Callable[[MlflowClient], None]]]:
+        known = runs()
+        return [(f"trial {t.number}", partial(bring, trial=t)) for t in _finished(study) if str(t.number) not in known]
+
+    return tracker.deliver(f"study {study.study_name}", waiting)
+
+
+def _log(tracker: Tracker, client: MlflowClient, study: str, trial: optuna.trial.FrozenTrial) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    figures: dict[str, dict[str, float]] = trial.user_attrs["figures"]
+    start, end = (int(t.timestamp() * 1000) if t is not None else None for t in (trial.datetime_start, trial.datetime_complete))
+    experiment = tracker.experiment(client, f"{tracker.settings.experiment}-{EXPERIMENT_SUFFIX}").experiment_id
+    run_id = str(client.create_run(experiment, start_time=start, run_name=f"trial {trial.number}").info.run_id)
+    means = {name: float(np.mean([f[name] for f in figures.values()])) for name in next(iter(figures.values()))}
+    by_window = {f"rmsle_{key}": f["rmsle"] for key, f in figures.items()}
+    metrics = [Metric(name, value, end or 0, 0) for name, value in {**means, **by_window}.items()]
+    params = [Param(f"models.{name}", str(value)) for name, value in trial.params.items()]
+    tags = {"study": study, "trial": trial.number, "windows": ", ".join(figures), "outcome": trial.state.name.lower()}
+    client.log_batch(run_id, metrics=metrics, params=params, tags=[RunTag(k, str(v)) for k, v in tags.items()])
+    client.set_terminated(run_id, end_time=end)
+    return run_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ import yaml
 from ltv_assets.config import parse_config
 from ltv_assets.tuning import SPACE, STUDY_FILE, present_settings, with_settings
 from ltv_assets_tests.conftest import Ran, command
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 TINY = "{num_leaves: 5, learning_rate: 0.1, min_data_in_leaf: 20, max_rounds: 10, patience: 5}"
 CONFIG = f"""
@@ -56,6 +59,17 @@ def test_search_goes_on_where_it_was_cut_off_and_is_checked_on_the_window_kept_b
     assert "windows 2025-10-02, 0 trials so far" in first and "trial 0: RMSLE" in first
     assert "no trial was better than the configuration itself" in snippet.read_text()
 
+    # It is brought by the same command as everything else, once.
+    synced = [command("ltv", "mlflow-sync", env=env) for _ in range(2)]
+    assert [done.returncode for done in synced] == [0, 0], synced[0].stdout + synced[0].stderr
+    assert [f": {n} delivered, 0 waiting" in done.stdout.split("study stacker-")[1] for n, done in zip((1, 0), synced, strict=True)] == [
+        True,
+        True,
+    ]
+    client = MlflowClient(f"sqlite:///{run.warehouse / 'mlflow.db'}")
+    (brought,) = client.search_runs([experiment_id(client)])
+    assert (brought.info.run_name, brought.info.status) == ("trial 0", "FINISHED")
+
     # A process that was killed leaves a trial that never ends, and another found something good.
     storage = optuna.storages.RDBStorage(f"sqlite:///{run.warehouse / 'tuning' / STUDY_FILE}")
     (name,) = optuna.get_all_study_names(storage)
@@ -91,8 +105,7 @@ def test_search_goes_on_where_it_was_cut_off_and_is_checked_on_the_window_kept_b
     assert 0.1 < check[0] < 1 and check[0] != check[1] and check[2] <= check[0] - check[1] <= check[3]
 
     # Every finished trial is one run in MLflow, the one that could not be delivered included.
-    client = MlflowClient(f"sqlite:///{run.warehouse / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("ltv-tuning").experiment_id])
+    runs = client.search_runs([experiment_id(client)])
     by_trial = {int(r.data.tags["trial"]): r.data for r in runs}
     assert sorted(by_trial) == [0, 2, 3]
     for number, data in by_trial.items():
@@ -106,8 +119,14 @@ def test_search_goes_on_where_it_was_cut_off_and_is_checked_on_the_window_kept_b
     before = json.dumps([(t.number, t.value) for t in study.trials])
     assert "as many trials as were asked for" in tune(3)
     assert json.dumps([(t.number, t.value) for t in optuna.load_study(study_name=name, storage=storage).trials]) == before
-    assert len(client.search_runs([client.get_experiment_by_name("ltv-tuning").experiment_id])) == 3
+    assert len(client.search_runs([experiment_id(client)])) == 3
     assert snippet.read_text() == text
+
+
+def experiment_id(client: MlflowClient) -> str:
+    found = client.get_experiment_by_name("ltv-tuning")
+    assert found is not None
+    return str(found.experiment_id)
 
 
 def pasted(config: dict[str, Any], snippet: dict[str, Any]) -> dict[str, Any]:

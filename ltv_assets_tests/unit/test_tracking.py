@@ -151,7 +151,7 @@ def test_cut_off_delivery_is_repeated_without_doubling_a_curve(tmp_path: Path, m
     assert first.waiting == ("stacker",) and "cut off" in (first.problem or "")
     assert tracker(tmp_path).push(WINDOW).complete
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run = Outbox(tmp_path).runs(WINDOW, "one", f"sqlite:///{tmp_path}/mlflow.db")["stacker"]
+    run = Outbox(tmp_path).runs(WINDOW, "one", tracker(tmp_path).server)["stacker"]
     assert [m.value for m in client.get_metric_history(run, "curve")] == curve
 
 
@@ -182,6 +182,24 @@ def test_one_run_per_window_is_resumed_by_every_stage(tmp_path: Path) -> None:
     assert sorted(r.data.tags["stage"] for r in runs) == ["buyer_classifier", "stacker", "window"]
     parent = tracker(tmp_path).run_id(WINDOW)
     assert {r.data.tags.get("mlflow.parentRunId") for r in runs} == {None, parent}
+
+
+def test_moved_warehouse_goes_on_with_its_runs(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    assert tracker(before).log(record(artifacts={"pictures/early.png": b"png"})).complete
+    parent = tracker(before).run_id(WINDOW)
+    before.rename(after)
+    assert tracker(after).waiting(WINDOW) == ()
+    pushed = tracker(after).log(record("buyer_classifier", artifacts={"pictures/p.png": b"png"}))
+    assert (pushed.delivered, pushed.run_id) == (("buyer_classifier",), parent)
+    assert not before.exists()
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{after}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("ltv").experiment_id])  # type: ignore[union-attr]
+    pictures = {a.path for run in runs for a in client.list_artifacts(run.info.run_id, "pictures")}
+    assert pictures == {"pictures/early.png", "pictures/p.png"}
 
 
 def test_new_data_or_configuration_starts_a_new_run(tmp_path: Path) -> None:
