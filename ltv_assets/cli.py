@@ -225,6 +225,7 @@ def _print_headline(project: Project, window: date | None) -> None:
 # --------------------------------------------------------------------------------------------------------------- status
 
 
+IMPRESSION_ASSETS = ("flattened_features", "histos_train", "hhistus_buyers", "predictions", "submission")
 STATE_STYLE = {"fresh": "green", "stale": "yellow", "failed": "bold red", "missing": "dim"}
 
 
@@ -259,7 +260,16 @@ def status(as_json: bool, verify: bool) -> None:
         table.add_column(name, justify="right" if name in ("rows", "quarantined") else "left", overflow="fold", no_wrap=name != "why")
     for row in rows:
         style = STATE_STYLE[row["state"]]
-        cells = [row["asset"], row["partition"], f"[{style}]{row['state']}[/]", row["rows"], row["quarantined"] or "", escape(row["why"])]
+        # An inventory counts files, and a model's rows are those of its tables: neither says how many impressions there are.
+        rows_of_impressions = row["rows"] if row["asset"] in IMPRESSION_ASSETS else None
+        cells = [
+            row["asset"],
+            row["partition"],
+            f"[{style}]{row['state']}[/]",
+            rows_of_impressions,
+            row["quarantined"] or "",
+            escape(row["why"]),
+        ]
         table.add_row(*("" if c is None else str(c) for c in cells))
     console.print(table)
     _print_champion(project)
