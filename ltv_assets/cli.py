@@ -798,11 +798,13 @@ def dev(port: int) -> None:
     Example:
       LTV_WAREHOUSE=/data/warehouse ltv dev --port 3001
     """
-    from ltv_assets.instance import write_instance_config
+    from ltv_assets.instance import end_orphaned_runs, write_instance_config
 
     project = Project.open()
     project.warehouse.writable()
     _require_free(port)
+    for run_id in end_orphaned_runs(project.warehouse.root):
+        console.print(f"run {run_id} was killed together with the server that had started it; it counts as failed now", markup=False)
     os.environ["DAGSTER_HOME"] = str(write_instance_config(project.warehouse.root))
     program = shutil.which("dagster", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,3 +48,30 @@ def open_instance(warehouse_root: Path) -> DagsterInstance:
     from dagster import DagsterInstance
 
     return DagsterInstance.from_config(str(write_instance_config(warehouse_root)))
+
+
+def end_orphaned_runs(warehouse_root: Path) -> list[str]:
+    """Mark runs as failed whose code server is gone, as after a power cut; returns their ids.
+
+    A code server watches the runs it started, so a run that is killed together with it would count as running for good, and
+    hold its place among the concurrent runs. To be called before a new server starts; its daemon then retries them.
+    """
+    if not (dagster_home(warehouse_root) / "history").is_dir():
+        return []
+    from dagster import DagsterRunStatus, RunsFilter
+    from dagster._core.storage.tags import GRPC_INFO_TAG
+
+    ended = []
+    begun = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    with open_instance(warehouse_root) as instance:
+        for run in instance.get_runs(RunsFilter(statuses=begun)):
+            path = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("socket")
+            if path is not None and not _listens(path):
+                instance.report_run_failed(run, "the code server that had started this run ended before it did; what it left is made again")
+                ended.append(run.run_id)
+    return ended
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0

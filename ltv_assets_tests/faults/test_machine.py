@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -489,6 +492,41 @@ def test_ended_run_leaves_whole_partitions(fault: Fault, tmp_path: Path, simulat
             assert warehouse.files(asset, key)
     warehouse.sweep()
     assert list((root / ".staging").iterdir()) == []
+
+
+@fault(
+    "process",
+    "daemon, servers and runs killed at once",
+    answer="recover",
+    message="run <id> was killed together with the server that had started it; it counts as failed now",
+)
+def test_run_that_died_with_its_server_is_ended_before_the_next_one_starts(
+    fault: Fault, place: Callable[..., Path], simulated_small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dagster as dg
+    from dagster._core.storage.tags import GRPC_INFO_TAG
+
+    from ltv_assets.instance import open_instance
+
+    @dg.job
+    def some_job() -> None: ...
+
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    monkeypatch.setattr(os, "execv", lambda *arguments: None)
+    warehouse = place(simulated_small)
+    with tempfile.TemporaryDirectory() as sockets, socket.socket(socket.AF_UNIX) as server, open_instance(warehouse) as instance:
+        server.bind(f"{sockets}/alive")
+        server.listen()
+        runs = {}
+        for name, status in (("alive", "STARTED"), ("gone", "STARTED"), ("gone", "NOT_STARTED")):
+            tags = {GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": f"{sockets}/{name}"})}
+            run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus(status), tags=tags)
+            runs[name, status] = run.run_id
+        code, printed = ltv("dev", "--port", "65123")
+        assert code == 0, printed
+        assert fault.told(printed)["id"] == runs["gone", "STARTED"]
+        ends = {key: run.status.value for key, run_id in runs.items() if (run := instance.get_run_by_id(run_id))}
+    assert ends == {("alive", "STARTED"): "STARTED", ("gone", "STARTED"): "FAILURE", ("gone", "NOT_STARTED"): "NOT_STARTED"}
 
 
 def test_leftovers_of_killed_writers_are_swept_and_living_ones_spared(tmp_path: Path) -> None:

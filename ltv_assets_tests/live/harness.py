@@ -140,7 +140,7 @@ class Dagster:
 
     def start(self) -> None:
         command = self.place.ltv_command("dev", "--port", str(self.port))
-        with self.log.open("wb") as out:
+        with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 command, env=self.place.environment, cwd=PROJECT_ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -159,6 +159,13 @@ class Dagster:
                 break
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def restart_after_kill(self) -> None:
+        """SIGKILL for webserver, daemon, code server and every run at once, then all but the runs again."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+        self.start()
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.config import PROJECT_ROOT
@@ -166,6 +167,36 @@ def test_killed_run_blocks_nobody(by_hand: Dagster) -> None:
     retried = wait_for("the killed run's retry", lambda: by_hand.runs_of("dagster/parent_run_id", killed))
     assert by_hand.run_end(retried[0]["runId"])["status"] == "SUCCESS"
     assert by_hand.place.manifests() == before
+    assert_no_lock_error(by_hand)
+    assert_status_and_page_agree(by_hand)
+
+
+def test_backfill_and_training_at_once_outlive_a_killed_daemon(by_hand: Dagster) -> None:
+    """A backfill remakes a day and its window while another window is trained; everything is killed and started again.
+
+    Nobody clicks again: both runs are tried once more, the backfill goes on from what the daemon wrote down, and the warehouse
+    ends as it was before the day was rewritten.
+    """
+    before, path = by_hand.place.manifests(), one_file(by_hand.place.data, DAYS[3])
+    whole = path.read_bytes()
+    pq.write_table(pq.read_table(path, partitioning=None).slice(1), path)
+    assert by_hand.run_end(by_hand.launch("ingest_days", DAYS[3]))["status"] == "SUCCESS"
+    assert by_hand.place.manifests() != before
+    path.write_bytes(whole)
+
+    backfill = by_hand.backfill((DAYS[3], DAYS[3]), (SECOND, SECOND))
+    wait_for("a run of the backfill", lambda: by_hand.runs_of("dagster/backfill", backfill), every=0.1)
+    beside = by_hand.launch("train_window", FIRST)
+    wait_for("the training's process", lambda: by_hand.process_of(beside), every=0.1)
+    by_hand.restart_after_kill()
+    assert by_hand.backfill_end(backfill) == "COMPLETED_SUCCESS"
+    assert "was killed together with the server" in by_hand.log.read_text()
+    assert by_hand.run(beside)["status"] == "FAILURE"
+    retried = wait_for("the training's retry", lambda: by_hand.runs_of("dagster/parent_run_id", beside))
+    assert by_hand.run_end(retried[0]["runId"])["status"] == "SUCCESS"
+    wait_for("quiet", by_hand.idle)
+    assert by_hand.place.manifests() == before
+    assert "changed or torn" not in by_hand.place.ltv("status", "--verify")
     assert_no_lock_error(by_hand)
     assert_status_and_page_agree(by_hand)
 
