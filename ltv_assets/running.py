@@ -114,10 +114,12 @@ def replay_days(project: Project, days: Sequence[date], *, advance: Progress) ->
 
 def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
     """Mark Dagster runs as failed whose `ltv run` was killed; the staging folder a run names is gone when its process is."""
-    from dagster import RunsFilter
+    from dagster import DagsterRunStatus, RunsFilter
     from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
-    for run in instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
+    # A run is written down a moment before it starts, and may never come to that.
+    unended = [*IN_PROGRESS_RUN_STATUSES, DagsterRunStatus.NOT_STARTED]
+    for run in instance.get_runs(RunsFilter(statuses=unended)):
         process = run.tags.get(PROCESS_TAG)
         if process is not None and not (project.warehouse.root / STAGING_FOLDER / process).is_dir():
             instance.report_run_failed(run, "the process of this `ltv run` ended before the run did; what it left undone is made again")

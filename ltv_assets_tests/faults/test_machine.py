@@ -26,7 +26,7 @@ from ltv_assets.assets.publishing import readable_failures
 from ltv_assets.errors import LtvError, NoSpaceError, PermanentError, TransientError, explained
 from ltv_assets.lineage import CODE_VERSIONS
 from ltv_assets.project import Project
-from ltv_assets.storage.files import file_lock, write_atomic
+from ltv_assets.storage.files import file_lock, staging, write_atomic
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 from ltv_assets.submission import write_submissions
 from ltv_assets_tests.conftest import PROJECT
@@ -527,6 +527,27 @@ def test_run_that_died_with_its_server_is_ended_before_the_next_one_starts(
         assert fault.told(printed)["id"] == runs["gone", "STARTED"]
         ends = {key: run.status.value for key, run_id in runs.items() if (run := instance.get_run_by_id(run_id))}
     assert ends == {("alive", "STARTED"): "STARTED", ("gone", "STARTED"): "FAILURE", ("gone", "NOT_STARTED"): "NOT_STARTED"}
+
+
+@pytest.mark.parametrize("status", ["NOT_STARTED", "STARTED"])
+def test_run_of_a_killed_ltv_run_is_ended_by_the_next_one(status: str, place: Callable[..., Path], simulated_small: Path) -> None:
+    import dagster as dg
+
+    from ltv_assets.instance import open_instance
+    from ltv_assets.running import PROCESS_TAG, _end_abandoned_runs
+
+    @dg.job
+    def some_job() -> None: ...
+
+    warehouse = place(simulated_small)
+    with staging(warehouse, "run") as alive, open_instance(warehouse) as instance:
+        runs = {
+            tags: instance.create_run_for_job(some_job, status=dg.DagsterRunStatus(status), tags=dict(tags)).run_id
+            for tags in (((PROCESS_TAG, alive.name),), ((PROCESS_TAG, "run-0123456789ab"),), ())
+        }
+        _end_abandoned_runs(Project.open(), instance)
+        ends = [run.status.value for run_id in runs.values() if (run := instance.get_run_by_id(run_id))]
+    assert ends == [status, "FAILURE", status], "the process of the first lives, the last belongs to a code server"
 
 
 def test_leftovers_of_killed_writers_are_swept_and_living_ones_spared(tmp_path: Path) -> None:
