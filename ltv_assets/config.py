@@ -540,8 +540,8 @@ def parse_config(text: str, file: Path) -> Config:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            if problem["type"] == "literal_error" and isinstance(problem["input"], Mapping):
-                continue  # the other arm of a union; its own problems say more
+            if problem["type"] == "literal_error" and isinstance(problem["input"], Mapping) and "[" in str(problem["loc"][-1]):
+                continue  # one arm of a union; the problems of the other say more
             path = tuple(p for p in problem["loc"] if not (isinstance(p, str) and (p == "DateRanges" or "[" in p)))
             line = _line_of(text, path)
             where = f"{file}:{line}" if line else str(file)

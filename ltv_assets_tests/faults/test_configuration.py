@@ -39,6 +39,13 @@ OVERLAP = "data:\n  dates:\n    train: {first: 2025-10-01, last: 2025-10-08}\n  
 )
 @fault(
     "configuration",
+    "keys where one word was expected",
+    answer="reject",
+    message="<file>:2: sampling.regressor: Input should be 'none' or 'hhistus', found {'a': 1}",
+    inject="sampling:\n  regressor: {a: 1}\n",
+)
+@fault(
+    "configuration",
     "out of range",
     answer="reject",
     message="<file>:3: data.train.sampling_fraction: Input should be <bound>, found <found>",
