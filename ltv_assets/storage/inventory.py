@@ -223,6 +223,7 @@ def _inspect_file(
         return quarantined("zero bytes; upload the file again")
     try:
         metadata = pq.read_metadata(path)
+        _refuse_contradictions(path, metadata)
         schema = metadata.schema.to_arrow_schema()
         digest = cache.digest(path)
     except PermissionError:
@@ -235,6 +236,21 @@ def _inspect_file(
         return quarantined(problem, digest)
     schemas[relative] = schema
     return FileRecord(day, split, key, relative, metadata.num_rows, size, schema_fingerprint(schema), digest, "good")
+
+
+def _refuse_contradictions(path: Path, metadata: pq.FileMetaData) -> None:
+    """Raise OSError for a column chunk whose level histograms contradict its type.
+
+    Asking the metadata for such a chunk would end the process; reading a row of it is refused with an exception. Pages that
+    cannot be decoded are left to whoever reads the rows.
+    """
+    with pq.ParquetFile(path, metadata=metadata) as parquet:
+        for group in range(metadata.num_row_groups):
+            try:
+                next(parquet.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
+            except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+                if "histogram" in str(error):
+                    raise
 
 
 def _digest_or_none(path: Path, cache: HashCache) -> str | None:

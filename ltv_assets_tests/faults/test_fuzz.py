@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltv_assets_tests.conftest import PROJECT
-from ltv_assets_tests.faults.fuzz import data_case, text_case
+from ltv_assets_tests.faults.fuzz import case, data_case, text_case
 from ltv_assets_tests.faults.world import World
 
 ANSWERS = {"accept", "degrade", "quarantine", "reject", "unwritable"}
@@ -66,6 +66,12 @@ def test_any_damage_to_the_configuration_is_refused_with_its_file_or_harmless(wo
 @given(rng=some_random)
 def test_any_damage_to_the_feature_registry_is_refused_with_its_file_or_harmless(world: World, rng: random.Random) -> None:
     assert text_case(world, "registry", rng) in {"accept", "reject"}
+
+
+@pytest.mark.parametrize(("number", "answer"), [(691, "reject"), (1498, "quarantine")])
+def test_case_that_once_had_no_answer_has_one(world: World, number: int, answer: str) -> None:
+    """691: an empty message; 1498: a footer whose level histograms ended the process."""
+    assert case(world, number)[1] == answer
 
 
 @pytest.mark.soak
