@@ -259,6 +259,11 @@ class ModelsConfig(Section):
         description="out-of-fold, early-stopping and linear fits use at most this many rows, drawn by a hash of (seed, row_id); "
         "null = all; final boosters always use all",
     )
+    max_reference_rows: Annotated[int, Field(ge=1000)] | None = Field(
+        3_000_000,
+        description="the reference and the increments beyond D7 are fitted on at most this many rows, drawn by a hash of "
+        "(seed, row_id); null = all",
+    )
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
     )
@@ -376,6 +381,10 @@ class ComputeConfig(Section):
     def flatten_threads(self) -> int:
         """Blocks that are flattened at a time: one takes about 0.4 GB beside the 0.6 GB that one process needs anyway."""
         return max(1, min(self.threads, int((self.max_memory_gb - 0.6) / 0.4)))
+
+    def columns_in_memory(self, rows: int) -> int:
+        """Encoded columns whose bins of so many rows take an eighth of the budget; one takes about half a byte a row."""
+        return max(10, int(self.max_memory_gb * 1e9 / 8 / (0.5 * rows)))
 
     def rows_in_memory(self, features: int) -> int:
         """Rows of a window that may be in memory together with all copies a fit makes of them: six of float32, in half the budget."""

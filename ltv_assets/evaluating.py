@@ -56,7 +56,7 @@ class Holdout:
 
     def scores_table(self) -> pa.Table:
         """Scored holdout rows, from which a later window is compared with this one."""
-        frame = self.scores.assign(row_id=self.rows.row_id, revenue_d7=self.rows.revenue.iloc[:, 0].to_numpy())
+        frame = self.scores.assign(row_id=self.rows.row_id.to_numpy(), revenue_d7=self.rows.revenue.iloc[:, 0].to_numpy())
         return pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False)
 
 
@@ -105,7 +105,7 @@ def oracle_scores(project: Project, rows: Rows) -> NDArray[np.float64] | None:
     if not path.is_file() or "oracle_log" not in pq.read_schema(path).names:
         return None
     table = pq.read_table(path, columns=["row_id", "oracle_log"]).to_pandas().set_index("row_id")["oracle_log"]
-    found = table.reindex(rows.row_id).to_numpy(dtype=np.float64)
+    found = table.reindex(rows.row_id.to_numpy()).to_numpy(dtype=np.float64)
     return None if np.isnan(found).any() else found
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,6 @@ from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.schema import feature_names
 from ltv_assets.modeling.reference import fit_reference
 from ltv_assets.modeling.stages import WindowContext, fit_window
-from ltv_assets.modeling.window import prepare_window
 from ltv_assets.project import Project
 from ltv_assets.scoring import score_files
 from ltv_assets.storage.memory import release_memory
@@ -102,8 +102,9 @@ def _bench_train(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     features = feature_names(project.registry)
 
     def train() -> WindowContext:
-        models = affordable(config, len(features))
-        context = WindowContext(as_window(read_rows(config, lake, features)), models, config.sampling, config.seed, threads)
+        rows = read_rows(config, lake, features)
+        models = affordable(config, len(features), len(rows.row_id))
+        context = WindowContext(as_window(rows), models, config.sampling, config.seed, threads)
         fit_window(context)
         return context
 
@@ -120,7 +121,7 @@ def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     config, features = project.config, feature_names(project.registry)
     rows = read_rows(config, lake, features)
     few = np.linspace(0, len(rows.row_id) - 1, min(MODEL_ROWS, len(rows.row_id))).astype(np.int64)
-    data = prepare_window(rows.X, rows.revenue, np.arange(len(rows.row_id)) * 5 // len(rows.row_id), rows.row_id).rows(few)
+    data = replace(as_window(rows), period=np.arange(len(rows.row_id)) * 5 // len(rows.row_id), period_names=tuple("01234")).rows(few)
     models = fit_window(WindowContext(data, config.models, config.sampling, config.seed, threads))
     del rows, data
     release_memory()

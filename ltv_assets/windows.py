@@ -33,8 +33,9 @@ from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.stacker import Stacker
 from ltv_assets.modeling.stages import WindowContext
-from ltv_assets.modeling.window import RowStore, WindowData, prepare_window
+from ltv_assets.modeling.window import BLOCK_ROWS, RowStore, WindowData, prepare_window
 from ltv_assets.project import Project
+from ltv_assets.sampling.draws import row_hashes
 from ltv_assets.sampling.hhistus import HhistusPlan
 from ltv_assets.sampling.histos import HistosPlan
 from ltv_assets.storage.warehouse import Warehouse
@@ -51,11 +52,14 @@ STAGE_CLASSES: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Flattened rows of some days: features, revenue (three horizons in USD, NaN where absent or immature), row_id, day, hour."""
+    """Flattened rows of some days: features, revenue (three horizons in USD, NaN where absent or immature), row_id, day, hour.
+
+    ``row_id`` stays with Arrow: as Python strings the identifiers would take five times their bytes.
+    """
 
     X: pd.DataFrame | RowStore
     revenue: pd.DataFrame
-    row_id: NDArray[Any]
+    row_id: pa.ChunkedArray
     day: NDArray[Any]
     hour: NDArray[Any]
 
@@ -76,7 +80,8 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
             table = pq.read_table(path, columns=columns)
             tables.append(table)
             days.append(np.full(table.num_rows, day, dtype=object))
-    together = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    together = pa.concat_tables(tables).unify_dictionaries()
+    del tables
     frame = stored if stored is not None else together.select(list(features)).to_pandas(split_blocks=True)
     day_of_row = np.concatenate(days)
     revenue = together.select(list(REVENUE_LABELS)).to_pandas().astype(np.float64)
@@ -85,12 +90,12 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
         for horizon, name in zip((7, 14, 28), REVENUE_LABELS, strict=True):
             if horizon not in known:
                 revenue.loc[day_of_row == day, name] = np.nan
-    hours = together["datetime"].combine_chunks()
+    hours = pa.concat_arrays(together["datetime"].chunks)
     hour_names = np.array([key[11:13] for key in hours.dictionary.to_pylist()], dtype=object)
     return Rows(
         frame,
         revenue,
-        together["row_id"].to_numpy(zero_copy_only=False),
+        together["row_id"],
         day_of_row,
         hour_names[hours.indices.to_numpy()],
     )
@@ -101,6 +106,7 @@ class StoredRows(RowStore):
 
     def __init__(self, files: Sequence[Path], features: Sequence[str]) -> None:
         self._paths = list(files)
+        self.scratch = self._paths[0].parent
         self._features = list(features)
         self._files = [pq.ParquetFile(path) for path in files]
         self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
@@ -172,20 +178,32 @@ class WindowRows:
     def context(self) -> WindowContext:
         """The training rows, ready for the stages."""
         config = self.project.config
-        models = affordable(config, len(self.features))
+        days = flattened_files(self.project, [*self.training_days, self.window])
+        rows = sum(pq.read_metadata(path).num_rows for paths in days.values() for path in paths)
+        models = affordable(config, len(self.features), rows)
         data, threads = as_window(self.training_rows()), config.compute.threads
         return WindowContext(data, models, config.sampling, config.seed, threads, remote_fit(config))
 
 
-def affordable(config: Config, features: int) -> ModelsConfig:
-    """The models' settings with as many auxiliary rows as ``compute.max_memory_gb`` has room for."""
-    room, limit = config.compute.rows_in_memory(features), config.models.max_auxiliary_rows
-    return config.models.model_copy(update={"max_auxiliary_rows": room if limit is None else min(limit, room)})
+def affordable(config: Config, features: int, rows: int) -> ModelsConfig:
+    """The models' settings with as many auxiliary rows and encoded columns as ``compute.max_memory_gb`` has room for.
+
+    ``rows``: those of the window and its holdout, which the served model is fitted on.
+    """
+    models, compute = config.models, config.compute
+    auxiliary, columns = compute.rows_in_memory(features), compute.columns_in_memory(rows)
+    return models.model_copy(
+        update={
+            "max_auxiliary_rows": min(models.max_auxiliary_rows or auxiliary, auxiliary),
+            "max_features": min(models.max_features or columns, columns),
+        }
+    )
 
 
 def as_window(rows: Rows) -> WindowData:
     """Rows in the form the modelling core takes; days are the periods."""
-    return prepare_window(rows.X, rows.revenue, rows.day, rows.row_id)
+    hashes = [row_hashes(rows.row_id.slice(low, BLOCK_ROWS).to_numpy()) for low in range(0, len(rows.row_id), BLOCK_ROWS)]
+    return prepare_window(rows.X, rows.revenue, rows.day, hashes=np.concatenate(hashes) if hashes else None)
 
 
 _LAST_CONTEXT: dict[str, WindowContext] = {}

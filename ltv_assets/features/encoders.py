@@ -46,7 +46,7 @@ MAX_FOLDS = 16
 RANK_GRID = 256
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Targets: TypeAlias = Mapping[str, ArrayLike] | pd.DataFrame | ArrayLike
 
 
@@ -121,7 +121,7 @@ def _factorize(column: pd.Series) -> tuple[Ints, list[str]]:
             values = column.cat.categories[used]
     else:
         codes, values = pd.factorize(column, use_na_sentinel=True)
-    return codes.astype(np.int64), [_text(v) for v in values]
+    return codes.astype(np.int32), [_text(v) for v in values]
 
 
 def _apply(codes: Ints, by_unique: Ints) -> Ints:
@@ -157,7 +157,7 @@ class _CategoryMap:
 
     def levels(self, codes: Ints, texts: Sequence[str]) -> Ints:
         get = self.level.get
-        return _apply(codes, np.fromiter((get(t, UNSEEN) for t in texts), np.int64, len(texts)))
+        return _apply(codes, np.fromiter((get(t, UNSEEN) for t in texts), np.int32, len(texts)))
 
 
 @dataclass(frozen=True)
@@ -538,9 +538,12 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self, frame: pd.DataFrame, spends: Mapping[str, NDArray[np.float32]], targets: Mapping[str, Floats], fold: Ints | None
     ) -> tuple[dict[str, Ints], dict[str, _Encoding], list[dict[str, _Ranks]]]:
         """Levels of the rows, encodings and ranks without each fold in turn; what the whole window says is kept."""
-        factorized = {c: _factorize(frame[c]) for c in self.categorical_features_}
-        self._maps = {c: _CategoryMap.fit(*factorized[c], self.min_count) for c in self.categorical_features_}
-        levels = {c: self._maps[c].levels(*factorized[c]) for c in self.categorical_features_}
+        self._maps: dict[str, _CategoryMap] = {}
+        levels: dict[str, Ints] = {}
+        for c in self.categorical_features_:
+            codes, texts = _factorize(frame[c])
+            self._maps[c] = _CategoryMap.fit(codes, texts, self.min_count)
+            levels[c] = self._maps[c].levels(codes, texts)
         folds = 0 if fold is None else int(fold.max()) + 1
 
         encodings: dict[str, _Encoding] = {}
@@ -803,7 +806,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         return numeric[:, self._spend_at[column]]
 
     def _pair_key(self, levels: Mapping[str, Ints], first: str, second: str) -> Ints:
-        return levels[first] * self._maps[second].size + levels[second]
+        return levels[first].astype(np.int64) * self._maps[second].size + levels[second]
 
     def _pair_slots(self, name: str, levels: Mapping[str, Ints]) -> Ints:
         """1 + position of each row's pair among the known ones; 0 for a pair that is rare or new."""

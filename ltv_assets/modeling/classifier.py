@@ -102,7 +102,11 @@ def fit_buyer_classifier(
     calibrator, probability, details = _calibrate(design, odds, models.calibration)
     diagnostics = {**details, **_diagnostics(design.aux.payer, odds, probability), "rounds": float(rounds), "shift": shift, "level": level}
     diagnostics["features"] = float(len(design.train.names))
-    diagnostics |= {"training_rows": float(len(design.data)), "auxiliary_rows": float(len(design.auxiliary))}
+    diagnostics |= {
+        "training_rows": float(len(design.data)),
+        "auxiliary_rows": float(len(design.auxiliary)),
+        "columns": float(len(design.train.names)),
+    }
     oof: Arrays = {"buyer_log_odds": odds, "buyer_probability": probability}
     return BuyerClassifier(design.encoder, model, shift, calibrator, rounds, oof, diagnostics, curves)
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import Any, Self
 
 import lightgbm as lgb
 import numpy as np
@@ -20,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ltv_assets.config import ModelsConfig
+from ltv_assets.errors import TransientError
 from ltv_assets.features.encoders import CrossFitter, WindowEncoder, fold_ids, revenue_targets
 from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
@@ -31,8 +34,8 @@ FloatMatrix = NDArray[np.float32]
 
 ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
-AUXILIARY_DRAW = 0x0A0C
-"""Separates the draw of auxiliary rows from the sampling plans' draws under the same seed."""
+AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
+"""Separate these draws from those of the sampling plans under the same seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +78,27 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class StoredMatrix(Matrix):
-    """Encoded rows of a store, made anew whenever they are asked for; only LightGBM's bins of them are ever held together.
+    """Encoded rows of a store; only LightGBM's bins of them are ever held together. ``values`` is empty.
 
-    ``values`` is empty. The bins are those of a `Matrix` of the same rows.
+    The rows are encoded when they are first asked for, and for good with ``keep``. The bins are those of a `Matrix` of the
+    same rows.
     """
 
     store: RowStore = field(kw_only=True)
     encoder: CrossFitter = field(kw_only=True)
-    fold: Ints = field(kw_only=True)
+    fold: NDArray[np.integer[Any]] = field(kw_only=True)
+    _kept: list[EncodedFile] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.store)
+
+    def keep(self) -> Self:
+        """Encode every row once, into a temporary file: decoding and encoding take ten times as long as reading floats."""
+        kept = EncodedFile(len(self.names), self.store.scratch)
+        for low in range(0, len(self), BLOCK_ROWS):
+            kept.append(self.rows(low, min(low + BLOCK_ROWS, len(self))))
+        self._kept.append(kept)
+        return self
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
         """The chosen rows, in memory; row numbers must ascend."""
@@ -99,11 +112,37 @@ class StoredMatrix(Matrix):
 
     def rows(self, low: int, high: int) -> FloatMatrix:
         """Rows low..high-1 as an array."""
+        if self._kept:
+            return self._kept[0].rows(low, high)
         encoded = self.encoder.transform(self.store.read(low, high), self.fold[low:high])
         return np.ascontiguousarray(encoded.to_numpy(dtype=np.float32))
 
     def _source(self) -> FloatMatrix | lgb.Sequence:
         return _Blocks(self)
+
+
+class EncodedFile:
+    """Encoded rows in a file without a name, which ends with the process whatever becomes of it."""
+
+    def __init__(self, columns: int, folder: Path | None) -> None:
+        self._columns = columns
+        self._folder = folder
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed, and so removed, with its owner
+
+    def append(self, rows: FloatMatrix) -> None:
+        """Add rows (n, columns) at the end. Raises TransientError when the disk is full."""
+        try:
+            rows.tofile(self._file)
+            self._file.flush()
+        except OSError as error:
+            raise TransientError(
+                f"{self._folder or gettempdir()}: no room for the window's encoded rows ({error}); make room and run again"
+            ) from error
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        """Rows low..high-1."""
+        self._file.seek(4 * self._columns * low)
+        return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
 
 
 class _Blocks(lgb.Sequence):
@@ -156,10 +195,18 @@ class Design:
     @cached_property
     def auxiliary(self) -> Ints:
         """Row numbers of the rows used by out-of-fold and linear fits, ascending."""
-        n, limit = len(self.data), self.models.max_auxiliary_rows
-        if limit is None or n <= limit:
-            return np.arange(n)
-        draw = hash_uniform(self.data.hashes, self.seed, AUXILIARY_DRAW)
+        drawn = self._drawn(self.models.max_auxiliary_rows, AUXILIARY_DRAW)
+        return np.arange(len(self.data)) if drawn is None else drawn
+
+    @cached_property
+    def reference_rows(self) -> Ints | None:
+        """Row numbers, ascending, of the rows that the reference and the longer horizons are fitted on; None means all."""
+        return self._drawn(self.models.max_reference_rows, REFERENCE_DRAW)
+
+    def _drawn(self, limit: int | None, number: int) -> Ints | None:
+        if limit is None or len(self.data) <= limit:
+            return None
+        draw = hash_uniform(self.data.hashes, self.seed, number)
         return np.sort(np.argpartition(draw, limit)[:limit])
 
     @cached_property
@@ -227,7 +274,7 @@ class Design:
             fitter = encoder.fit_blocks(data.X.read(0, 1), data.X.select, revenue_targets(data.d7), fold)
             chosen = self._select(_stored(data.X, fitter, fold, self.models.max_bin), data.log_d7)
             encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
-            return encoder, _stored(data.X, fitter, fold, self.models.max_bin)
+            return encoder, _stored(data.X, fitter, fold, self.models.max_bin).keep()
         values = encoder.fit_transform(data.X, revenue_targets(data.d7), period).to_numpy(dtype=np.float32)
         chosen = self._select(_matrix(encoder, values, self.models.max_bin), data.log_d7)
         names = encoder.get_feature_names_out()[chosen]
@@ -254,7 +301,7 @@ class Design:
         return chosen[most_telling(values, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
 
 
-def _stored(store: RowStore, fitter: CrossFitter, fold: Ints, max_bin: int) -> StoredMatrix:
+def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> StoredMatrix:
     names, categorical = _columns(fitter.encoder)
     return StoredMatrix(np.empty((0, len(names)), np.float32), names, categorical, max_bin, store=store, encoder=fitter, fold=fold)
 

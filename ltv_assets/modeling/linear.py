@@ -11,7 +11,7 @@ product ``sigmoid(linear) x linear`` follows such laws with a few hundred coeffi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,8 @@ CLIP = 4.0
 """Shaped values are kept within so many standard deviations."""
 SHAPE_ROWS = 10_000
 """Skewness, centre, spread and gap patterns are taken from about this many evenly spaced training rows."""
+BLOCK_ROWS = 8192
+"""Rows that are shaped at a time."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
 
@@ -138,6 +140,37 @@ class Shaper:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ShapedRows:
+    """Encoded rows, shaped block by block: all of them shaped take several times the memory of the encoded ones."""
+
+    shaper: Shaper
+    values: FloatMatrix
+
+    def blocks(self) -> Iterator[tuple[slice, FloatMatrix]]:
+        """(which rows, those rows shaped), in order."""
+        for low in range(0, len(self.values), BLOCK_ROWS):
+            where = slice(low, min(low + BLOCK_ROWS, len(self.values)))
+            yield where, self.shaper.transform(self.values[where])
+
+    def columns(self, chosen: NDArray[np.int64]) -> FloatMatrix:
+        """Some shaped columns of all rows, (n, chosen) float32; ``chosen`` must ascend."""
+        kept = np.zeros(self.shaper.width, dtype=bool)
+        kept[chosen] = True
+        out = np.empty((len(self.values), len(chosen)), dtype=np.float32)
+        for where, shaped in ShapedRows(self.shaper.only(kept), self.values).blocks():
+            out[where] = shaped
+        return out
+
+    def lines(self, coefficients: Sequence[Floats]) -> Floats:
+        """Values (n, k) of k linear functions; ``coefficients`` (width + 1,) each, the last one the intercept."""
+        out = np.empty((len(self.values), len(coefficients)))
+        for where, shaped in self.blocks():
+            for i, w in enumerate(coefficients):
+                out[where, i] = row_dot(shaped, w[:-1].astype(np.float32)) + w[-1]
+        return out
+
+
 def _skewness(x: Floats) -> Floats:
     """Third standardised moment by column, gaps left out; 0 for constant columns."""
     with warnings.catch_warnings():
@@ -187,19 +220,17 @@ class LinearModels:
     log_range: tuple[float, float]
 
     @cached_property
-    def _in_use(self) -> tuple[Shaper, NDArray[np.float32]]:
-        """The shaper without inputs whose coefficients are all zero, and the coefficients of the others (3, inputs)."""
-        coefficients = np.stack([self.odds[:-1], self.payers[:-1], self.direct[:-1]]).astype(np.float32)
+    def _in_use(self) -> tuple[Shaper, Floats]:
+        """The shaper without inputs whose coefficients are all zero, and the coefficients of the others (3, inputs + 1)."""
+        coefficients = np.stack([self.odds, self.payers, self.direct])
         kept = (coefficients != 0).any(axis=0)
-        return self.shaper.only(kept), coefficients[:, kept]
+        kept[-1] = True
+        return self.shaper.only(kept[:-1]), coefficients[:, kept]
 
     def parts(self, values: FloatMatrix) -> tuple[Floats, Floats, Floats]:
         """(log-odds of paying, log1p revenue if paying, direct log1p score), each (n,)."""
         shaper, coefficients = self._in_use
-        shaped = shaper.transform(values)
-        odds, payers, direct = (
-            row_dot(shaped, w) + constant[-1] for w, constant in zip(coefficients, (self.odds, self.payers, self.direct), strict=True)
-        )
+        odds, payers, direct = ShapedRows(shaper, values).lines(list(coefficients)).T
         return odds, np.clip(payers, *self.log_range), np.clip(direct, 0.0, None)
 
     def scores(self, values: FloatMatrix) -> tuple[Floats, Floats]:
@@ -240,14 +271,15 @@ ALPHAS_DIRECT = (0.03, 0.01, 0.003, 0.001)
 
 def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalties: Penalties) -> LinearModels:
     """Fit the three models with given penalties."""
-    shaper = Shaper.fit(matrix, config)
-    shaped = shaper.transform(matrix.values)
+    rows = ShapedRows(Shaper.fit(matrix, config), matrix.values)
     payer = log_revenue > 0
+    sums, paid = _Sums.of(rows, log_revenue)
+    chosen = sums.screened()
     return LinearModels(
-        shaper,
-        _logistic(shaped, payer, penalties.c, _screen(shaped, payer)),
-        _elastic_nets(shaped[payer], log_revenue[payer], (penalties.alpha_payers,), config.l1_ratio)[0],
-        _elastic_nets(shaped, log_revenue, (penalties.alpha_direct,), config.l1_ratio)[0],
+        rows.shaper,
+        _logistic(rows.columns(chosen), payer, penalties.c, chosen, rows.shaper.width),
+        paid.elastic_nets((penalties.alpha_payers,), config.l1_ratio)[0],
+        sums.elastic_nets((penalties.alpha_direct,), config.l1_ratio)[0],
         _payer_range(log_revenue),
     )
 
@@ -260,27 +292,27 @@ def choose_penalties(
     In turn: that of payers' amounts, of the two-part score with those amounts, and of the direct score.
     """
     shaper = Shaper.fit(matrix, config)
-    shaped, shaped_later = shaper.transform(matrix.values), shaper.transform(later.values)
+    rows, later_rows = ShapedRows(shaper, matrix.values), ShapedRows(shaper, later.values)
     payer, later_payer = log_revenue > 0, later_log > 0
     log_range = _payer_range(log_revenue)
+    sums, paid = _Sums.of(rows, log_revenue)
+    chosen = sums.screened()
 
-    by_alpha = dict(zip(ALPHAS_PAYERS, _elastic_nets(shaped[payer], log_revenue[payer], ALPHAS_PAYERS, config.l1_ratio), strict=True))
-    amounts = {alpha: np.clip(_apply(w, shaped_later), *log_range) for alpha, w in by_alpha.items()}
-    alpha_payers = min(ALPHAS_PAYERS, key=lambda alpha: _squared(amounts[alpha][later_payer], later_log[later_payer]))
-    chosen = _screen(shaped, payer)
-    odds: dict[float, Floats] = {}
-    w = None
-    for c in sorted(config.penalties):  # from strong to weak: each search begins at the one before
-        odds[c] = w = _logistic(shaped, payer, c, chosen, w)
-    c = min(odds, key=lambda c: _squared(sigmoid(_apply(odds[c], shaped_later)) * amounts[alpha_payers], later_log))
-    direct = dict(zip(ALPHAS_DIRECT, _elastic_nets(shaped, log_revenue, ALPHAS_DIRECT, config.l1_ratio), strict=True))
-    alpha_direct = min(ALPHAS_DIRECT, key=lambda alpha: _squared(_apply(direct[alpha], shaped_later), later_log))
-    models = LinearModels(shaper, odds[c], by_alpha[alpha_payers], direct[alpha_direct], log_range)
-    return Penalties(c, alpha_payers, alpha_direct), models
-
-
-def _apply(w: Floats, shaped: FloatMatrix) -> Floats:
-    return (shaped @ w[:-1].astype(np.float32)).astype(np.float64) + w[-1]
+    by_alpha = paid.elastic_nets(ALPHAS_PAYERS, config.l1_ratio)
+    amounts = np.clip(later_rows.lines(by_alpha), *log_range).T
+    best = min(range(len(ALPHAS_PAYERS)), key=lambda i: _squared(amounts[i][later_payer], later_log[later_payer]))
+    odds: list[Floats] = []
+    telling = rows.columns(chosen)
+    penalties = sorted(config.penalties)  # from strong to weak: each search begins at the one before
+    for c in penalties:
+        odds.append(_logistic(telling, payer, c, chosen, shaper.width, odds[-1] if odds else None))
+    direct = sums.elastic_nets(ALPHAS_DIRECT, config.l1_ratio)
+    scores = later_rows.lines([*odds, *direct]).T
+    two_part = [sigmoid(line) * amounts[best] for line in scores[: len(odds)]]
+    c = min(range(len(odds)), key=lambda i: _squared(two_part[i], later_log))
+    d = min(range(len(direct)), key=lambda i: _squared(scores[len(odds) + i], later_log))
+    models = LinearModels(shaper, odds[c], by_alpha[best], direct[d], log_range)
+    return Penalties(penalties[c], ALPHAS_PAYERS[best], ALPHAS_DIRECT[d]), models
 
 
 def _squared(score: Floats, log_revenue: Floats) -> float:
@@ -293,12 +325,15 @@ def _payer_range(log_revenue: Floats) -> tuple[float, float]:
     return (float(paid.min()), float(paid.max())) if len(paid) else (0.0, 0.0)
 
 
-def _logistic(shaped: FloatMatrix, payer: NDArray[np.bool_], c: float, chosen: NDArray[np.int64], first: Floats | None = None) -> Floats:
-    """Ridge-penalised logistic regression on the ``chosen`` columns, all others 0; ``first`` is where the search begins.
+def _logistic(
+    telling: FloatMatrix, payer: NDArray[np.bool_], c: float, chosen: NDArray[np.int64], width: int, first: Floats | None = None
+) -> Floats:
+    """Ridge-penalised logistic regression on the ``chosen`` of ``width`` columns, all others 0.
 
-    With one class only, or without columns, it is the prior's log-odds.
+    ``telling``: the chosen columns; ``first`` is where the search begins. With one class only, or without columns, it is the
+    prior's log-odds.
     """
-    w = np.zeros(shaped.shape[1] + 1)
+    w = np.zeros(width + 1)
     if payer.all() or not payer.any() or not len(chosen):
         w[-1] = log_odds(float(payer.mean()))
         return w
@@ -308,45 +343,86 @@ def _logistic(shaped: FloatMatrix, payer: NDArray[np.bool_], c: float, chosen: N
         model.classes_ = np.array([False, True])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(shaped if len(chosen) == shaped.shape[1] else shaped[:, chosen], payer)
+        model.fit(telling, payer)
     w[chosen], w[-1] = model.coef_[0], model.intercept_[0]
     return w
 
 
-def _screen(shaped: FloatMatrix, payer: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Columns whose marginal correlation with the payer flag is beyond SCREEN_Z standard errors (Fan and Lv 2008)."""
-    target = payer.astype(np.float32) - np.float32(payer.mean())
-    n = len(target)
-    mean = shaped.mean(axis=0, dtype=np.float64)
-    variance = np.einsum("ij,ij->j", shaped, shaped, dtype=np.float64) / n - mean**2
-    covariance = (target @ shaped).astype(np.float64) / n
-    spread = np.sqrt(np.maximum(variance, 1e-12) * max(float(np.var(target)), 1e-12))
-    return np.flatnonzero(np.abs(covariance) / spread * np.sqrt(n) > SCREEN_Z)
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What coordinate descent and screening need of the rows: counts, means and centred products, in one pass.
 
-
-def _elastic_nets(shaped: FloatMatrix, target: Floats, alphas: Sequence[float], l1_ratio: float) -> list[Floats]:
-    """Elastic nets (Zou and Hastie 2005) of falling ``alphas``, each begun at the one before; the mean when there are too few rows.
-
-    Coordinate descent needs the rows for their Gram matrix only, which all penalties share.
+    ``rows`` n; ``mean`` (c,) of the columns; ``gram`` (c, c) and ``products`` (c,): centred sums of x x' and x target;
+    ``target`` (n,), centred around ``level``; ``payer_products`` (c,): sums of x and the centred payer flag; ``payer_share``.
     """
-    n, width = shaped.shape
-    if n < 10 or width == 0:
-        return [np.append(np.zeros(width), float(target.mean()) if n else 0.0)] * len(alphas)
-    mean, level = shaped.mean(axis=0, dtype=np.float64), float(target.mean())
-    centred = (target - level).astype(np.float32)
-    gram = (shaped.T @ shaped - n * np.outer(mean, mean)).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        _, coefficients, _ = enet_path(
-            shaped,
-            centred,
-            l1_ratio=l1_ratio,
-            alphas=np.array(alphas) * float(target.std() + 1e-12),
-            precompute=gram,
-            Xy=shaped.T @ centred,
-            max_iter=500,
-            tol=1e-3,
-            check_input=False,
-        )
-    weights = np.asarray(coefficients, dtype=np.float64).T
-    return [np.append(w, level - mean @ w) for w in weights]
+
+    mean: Floats
+    gram: Floats
+    products: Floats
+    payer_products: Floats
+    payer_share: float
+    target: Floats
+    level: float
+
+    @classmethod
+    def of(cls, rows: ShapedRows, log_revenue: Floats) -> tuple[_Sums, _Sums]:
+        """The sums of all rows and of the payers among them, with log1p revenue as the target."""
+        payer = log_revenue > 0
+        share = float(payer.mean())
+        every, paid = _Running(rows.shaper.width), _Running(rows.shaper.width)
+        # Centred targets keep the sums small; the payers' own centre serves theirs.
+        level, paid_level = float(log_revenue.mean()), float(log_revenue[payer].mean()) if payer.any() else 0.0
+        for where, shaped in rows.blocks():
+            every.add(shaped, log_revenue[where] - level, payer[where] - share)
+            chosen = payer[where]
+            paid.add(shaped[chosen], log_revenue[where][chosen] - paid_level, np.zeros(int(chosen.sum())))
+        return every.sums(log_revenue - level, level, share), paid.sums(log_revenue[payer] - paid_level, paid_level, share)
+
+    def screened(self) -> NDArray[np.int64]:
+        """Columns whose marginal correlation with the payer flag is beyond SCREEN_Z standard errors (Fan and Lv 2008)."""
+        n = len(self.target)
+        variance = np.diag(self.gram) / n
+        spread = np.sqrt(np.maximum(variance, 1e-12) * max(self.payer_share * (1.0 - self.payer_share), 1e-12))
+        return np.flatnonzero(np.abs(self.payer_products / n) / spread * np.sqrt(n) > SCREEN_Z)
+
+    def elastic_nets(self, alphas: Sequence[float], l1_ratio: float) -> list[Floats]:
+        """Elastic nets (Zou and Hastie 2005) of falling ``alphas``, each begun at the one before; the mean when rows are too few."""
+        n, width = len(self.target), len(self.mean)
+        if n < 10 or width == 0:
+            return [np.append(np.zeros(width), self.level)] * len(alphas)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            _, coefficients, _ = enet_path(
+                np.broadcast_to(np.float32(0), (n, width)),  # the Gram matrix stands for the rows; of these only the shape is read
+                self.target.astype(np.float32),
+                l1_ratio=l1_ratio,
+                alphas=np.array(alphas) * float(self.target.std() + 1e-12),
+                precompute=self.gram.astype(np.float32),
+                Xy=self.products.astype(np.float32),
+                max_iter=500,
+                tol=1e-3,
+                check_input=False,
+            )
+        weights = np.asarray(coefficients, dtype=np.float64).T
+        return [np.append(w, self.level - self.mean @ w) for w in weights]
+
+
+class _Running:
+    """Sums over blocks of rows: products of a block in float32, their totals in float64."""
+
+    def __init__(self, width: int) -> None:
+        self._n = 0
+        self._sum = np.zeros(width)
+        self._gram = np.zeros((width, width))
+        self._products = np.zeros((width, 2))
+
+    def add(self, shaped: FloatMatrix, target: NDArray[Any], payer: NDArray[Any]) -> None:
+        self._n += len(shaped)
+        self._sum += shaped.sum(axis=0, dtype=np.float64)
+        self._gram += shaped.T @ shaped
+        self._products += shaped.T @ np.column_stack([target, payer]).astype(np.float32)
+
+    def sums(self, target: Floats, level: float, payer_share: float) -> _Sums:
+        mean = self._sum / max(self._n, 1)
+        gram = self._gram - self._n * np.outer(mean, mean)
+        return _Sums(mean, gram, self._products[:, 0], self._products[:, 1], payer_share, target, level)

@@ -26,8 +26,10 @@ def reference_rounds(design: Design, trainer: Trainer) -> tuple[int, Curves]:
 
 
 def fit_reference(design: Design, trainer: Trainer, rounds: int) -> TreeModel:
-    """The reference on every row of the window."""
-    return trainer.train(design.train, design.data.log_d7, _params(), rounds, served=True)
+    """The reference on the window's rows, at most ``models.max_reference_rows`` of them."""
+    rows, log_revenue = design.reference_rows, design.data.log_d7
+    label = log_revenue if rows is None else log_revenue[rows]
+    return trainer.train(design.train, label, _params(), rounds, rows=rows, served=True)
 
 
 def reference_out_of_fold(design: Design, trainer: Trainer, rounds: int) -> Floats:

@@ -277,6 +277,8 @@ def _fit_increments(
         name = f"increment_{horizon}"
         label = _log_increment(design.data.revenue, j)
         known = np.flatnonzero(np.isfinite(label))
+        if design.reference_rows is not None:
+            known = np.intersect1d(known, design.reference_rows, assume_unique=True)
         if not len(known) or (reuse and name not in rounds):
             continue
         if name not in rounds:

@@ -60,6 +60,10 @@ class WindowContext:
         """Encoded rows and folds."""
         return Design(self.data, self.models, self.seed, self.threads)
 
+    def forget_encodings(self) -> None:
+        """Give up the memory of encoded rows and folds; they are made again when they are asked for."""
+        self.__dict__.pop("design", None)
+
     @property
     def trainer(self) -> Trainer:
         """Seed and threads of every booster."""
@@ -158,5 +162,6 @@ def refit(evaluated: WindowModels, context: WindowContext, holdout: WindowData) 
     Calibration, cap, blend and gate come from the refit's own out-of-fold scores; the holdout has already been used to
     measure the evaluated model, whose figures stay those of the window.
     """
+    context.forget_encodings()  # those of the window and of its refit together are more than either stage needs
     together = concat_windows(context.data, holdout)
     return fit_window(replace(context, data=together), evaluated)

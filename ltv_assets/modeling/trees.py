@@ -148,7 +148,7 @@ def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
     """What makes LightGBM repeat itself bit for bit on one machine."""
     return {
         "deterministic": True,
-        "force_row_wise": True,
+        "force_col_wise": True,  # by rows LightGBM would hold the bins twice
         "num_threads": threads,
         "seed": seed,
         "max_bin": max_bin,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,12 @@ BLOCK_ROWS = 65_536
 
 
 class RowStore(ABC):
-    """Rows that need not be in memory together: read in blocks, by column, or by row number, always in the same order."""
+    """Rows that need not be in memory together: read in blocks, by column, or by row number, always in the same order.
+
+    ``scratch``: folder for temporary files about as large as the rows; None means the system's.
+    """
+
+    scratch: Path | None = None
 
     @property
     @abstractmethod
@@ -75,6 +81,7 @@ class JoinedRows(RowStore):
 
     def __init__(self, parts: Sequence[RowStore | pd.DataFrame]) -> None:
         self._parts = parts
+        self.scratch = next((part.scratch for part in parts if isinstance(part, RowStore)), None)
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
 
     @property
@@ -146,12 +153,15 @@ def as_frame(X: Any) -> pd.DataFrame:
     return pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
 
 
-def prepare_window(X: Any, revenue: Any, period: ArrayLike | None = None, row_id: ArrayLike | None = None) -> WindowData:
+def prepare_window(
+    X: Any, revenue: Any, period: ArrayLike | None = None, row_id: ArrayLike | None = None, *, hashes: NDArray[np.uint64] | None = None
+) -> WindowData:
     """Check a window and put it into arrays.
 
     X : frame of numeric and categorical columns, or a numeric array. revenue : Series or array of D7 revenue, or a frame or
     mapping with ``d7`` and optionally ``d14``, ``d28`` (also as ``iap_revenue_d7`` ...), in USD. period : orders rows in
     time, one value a row; None means one period in row order. row_id : identifiers for hash draws; None means positions.
+    hashes : their ``row_hashes``, for those who have them already.
 
     Raises InputError (a DataError) when labels are NaN, infinite or negative (with counts), when lengths differ, when there is no row,
     or when nobody in the window paid: a model of revenue would be meaningless.
@@ -165,13 +175,14 @@ def prepare_window(X: Any, revenue: Any, period: ArrayLike | None = None, row_id
         )
     labels = revenue_matrix(revenue, n)
     codes, names = _period_codes(period, n)
-    identifiers = np.arange(n) if row_id is None else _one_per_row(row_id, n, "row_id")
+    if hashes is None:
+        hashes = row_hashes(np.arange(n) if row_id is None else _one_per_row(row_id, n, "row_id"))
     if not (labels[:, 0] > 0).any():
         raise InputError(
             f"no payer among {n} training rows (revenue d7 is 0 everywhere): a revenue model would be meaningless; "
             "widen the window or check that labels have matured"
         )
-    return WindowData(frame, labels, codes, names, row_hashes(identifiers))
+    return WindowData(frame, labels, codes, names, _one_per_row(hashes, n, "hashes"))
 
 
 def revenue_matrix(revenue: Any, n: int) -> Floats:

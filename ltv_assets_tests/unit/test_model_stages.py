@@ -14,12 +14,13 @@ from sklearn.linear_model import ElasticNet
 
 from ltv_assets.config import CalibrationConfig, GatingConfig, SamplingConfig
 from ltv_assets.errors import DataError
+from ltv_assets.modeling import linear
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.components import COMPONENTS
 from ltv_assets.modeling.design import Design, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
-from ltv_assets.modeling.linear import LinearModels, Shaper, _elastic_nets
+from ltv_assets.modeling.linear import LinearModels, ShapedRows, Shaper, _Sums
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.selection import most_telling, varying_columns
@@ -329,13 +330,23 @@ class TestLinear:
         for a, b in zip(linear.scores(matrix.values), again.scores(matrix.values), strict=True):
             assert (a == b).all()
 
-    def test_elastic_nets_of_one_gram_matrix_are_those_of_scikit_learn(self) -> None:
+    def test_sums_in_blocks_give_the_elastic_nets_and_the_screening_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(linear, "BLOCK_ROWS", 700)
         rng = np.random.default_rng(0)
-        X = (rng.normal(size=(3000, 12)) + rng.normal(size=12)).astype(np.float32)
-        y = X @ np.linspace(-1, 1, 12) + rng.normal(0, 1, 3000) + 5.0
-        for w, alpha in zip(_elastic_nets(X, y, (0.1, 0.01), 0.5), (0.1, 0.01), strict=True):
-            known = ElasticNet(alpha=alpha * y.std(), l1_ratio=0.5, tol=1e-8, max_iter=10_000).fit(X.astype(np.float64), y)
-            np.testing.assert_allclose(w, np.append(known.coef_, known.intercept_), atol=2e-3)
+        X = np.clip(rng.normal(size=(3000, 12)) + rng.normal(size=12), -4, 4).astype(np.float32)
+        y = np.where(rng.random(3000) < 0.4, 0.0, np.maximum(X @ np.linspace(-1, 1, 12) + rng.normal(0, 1, 3000) + 5.0, 0.1))
+        as_they_are = Shaper(np.arange(12), np.zeros(12, bool), np.zeros(12, np.float32), np.ones(12, np.float32), np.arange(0), ())
+        rows = ShapedRows(as_they_are, X)
+        for sums, chosen in zip(_Sums.of(rows, y), (np.ones(3000, bool), y > 0), strict=True):
+            for w, alpha in zip(sums.elastic_nets((0.1, 0.01), 0.5), (0.1, 0.01), strict=True):
+                model = ElasticNet(alpha=alpha * y[chosen].std(), l1_ratio=0.5, tol=1e-8, max_iter=10_000)
+                known = model.fit(X[chosen].astype(np.float64), y[chosen])
+                np.testing.assert_allclose(w, np.append(known.coef_, known.intercept_), atol=2e-3)
+        correlations = [abs(np.corrcoef(X[:, j], y > 0)[0, 1]) for j in range(12)]
+        assert _Sums.of(rows, y)[0].screened().tolist() == np.flatnonzero(np.array(correlations) * np.sqrt(3000) > linear.SCREEN_Z).tolist()
+        np.testing.assert_array_equal(rows.columns(np.array([2, 7])), X[:, [2, 7]])
+        w = np.append(np.linspace(0, 1, 12), 3.0)
+        np.testing.assert_allclose(rows.lines([w])[:, 0], X.astype(np.float64) @ w[:-1] + 3.0, atol=1e-4)
 
 
 class TestSelection:
