@@ -26,7 +26,7 @@ from ltv_assets.errors import TransientError
 from ltv_assets.features.encoders import CrossFitter, WindowEncoder, fold_ids, revenue_targets
 from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
-from ltv_assets.modeling.window import BLOCK_ROWS, Floats, Ints, RowStore, WindowData
+from ltv_assets.modeling.window import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
 from ltv_assets.sampling.draws import hash_uniform
 from ltv_assets.storage.memory import release_memory
 
@@ -99,6 +99,13 @@ class StoredMatrix(Matrix):
             kept.append(self.rows(low, min(low + BLOCK_ROWS, len(self))))
         self._kept.append(kept)
         return self
+
+    def in_memory(self) -> Matrix:
+        """The same rows as an array."""
+        values = np.empty((len(self), len(self.names)), np.float32)
+        for low in range(0, len(self), BLOCK_ROWS):
+            values[low : low + BLOCK_ROWS] = self.rows(low, min(low + BLOCK_ROWS, len(self)))
+        return Matrix(values, self.names, self.categorical, self.max_bin)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
         """The chosen rows, in memory; row numbers must ascend."""
@@ -269,16 +276,14 @@ class Design:
         encoder = WindowEncoder()
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
-        if isinstance(data.X, RowStore):
-            fold = fold_ids(len(data), period)
-            fitter = encoder.fit_blocks(data.X.read(0, 1), data.X.select, revenue_targets(data.d7), fold)
-            chosen = self._select(_stored(data.X, fitter, fold, self.models.max_bin), data.log_d7)
-            encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
-            return encoder, _stored(data.X, fitter, fold, self.models.max_bin).keep()
-        values = encoder.fit_transform(data.X, revenue_targets(data.d7), period).to_numpy(dtype=np.float32)
-        chosen = self._select(_matrix(encoder, values, self.models.max_bin), data.log_d7)
-        names = encoder.get_feature_names_out()[chosen]
-        return encoder, _matrix(encoder.restrict_to(list(names)), values[:, chosen], self.models.max_bin)
+        # Frames as well in blocks: encoding all rows at once would need several copies of them.
+        store = data.X if isinstance(data.X, RowStore) else FrameRows(data.X)
+        fold = fold_ids(len(data), period)
+        fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
+        chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)
+        encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
+        matrix = _stored(store, fitter, fold, self.models.max_bin)
+        return encoder, matrix.keep() if store is data.X else matrix.in_memory()
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
         """Columns that vary, and of these the most telling ``models.max_features``; one pass over the rows."""

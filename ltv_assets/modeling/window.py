@@ -76,6 +76,26 @@ class RowStore(ABC):
         return None if column not in self.columns else self[column]
 
 
+class FrameRows(RowStore):
+    """The rows of a frame."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
+
+    @property
+    def columns(self) -> pd.Index:
+        return self._frame.columns
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def read(self, low: int, high: int) -> pd.DataFrame:
+        return self._frame.iloc[low:high]
+
+    def select(self, columns: Sequence[str]) -> pd.DataFrame:
+        return self._frame[list(columns)]
+
+
 class JoinedRows(RowStore):
     """The rows of several stores or frames with the same columns, one after the other."""
 

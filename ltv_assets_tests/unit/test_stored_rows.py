@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.config import ComputeConfig, Config
+from ltv_assets.errors import TransientError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names
+from ltv_assets.modeling.design import EncodedFile
 from ltv_assets.modeling.window import RowStore
-from ltv_assets.windows import read_rows
+from ltv_assets.windows import affordable, read_rows
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows, write_hour
 
 
@@ -49,7 +53,8 @@ def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registr
     there = read_rows(Config(), days, features)
     assert isinstance(here.X, pd.DataFrame) and isinstance(there.X, RowStore)
     assert len(there.X) == len(here.X) and list(there.X.columns) == features
-    for name in ("row_id", "day", "hour"):
+    assert here.row_id.equals(there.row_id)
+    for name in ("day", "hour"):
         assert (getattr(here, name) == getattr(there, name)).all()
     pd.testing.assert_frame_equal(here.revenue, there.revenue)
     n = len(here.X)
@@ -67,3 +72,29 @@ def test_a_budget_bounds_rows_blocks_and_duckdb() -> None:
     assert (small.duckdb_limit, large.duckdb_limit) == ("0.5GB", "1.0GB")
     assert large.rows_in_memory(400) == pytest.approx(64 * small.rows_in_memory(400), rel=1e-3)
     assert small.rows_in_memory(400) * 400 * 4 * 6 <= 0.5e9
+    assert large.columns_in_memory(10**7) == 64 * small.columns_in_memory(10**7)
+
+
+def test_a_large_window_sees_fewer_columns_and_a_smaller_one_what_its_configuration_says() -> None:
+    config = Config(models={"max_features": 200}, compute={"max_memory_gb": 4.0})
+    assert affordable(config, 384, 1_000_000).max_features == 200
+    assert affordable(config, 384, 10_000_000).max_features == 100
+    assert affordable(Config(), 384, 1_000_000).max_features > 384
+
+
+def test_encoded_rows_come_back_from_the_file_and_a_full_disk_is_named(tmp_path: Path) -> None:
+    rows = np.arange(60, dtype=np.float32).reshape(20, 3)
+    kept = EncodedFile(3, tmp_path)
+    for low in (0, 7, 14):
+        kept.append(rows[low : low + 7])
+    np.testing.assert_array_equal(kept.rows(5, 16), rows[5:16])
+    assert not list(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(TransientError, match="no room for the window's encoded rows"):
+            kept.append(np.zeros((1000, 3), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
