@@ -130,6 +130,9 @@ class StoredRows(RowStore):
         table = pa.concat_tables(self._decoded.values()).slice(low - int(self._starts[first]), high - low)
         return table.unify_dictionaries().to_pandas()
 
+    def forget(self) -> None:
+        self._decoded = {}
+
     def _decode(self, number: int) -> pa.Table:
         file, group = self._groups[number]
         return file.read_row_group(group, columns=self._features)

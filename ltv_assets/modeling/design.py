@@ -9,7 +9,7 @@ of held-out rows into the target encodings of the rows that train the fold's mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,11 +64,11 @@ class Matrix:
         if "base" not in self._cache:
             # feature_pre_filter=False: boosters with different min_data_in_leaf share the bins.
             params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0}
-            categorical = list(self.categorical)
-            dataset = lgb.Dataset(
-                self._source(), label=np.zeros(len(self)), categorical_feature=categorical, params=params, free_raw_data=False
-            )
+            source, labels = self._source(), np.zeros(len(self))
+            dataset = lgb.Dataset(source, label=labels, categorical_feature=list(self.categorical), params=params, free_raw_data=False)
             self._cache["base"] = dataset.construct()
+            if isinstance(source, _Blocks):
+                source.forget()
             release_memory()  # the sample of rows that bins are found on takes more than the bins of a million rows
         return self._cache["base"]
 
@@ -98,6 +98,7 @@ class StoredMatrix(Matrix):
         for low in range(0, len(self), BLOCK_ROWS):
             kept.append(self.rows(low, min(low + BLOCK_ROWS, len(self))))
         self._kept.append(kept)
+        self.store.forget()
         return self
 
     def in_memory(self) -> Matrix:
@@ -164,6 +165,10 @@ class _Blocks(lgb.Sequence):
     def __len__(self) -> int:
         return len(self._matrix)
 
+    def forget(self) -> None:
+        """Give up the block that was asked for last."""
+        self._low, self._block = -1, np.empty((0, 0), np.float32)
+
     def __getitem__(self, index: int | slice | list[int]) -> NDArray[Any]:
         if isinstance(index, slice):
             return self._matrix.rows(*index.indices(len(self))[:2])
@@ -221,7 +226,9 @@ class Design:
         """The auxiliary rows as a window of their own."""
         if len(self.auxiliary) == len(self.data) and isinstance(self.data.X, pd.DataFrame):
             return self.data
-        return self.data.rows(self.auxiliary)
+        chosen = self.data.rows(self.auxiliary)
+        release_memory()
+        return chosen
 
     @cached_property
     def folds(self) -> TimeFolds:
@@ -252,6 +259,7 @@ class Design:
         """Fold ``k``: encoded without its held-out rows."""
         if k not in self._splits:
             self._splits[k] = self.split(*self.folds.split(k))
+            release_memory()
         return self._splits[k]
 
     @property
@@ -286,24 +294,16 @@ class Design:
         return encoder, matrix.keep() if store is data.X else matrix.in_memory()
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
-        """Columns that vary, and of these the most telling ``models.max_features``; one pass over the rows."""
-        every = max(1, len(matrix) // SELECTION_ROWS)
+        """Columns that vary, and of these the most telling ``models.max_features``; a pass over the rows for each question."""
         limit = self.models.max_features
-        sampled: list[FloatMatrix] = []
-
-        def blocks() -> Iterator[FloatMatrix]:
-            for low in range(0, len(matrix), BLOCK_ROWS):
-                block = matrix.rows(low, min(low + BLOCK_ROWS, len(matrix)))
-                if limit is not None:
-                    sampled.append(block[-low % every :: every].copy())
-                yield block
-
-        chosen = varying_columns(blocks())
+        lows = range(0, len(matrix), BLOCK_ROWS)
+        chosen = varying_columns(matrix.rows(low, min(low + BLOCK_ROWS, len(matrix))) for low in lows)
         if limit is None or len(chosen) <= limit:
             return chosen
+        every = max(1, len(matrix) // SELECTION_ROWS)
+        sampled = [matrix.rows(low, min(low + BLOCK_ROWS, len(matrix)))[-low % every :: every][:, chosen] for low in lows]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
-        values = np.concatenate(sampled)[:, chosen]
-        return chosen[most_telling(values, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
+        return chosen[most_telling(np.concatenate(sampled), log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
 
 
 def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> StoredMatrix:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.modeling.window import Floats, Ints
 
-SELECTION_ROWS = 200_000
+SELECTION_ROWS = 100_000
 """Gains and correlations are taken from about this many evenly spaced rows."""
 SELECTION_TREES = 60
 

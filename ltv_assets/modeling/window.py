@@ -56,6 +56,9 @@ class RowStore(ABC):
     def select(self, columns: Sequence[str]) -> pd.DataFrame:
         """A few columns of every row."""
 
+    def forget(self) -> None:  # noqa: B027 - most stores hold nothing
+        """Give up what was decoded ahead; reading goes on as before."""
+
     def take(self, rows: Ints) -> pd.DataFrame:
         """The rows with these numbers, which must ascend."""
         parts: list[pd.DataFrame] = []
@@ -63,6 +66,7 @@ class RowStore(ABC):
             first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
             if last > first or (not parts and low + BLOCK_ROWS >= len(self)):
                 parts.append(self.read(low, min(low + BLOCK_ROWS, len(self))).iloc[rows[first:last] - low])
+        self.forget()
         return _concat_many(parts)
 
     def __contains__(self, column: str) -> bool:
@@ -118,6 +122,11 @@ class JoinedRows(RowStore):
             if first < last:
                 found.append(part.read(first, last) if isinstance(part, RowStore) else part.iloc[first:last])
         return _concat_many(found)
+
+    def forget(self) -> None:
+        for part in self._parts:
+            if isinstance(part, RowStore):
+                part.forget()
 
     def select(self, columns: Sequence[str]) -> pd.DataFrame:
         return _concat_many([part.select(columns) if isinstance(part, RowStore) else part[list(columns)] for part in self._parts])
