@@ -13,15 +13,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from ltv_assets.errors import DataError, PermanentError
-from ltv_assets.features.bench import bench_flatten, find_days, peak_memory, scan
+from ltv_assets.features.bench import bench_flatten, find_days, peak_memory, scan, timed_scan
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.schema import feature_names
 from ltv_assets.modeling.reference import fit_reference
@@ -148,23 +151,55 @@ def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     return _figures(count, seconds, peak, name, baseline, rows_per_second_from_raw=from_raw, trees=trees, csv_bytes=csv)
 
 
+STEPS = {"ingest_days": "flatten", "train_window": "train", "score_days": "score", "make_submission": "submit"}
+"""Jobs of ``ltv run`` in their order, under the names their figures have."""
+
+
 def _bench_run(data: Path, threads: int) -> Figures:
     """``ltv run`` in a process and a warehouse of its own; baseline: DuckDB decoding every column of the raw files.
 
-    Raises PermanentError with the run's own words when it fails.
+    Beside the figures of the whole there are seconds and peak memory of each of STEPS, ``start`` being what comes before
+    the first of them. Lines of the run are passed on to standard error. Raises PermanentError with the run's own words when it fails.
     """
     days = find_days(data)
     files = [file for members in days.values() for file in members]
-    scan(files, threads)
-    baseline = _timed(lambda: scan(files, threads))[1]
-    release_memory()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        baseline = other.submit(timed_scan, files, threads).result()
     with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
         environment = {**os.environ, "LTV_WAREHOUSE": folder, "LTV_DATA_ROOT": str(data)}
         command = [sys.executable, "-m", "ltv_assets.cli", "run"]
-        outcome, seconds, peak = _timed(lambda: subprocess.run(command, env=environment, capture_output=True, text=True, check=False))
-        if outcome.returncode:
-            raise PermanentError(f"ltv run failed on {data}: {outcome.stdout[-500:]}{outcome.stderr[-500:]}")
+        (code, said, steps), seconds, _ = _timed(lambda: _watched(command, environment))
+        if code:
+            raise PermanentError(f"ltv run failed on {data}: {said[-1000:]}")
         lake, raw = _size(Path(folder) / "lake" / "flattened_features"), sum(file.path.stat().st_size for file in files)
     rows = sum(int(pq.read_metadata(file.path).num_rows) for file in files)
-    more = {"raw_bytes": raw, "lake_bytes": lake, "lake_share": round(lake / raw, 3)}
-    return _figures(rows, seconds, peak, "DuckDB decoding every column of the raw files", baseline, **more)
+    more: Figures = {"raw_bytes": raw, "lake_bytes": lake, "lake_share": round(lake / raw, 3)}
+    more["largest_process_mb"] = round(max(process for _, _, process in steps.values()) / 2**20, 1)
+    for name, (step_seconds, peak, _) in steps.items():
+        more |= {f"{name}_seconds": round(step_seconds, 1), f"{name}_peak_rss_mb": round(peak / 2**20, 1)}
+    tree = max(peak for _, peak, _ in steps.values()) / 2**20
+    return _figures(rows, seconds, tree, "DuckDB decoding every column of the raw files", baseline, **more)
+
+
+def _watched(command: list[str], environment: dict[str, str]) -> tuple[int, str, dict[str, tuple[float, float, float]]]:
+    """Exit code and output of ``ltv run``, and seconds, peak memory and largest process in bytes by step."""
+    steps: dict[str, tuple[float, float, float]] = {}
+    said, step, began = [], "start", time.perf_counter()
+
+    def close(memory: list[float]) -> None:
+        before = steps.get(step, (0.0, 0.0, 0.0))
+        steps[step] = (before[0] + time.perf_counter() - began, max(before[1], memory[0]), max(before[2], memory[1]))
+        memory[:] = 0.0, 0.0
+
+    with peak_memory() as memory, subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            sys.stderr.write(line)
+            following = STEPS.get(line.split(" ", 1)[0], step)
+            if following != step:
+                close(memory)
+                step, began = following, time.perf_counter()
+        process.wait()
+        close(memory)
+    return process.returncode, "".join(said), steps

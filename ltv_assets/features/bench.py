@@ -101,20 +101,23 @@ def timed_scan(files: list[RawFile], threads: int) -> float:
 
 @contextmanager
 def peak_memory(interval: float = 0.02) -> Iterator[list[float]]:
-    """Sample the resident memory of this process and its children; yields a list whose first item is the peak in bytes."""
+    """Sample resident memory; yields the peaks in bytes, of this process and its children together and of the largest of them.
+
+    Setting an item to zero starts its peak anew.
+    """
     process = psutil.Process()
-    peak = [0.0]
+    peak = [0.0, 0.0]
     stop = threading.Event()
 
     def sample() -> None:
         while not stop.is_set():
-            total = float(process.memory_info().rss)
+            resident = [float(process.memory_info().rss)]
             for child in process.children(recursive=True):
                 try:
-                    total += child.memory_info().rss
+                    resident.append(child.memory_info().rss)
                 except psutil.Error:
                     continue
-            peak[0] = max(peak[0], total)
+            peak[:] = max(peak[0], sum(resident)), max(peak[1], *resident)
             stop.wait(interval)
 
     thread = threading.Thread(target=sample, name="peak-memory", daemon=True)

@@ -9,12 +9,13 @@ of held-out rows into the target encodings of the rows that train the fold's mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import Any, Self
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -36,106 +37,32 @@ ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
 AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
 """Separate these draws from those of the sampling plans under the same seed."""
+BIN_SAMPLE_ROWS = 200_000
+"""LightGBM finds bins on so many rows (its ``bin_construct_sample_cnt``)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """Encoded rows: ``values`` (n, m) float32 with NaN for gaps, ``names`` (m,), ``categorical`` column numbers of codes."""
+class EncodedRows(ABC):
+    """Encoded rows that are not in memory: read in blocks."""
 
-    values: FloatMatrix
-    names: tuple[str, ...]
-    categorical: tuple[int, ...]
-    max_bin: int = 255
-    _cache: dict[str, lgb.Dataset] = field(default_factory=dict, repr=False)
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
-        """The chosen rows, in the given order."""
-        return Matrix(self.values[rows], self.names, self.categorical, self.max_bin)
-
+    @abstractmethod
     def rows(self, low: int, high: int) -> FloatMatrix:
-        """Rows low..high-1 as an array."""
-        return self.values[low:high]
-
-    def binned(self) -> lgb.Dataset:
-        """LightGBM's binned form, built once and shared by every booster that trains on these rows."""
-        if "base" not in self._cache:
-            # feature_pre_filter=False: boosters with different min_data_in_leaf share the bins.
-            params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0}
-            source, labels = self._source(), np.zeros(len(self))
-            dataset = lgb.Dataset(source, label=labels, categorical_feature=list(self.categorical), params=params, free_raw_data=False)
-            self._cache["base"] = dataset.construct()
-            if isinstance(source, _Blocks):
-                source.forget()
-            release_memory()  # the sample of rows that bins are found on takes more than the bins of a million rows
-        return self._cache["base"]
-
-    def _source(self) -> FloatMatrix | lgb.Sequence:
-        return self.values
+        """Rows low..high-1, (high - low, m)."""
 
 
-@dataclass(frozen=True, eq=False)
-class StoredMatrix(Matrix):
-    """Encoded rows of a store; only LightGBM's bins of them are ever held together. ``values`` is empty.
-
-    The rows are encoded when they are first asked for, and for good with ``keep``. The bins are those of a `Matrix` of the
-    same rows.
-    """
-
-    store: RowStore = field(kw_only=True)
-    encoder: CrossFitter = field(kw_only=True)
-    fold: NDArray[np.integer[Any]] = field(kw_only=True)
-    _kept: list[EncodedFile] = field(default_factory=list, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def keep(self) -> Self:
-        """Encode every row once, into a temporary file: decoding and encoding take ten times as long as reading floats."""
-        kept = EncodedFile(len(self.names), self.store.scratch)
-        for low in range(0, len(self), BLOCK_ROWS):
-            kept.append(self.rows(low, min(low + BLOCK_ROWS, len(self))))
-        self._kept.append(kept)
-        self.store.forget()
-        return self
-
-    def in_memory(self) -> Matrix:
-        """The same rows as an array."""
-        values = np.empty((len(self), len(self.names)), np.float32)
-        for low in range(0, len(self), BLOCK_ROWS):
-            values[low : low + BLOCK_ROWS] = self.rows(low, min(low + BLOCK_ROWS, len(self)))
-        return Matrix(values, self.names, self.categorical, self.max_bin)
-
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
-        """The chosen rows, in memory; row numbers must ascend."""
-        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        parts = [self.values]
-        for low in range(0, len(self), BLOCK_ROWS):
-            first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
-            if last > first:
-                parts.append(self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low])
-        return Matrix(np.concatenate(parts), self.names, self.categorical, self.max_bin)
-
-    def rows(self, low: int, high: int) -> FloatMatrix:
-        """Rows low..high-1 as an array."""
-        if self._kept:
-            return self._kept[0].rows(low, high)
-        encoded = self.encoder.transform(self.store.read(low, high), self.fold[low:high])
-        return np.ascontiguousarray(encoded.to_numpy(dtype=np.float32))
-
-    def _source(self) -> FloatMatrix | lgb.Sequence:
-        return _Blocks(self)
-
-
-class EncodedFile:
+class EncodedFile(EncodedRows):
     """Encoded rows in a file without a name, which ends with the process whatever becomes of it."""
 
     def __init__(self, columns: int, folder: Path | None) -> None:
         self._columns = columns
+        self._count = 0
         self._folder = folder
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed, and so removed, with its owner
+
+    def __len__(self) -> int:
+        return self._count
 
     def append(self, rows: FloatMatrix) -> None:
         """Add rows (n, columns) at the end. Raises TransientError when the disk is full."""
@@ -146,11 +73,103 @@ class EncodedFile:
             raise TransientError(
                 f"{self._folder or gettempdir()}: no room for the window's encoded rows ({error}); make room and run again"
             ) from error
+        self._count += len(rows)
 
     def rows(self, low: int, high: int) -> FloatMatrix:
-        """Rows low..high-1."""
         self._file.seek(4 * self._columns * low)
         return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
+
+
+class EncodedOnDemand(EncodedRows):
+    """Rows of a store, encoded whenever they are asked for, which takes ten times as long as reading floats from a file."""
+
+    def __init__(self, store: RowStore, encoder: CrossFitter, fold: NDArray[np.integer[Any]]) -> None:
+        self._store, self._encoder, self._fold = store, encoder, fold
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        encoded = self._encoder.transform(self._store.read(low, high), self._fold[low:high])
+        return np.ascontiguousarray(encoded.to_numpy(dtype=np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Encoded rows (n, m) float32 with NaN for gaps, ``names`` (m,), ``categorical`` column numbers of codes.
+
+    ``encoded``: the rows themselves, or where they come from. Whichever it is, the bins are the same.
+    """
+
+    encoded: FloatMatrix | EncodedRows
+    names: tuple[str, ...]
+    categorical: tuple[int, ...]
+    max_bin: int = 255
+    _cache: dict[str, lgb.Dataset] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def blocks(self) -> Iterator[FloatMatrix]:
+        """The rows in order, BLOCK_ROWS at a time."""
+        for low in range(0, len(self), BLOCK_ROWS):
+            yield self.rows(low, min(low + BLOCK_ROWS, len(self)))
+
+    @property
+    def values(self) -> FloatMatrix:
+        """All rows as an array; made anew each time if they are not in memory."""
+        if not isinstance(self.encoded, EncodedRows):
+            return self.encoded
+        values = np.empty((len(self), len(self.names)), np.float32)
+        for low, block in zip(range(0, len(self), BLOCK_ROWS), self.blocks(), strict=True):
+            values[low : low + BLOCK_ROWS] = block
+        return values
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        """Rows low..high-1 as an array."""
+        return self.encoded.rows(low, high) if isinstance(self.encoded, EncodedRows) else self.encoded[low:high]
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
+        """The chosen rows, in memory; row numbers must ascend."""
+        if not isinstance(self.encoded, EncodedRows):
+            return self._of(self.encoded[rows])
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        parts = [np.empty((0, len(self.names)), np.float32)]
+        for low in range(0, len(self), BLOCK_ROWS):
+            first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
+            if last > first:
+                parts.append(self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low])
+        return self._of(np.concatenate(parts))
+
+    def in_memory(self) -> Matrix:
+        """The same rows as an array."""
+        return self._of(self.values)
+
+    def put_away(self, folder: Path | None) -> Matrix:
+        """The same rows in a temporary file of ``folder``: out of memory except while they are asked for."""
+        kept = EncodedFile(len(self.names), folder)
+        for block in self.blocks():
+            kept.append(block)
+        return self._of(kept)
+
+    def _of(self, encoded: FloatMatrix | EncodedRows) -> Matrix:
+        return Matrix(encoded, self.names, self.categorical, self.max_bin)
+
+    def binned(self) -> lgb.Dataset:
+        """LightGBM's binned form, built once and shared by every booster that trains on these rows."""
+        if "base" not in self._cache:
+            # feature_pre_filter=False: boosters with different min_data_in_leaf share the bins.
+            params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0}
+            # Up to so many rows LightGBM looks at all of them to find bins, which costs a sequence more than an array.
+            source = _Blocks(self) if isinstance(self.encoded, EncodedRows) and len(self) > BIN_SAMPLE_ROWS else self.values
+            labels = np.zeros(len(self))
+            dataset = lgb.Dataset(source, label=labels, categorical_feature=list(self.categorical), params=params, free_raw_data=False)
+            dataset.construct()
+            dataset.data = None  # whatever is fitted reads the bins
+            self._cache["base"] = dataset
+            del source
+            release_memory()  # the sample of rows that bins are found on takes more than the bins of a million rows
+        return self._cache["base"]
 
 
 class _Blocks(lgb.Sequence):
@@ -164,10 +183,6 @@ class _Blocks(lgb.Sequence):
 
     def __len__(self) -> int:
         return len(self._matrix)
-
-    def forget(self) -> None:
-        """Give up the block that was asked for last."""
-        self._low, self._block = -1, np.empty((0, 0), np.float32)
 
     def __getitem__(self, index: int | slice | list[int]) -> NDArray[Any]:
         if isinstance(index, slice):
@@ -252,8 +267,7 @@ class Design:
     @cached_property
     def aux_train(self) -> Matrix:
         """The auxiliary rows of ``train``."""
-        whole = len(self.auxiliary) == len(self.data) and not isinstance(self.train, StoredMatrix)
-        return self.train if whole else self.train.take(self.auxiliary)
+        return self.train if len(self.auxiliary) == len(self.data) else self._laid(self.train.take(self.auxiliary))
 
     def fold(self, k: int) -> Split:
         """Fold ``k``: encoded without its held-out rows."""
@@ -278,7 +292,12 @@ class Design:
     def split(self, train_rows: Ints, held_rows: Ints) -> Split:
         """Any two disjoint sets of auxiliary rows, encoded without the held-out ones."""
         encoder, train = self._encode(self.aux.rows(train_rows))
-        return Split(train, train_rows, encode(encoder, self.aux.rows(held_rows).X, self.models.max_bin), held_rows)
+        return Split(train, train_rows, self._laid(encode(encoder, self.aux.rows(held_rows).X, self.models.max_bin)), held_rows)
+
+    def _laid(self, matrix: Matrix) -> Matrix:
+        """The matrix where this window's matrices are: in memory, or in files if the window itself is not in memory."""
+        X = self.data.X
+        return matrix.put_away(X.scratch) if isinstance(X, RowStore) else matrix.in_memory()
 
     def _encode(self, data: WindowData) -> tuple[WindowEncoder, Matrix]:
         encoder = WindowEncoder()
@@ -290,25 +309,25 @@ class Design:
         fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
         chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)
         encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
-        matrix = _stored(store, fitter, fold, self.models.max_bin)
-        return encoder, matrix.keep() if store is data.X else matrix.in_memory()
+        matrix = self._laid(_stored(store, fitter, fold, self.models.max_bin))
+        store.forget()
+        return encoder, matrix
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
         """Columns that vary, and of these the most telling ``models.max_features``; a pass over the rows for each question."""
         limit = self.models.max_features
-        lows = range(0, len(matrix), BLOCK_ROWS)
-        chosen = varying_columns(matrix.rows(low, min(low + BLOCK_ROWS, len(matrix))) for low in lows)
+        chosen = varying_columns(matrix.blocks())
         if limit is None or len(chosen) <= limit:
             return chosen
         every = max(1, len(matrix) // SELECTION_ROWS)
-        sampled = [matrix.rows(low, min(low + BLOCK_ROWS, len(matrix)))[-low % every :: every][:, chosen] for low in lows]
+        lows = range(0, len(matrix), BLOCK_ROWS)
+        sampled = [block[-low % every :: every][:, chosen] for low, block in zip(lows, matrix.blocks(), strict=True)]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
         return chosen[most_telling(np.concatenate(sampled), log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
 
 
-def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> StoredMatrix:
-    names, categorical = _columns(fitter.encoder)
-    return StoredMatrix(np.empty((0, len(names)), np.float32), names, categorical, max_bin, store=store, encoder=fitter, fold=fold)
+def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
+    return Matrix(EncodedOnDemand(store, fitter, fold), *_columns(fitter.encoder), max_bin)
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:
