@@ -227,7 +227,11 @@ class Tracker:
         return self._create(client, letter, letter.content["name"] or (f"window {window}" if stage == WINDOW_STAGE else stage), tags, stage)
 
     def _create(self, client: MlflowClient, letter: Letter, name: str, tags: dict[str, str], stage: str) -> str:
-        run = client.create_run(self._experiment(client), start_time=letter.began_ms, run_name=name, tags=tags)
+        experiment = self._experiment(client)
+        wanted = [f"tags.{key} = '{tags[key]}'" for key in ("window", "identity", "stage")]
+        # A process that was killed before it noted the run it had created left one behind; its start tells it from a namesake's.
+        found = client.search_runs([experiment], " and ".join([*wanted, f"attributes.start_time = {letter.began_ms}"]), max_results=1)
+        run = found[0] if found else client.create_run(experiment, start_time=letter.began_ms, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         self.outbox.remember_run(letter.window, letter.identity, self.server, stage, run_id)
         return run_id

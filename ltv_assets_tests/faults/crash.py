@@ -122,8 +122,7 @@ def prepare(root: Path) -> list[Story]:
         began = time.process_time() + os.times().children_user
         outcome = run(story.data, story.end, root, trace=True)
         assert outcome.code == 0, f"the undisturbed run {story.name} exited {outcome.code}:\n{outcome.output}"
-        drawn = (name for name in outcome.trace if not any(re.search(pattern, name) for pattern in NOT_DRAWN))
-        story.points = {name: number for number, name in enumerate(dict.fromkeys(drawn))}
+        story.points = {name: number for number, name in enumerate(dict.fromkeys(outcome.trace))}
         story.familiar = frozenset(map(kind_of, outcome.trace))
         story.seconds = time.process_time() + os.times().children_user - began
     return stories
@@ -290,13 +289,6 @@ def kind_of(point: str) -> str:
 
 _UNWATCHED = ("dagster", "mlartifacts", "mlflow.db")
 """Written by libraries through their own journals; times hit them, points do not."""
-
-
-NOT_DRAWN = {
-    r"^mlflow: note the run|/run\.json": "killed between creating a run in MLflow and noting its id, a run stays there that never ends; "
-    "the next `ltv run` makes another and nothing else is wrong",
-}
-"""Points at which nobody is killed on purpose: {pattern: why}."""
 
 
 def unlike(kinds: Iterable[str], before: Iterable[str]) -> list[str]:
@@ -548,8 +540,6 @@ class Report:
         yield from (f"  {kind}" for kind in sorted(self.clearing))
         yield f"kinds not hit: {len(kinds - hit)}"
         yield from (f"  {kind}" for kind in sorted(kinds - hit))
-        yield "left out on purpose:"
-        yield from (f"  {pattern}: {why}" for pattern, why in NOT_DRAWN.items())
         yield "out of reach of `ltv run`:"
         yield from (f"  {operation}: {why}" for operation, why in OUT_OF_REACH.items())
         yield f"mixed partitions: {len(self.problems['mixed'])}"

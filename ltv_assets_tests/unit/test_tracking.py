@@ -58,6 +58,33 @@ def test_closed_server_costs_little_and_loses_nothing(tmp_path: Path) -> None:
     assert {a.path for a in client.list_artifacts(nested.info.run_id, "pictures")} == {"pictures/p.png"}
 
 
+def test_run_that_was_created_and_not_noted_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between creating a run and noting its id: the next delivery resumes it, and another record's run stays its own."""
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for stage in (WINDOW_STAGE, "stacker"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Outbox, "remember_run", killed)
+            tracker(tmp_path).log(record(stage, finished=stage == WINDOW_STAGE))
+        assert tracker(tmp_path).push(WINDOW).complete
+    assert tracker(tmp_path).log(record("stacker", "two")).complete
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    found = sorted((run.data.tags["identity"], run.data.tags["stage"], run.info.status) for run in runs)
+    assert found == [
+        ("one", "stacker", "FINISHED"),
+        ("one", WINDOW_STAGE, "FINISHED"),
+        ("two", "stacker", "FINISHED"),
+        ("two", WINDOW_STAGE, "RUNNING"),
+    ]
+
+
 @contextmanager
 def silent_server() -> Iterator[str]:
     """Accepts every connection and never answers."""
