@@ -237,9 +237,8 @@ class SearchedWindow:
 
     def fit(self, models: ModelsConfig) -> WindowModels:
         """The evaluated model of the window under other settings."""
-        context = replace(self.context, models=models)
         # What is searched changes neither encodings nor folds, so every trial reads the same ones.
-        context.__dict__["design"] = self.context.design
+        context = self.context.with_settings(models)
         classifier = self._once("classifier", models.buyer_classifier, lambda: buyer_classifier(context, histos_plan(context)))
         gating = self._once("gating", models.buyer_classifier, lambda: buyer_gating(context, classifier))
         head = (models.buyer_classifier, models.revenue_head)

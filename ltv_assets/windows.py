@@ -6,9 +6,7 @@ arrays to the core. Nothing is computed here that a figure depends on.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -209,28 +207,16 @@ def as_window(rows: Rows) -> WindowData:
     return prepare_window(rows.X, rows.revenue, rows.day, hashes=np.concatenate(hashes) if hashes else None)
 
 
-_LAST_CONTEXT: dict[str, WindowContext] = {}
+_LAST_CONTEXT: dict[tuple[Path, str], WindowContext] = {}
 
 
 def window_context(project: Project, key: str) -> WindowContext:
     """Context of a window's training rows; the last one is kept, so the stages of one process encode it once."""
-    identity = window_identity(project, key)
+    identity = (project.warehouse.root, project.lineage().window_identity(key))
     if identity not in _LAST_CONTEXT:
         _LAST_CONTEXT.clear()
         _LAST_CONTEXT[identity] = WindowRows(project, key).context()
     return _LAST_CONTEXT[identity]
-
-
-def window_identity(project: Project, key: str) -> str:
-    """Hash of the days and the configuration a window's models are made from."""
-    lineage = project.lineage()
-    days = {k: v for k, v in lineage.inputs("histos_train", key).items() if k != "champion"}
-    parts = {
-        "days": days,
-        "root": str(project.warehouse.root),
-        "config": [lineage.config_hash(a, key) for a in ("histos_train", "stacker")],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # -------------------------------------------------------------------------------------------------------------- plans

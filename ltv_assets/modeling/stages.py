@@ -64,6 +64,12 @@ class WindowContext:
         """Give up the memory of encoded rows and folds; they are made again when they are asked for."""
         self.__dict__.pop("design", None)
 
+    def with_settings(self, models: ModelsConfig) -> WindowContext:
+        """The same rows, encoded once for both, under settings that change neither encodings nor folds."""
+        other = replace(self, models=models)
+        other.__dict__["design"] = self.design
+        return other
+
     @property
     def trainer(self) -> Trainer:
         """Seed and threads of every booster."""
