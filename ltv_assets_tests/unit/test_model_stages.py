@@ -9,6 +9,7 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import ElasticNet
 
@@ -17,7 +18,7 @@ from ltv_assets.errors import DataError
 from ltv_assets.modeling import linear
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.components import COMPONENTS
-from ltv_assets.modeling.design import Design, encode
+from ltv_assets.modeling.design import Design, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
 from ltv_assets.modeling.linear import LinearModels, ShapedRows, Shaper, _Sums
@@ -26,7 +27,7 @@ from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.selection import most_telling, varying_columns
 from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
-from ltv_assets.modeling.trees import narrowed, sigmoid
+from ltv_assets.modeling.trees import Trainer, booster_params, narrowed, sigmoid
 from ltv_assets.modeling.window import JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
 
@@ -521,6 +522,31 @@ class TestStoredRows:
         assert there.to_files() == here.to_files()
         pd.testing.assert_frame_equal(there.score(Shelf(data.X)), here.score(data.X.reset_index(drop=True)), check_exact=True)
         np.testing.assert_array_equal(there.reference_ltv(Shelf(data.X)), here.reference_ltv(data.X))
+
+    def test_rows_are_read_for_their_bins_only_once_and_part_of_them_trains_the_same_trees(self) -> None:
+        """LightGBM would ask for a subset's raw values, float64 and all at once, and keep them."""
+        read: list[int] = []
+
+        class Counted(EncodedRows):
+            def __len__(self) -> int:
+                return len(values)
+
+            def rows(self, low: int, high: int) -> NDArray[np.float32]:
+                read.append(high - low)
+                return values[low:high]
+
+        generator = np.random.default_rng(3)
+        values = generator.normal(size=(4000, 3)).astype(np.float32)
+        label = values[:, 0] + generator.normal(size=4000)
+        part = np.flatnonzero(values[:, 1] > 0)
+        away, trainer = Matrix(Counted(), ("a", "b", "c"), ()), Trainer(0, 1)
+        params = booster_params(SMALL.revenue_head, "regression")
+        trained = [trainer.train(away, label[part], params, 5, rows=part).text for _ in range(2)]
+        assert sum(read) == len(values)
+        here = Matrix(values, ("a", "b", "c"), ())
+        assert trained == [trainer.train(here, label[part], params, 5, rows=part).text] * 2
+        everything = np.arange(len(values))
+        assert trainer.train(away, label, params, 5, rows=everything).text == trainer.train(here, label, params, 5).text
 
     def test_rows_are_taken_and_joined_by_their_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ltv_assets.modeling.window.BLOCK_ROWS", 64)
