@@ -191,7 +191,7 @@ def _watched(command: list[str], environment: dict[str, str]) -> tuple[int, str,
         steps[step] = (before[0] + time.perf_counter() - began, max(before[1], memory[0]), max(before[2], memory[1]))
         memory[:] = 0.0, 0.0
 
-    with peak_memory() as memory, subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as process:
+    with peak_memory(own=False) as memory, subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)

@@ -100,10 +100,10 @@ def timed_scan(files: list[RawFile], threads: int) -> float:
 
 
 @contextmanager
-def peak_memory(interval: float = 0.02) -> Iterator[list[float]]:
+def peak_memory(interval: float = 0.02, *, own: bool = True) -> Iterator[list[float]]:
     """Sample resident memory; yields the peaks in bytes, of this process and its children together and of the largest of them.
 
-    Setting an item to zero starts its peak anew.
+    Setting an item to zero starts its peak anew. ``own=False``: without this process.
     """
     process = psutil.Process()
     peak = [0.0, 0.0]
@@ -111,7 +111,7 @@ def peak_memory(interval: float = 0.02) -> Iterator[list[float]]:
 
     def sample() -> None:
         while not stop.is_set():
-            resident = [float(process.memory_info().rss)]
+            resident = [float(process.memory_info().rss) if own else 0.0]
             for child in process.children(recursive=True):
                 try:
                     resident.append(child.memory_info().rss)

@@ -76,7 +76,7 @@ class EncodedFile(EncodedRows):
         self._count += len(rows)
 
     def rows(self, low: int, high: int) -> FloatMatrix:
-        self._file.seek(4 * self._columns * low)
+        self._file.seek(4 * self._columns * int(low))  # LightGBM asks with 32-bit numbers, and this leaves them at 2 GB
         return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import lightgbm as lgb
 import numpy as np
@@ -18,7 +19,7 @@ from ltv_assets.errors import DataError
 from ltv_assets.modeling import linear
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.components import COMPONENTS
-from ltv_assets.modeling.design import Design, EncodedRows, Matrix, encode
+from ltv_assets.modeling.design import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
 from ltv_assets.modeling.linear import LinearModels, ShapedRows, Shaper, _Sums
@@ -547,6 +548,15 @@ class TestStoredRows:
         assert trained == [trainer.train(here, label[part], params, 5, rows=part).text] * 2
         everything = np.arange(len(values))
         assert trainer.train(away, label, params, 5, rows=everything).text == trainer.train(here, label, params, 5).text
+
+    def test_encoded_rows_beyond_two_gigabytes_are_found_by_32_bit_numbers(self, tmp_path: Path) -> None:
+        """LightGBM asks for its sample in int32; 4 bytes x columns x row then overflows."""
+        columns, row = 10_000, 60_000
+        kept = EncodedFile(columns, tmp_path)
+        kept._file.truncate(4 * columns * row)  # a hole: two gigabytes that need no disk
+        kept._file.seek(0, 2)
+        kept.append(np.full((1, columns), 7, np.float32))
+        assert (kept.rows(np.int32(row), np.int32(row + 1)) == 7).all()
 
     def test_rows_are_taken_and_joined_by_their_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ltv_assets.modeling.window.BLOCK_ROWS", 64)
