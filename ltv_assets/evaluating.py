@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -56,13 +57,14 @@ class Holdout:
 
     def scores_table(self) -> pa.Table:
         """Scored holdout rows, from which a later window is compared with this one."""
-        frame = self.scores.assign(row_id=self.rows.row_id.to_numpy(), revenue_d7=self.rows.revenue.iloc[:, 0].to_numpy())
-        return pa.Table.from_pandas(frame.reset_index(drop=True), preserve_index=False)
+        table = pa.Table.from_pandas(self.scores, preserve_index=False).append_column("row_id", self.rows.row_id)
+        return table.append_column("revenue_d7", pa.array(self.rows.revenue.iloc[:, 0].to_numpy()))
 
 
 def evaluate_window(project: Project, key: str) -> Holdout:
     """Score the holdout day of a window with the model trained before it, and measure it."""
     window = window_context(project, key)
+    window.forget_encodings()  # of the window only its labels and bundles are needed any more
     models = read_evaluated(project, key)
     rows = WindowRows(project, key).holdout_rows()
     seen = window.data.X.get(COLD_START_COLUMN)
@@ -104,8 +106,12 @@ def oracle_scores(project: Project, rows: Rows) -> NDArray[np.float64] | None:
     path = project.config.data.root / "truth" / "train.parquet"
     if not path.is_file() or "oracle_log" not in pq.read_schema(path).names:
         return None
-    table = pq.read_table(path, columns=["row_id", "oracle_log"]).to_pandas().set_index("row_id")["oracle_log"]
-    found = table.reindex(rows.row_id.to_numpy()).to_numpy(dtype=np.float64)
+    found = np.full(len(rows.row_id), np.nan)
+    wanted = rows.row_id.combine_chunks()
+    for batch in pq.ParquetFile(path).iter_batches(columns=["row_id", "oracle_log"]):
+        place = pc.index_in(batch["row_id"], value_set=wanted)
+        known = place.is_valid()
+        found[place.filter(known).to_numpy()] = batch["oracle_log"].filter(known).to_numpy()
     return None if np.isnan(found).any() else found
 
 

@@ -136,7 +136,7 @@ class StoredRows(RowStore):
         return file.read_row_group(group, columns=self._features)
 
     def select(self, columns: Sequence[str]) -> pd.DataFrame:
-        tables = [pq.read_table(path, columns=list(columns)) for path in self._paths]
+        tables = [file.read(columns=list(columns)) for file in self._files]
         return pa.concat_tables(tables).unify_dictionaries().to_pandas()
 
 

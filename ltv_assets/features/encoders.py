@@ -14,8 +14,9 @@ Three properties hold by construction and are tested:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self, TypeAlias, cast
 
 import numpy as np
@@ -504,10 +505,13 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         """
         self._check_parameters()
         targets = self._settle(self._frame(template, reset=True), y, len(fold))
-        frame = select([*self.categorical_features_, *self._spends])
-        spends = {c: frame[c].to_numpy(dtype=np.float32, na_value=np.nan) for c in self._spends}
-        spends = {c: np.where(np.isinf(values), np.float32(np.nan), values) for c, values in spends.items()}
-        _, encodings, ranks = self._learn(frame, spends, targets, fold)
+
+        def spend(column: str) -> NDArray[np.float32]:
+            values = select([column])[column].to_numpy(dtype=np.float32, na_value=np.nan)
+            return np.where(np.isinf(values), np.float32(np.nan), values)
+
+        used = {*self._groups, *(c for pair in self._pairs.values() for c in pair)}
+        _, encodings, ranks = self._learn(lambda c: select([c])[c], spend, targets, fold, keep=used)
         return CrossFitter(self, encodings, ranks)
 
     def _settle(self, frame: pd.DataFrame, y: Targets, n: int) -> dict[str, Floats]:
@@ -530,25 +534,37 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         frame = self._frame(X, reset=True)
         targets = self._settle(frame, y, len(frame))
         numeric = self._numeric(frame)
-        spends = {c: self._spend(numeric, c) for c in self._spends}
-        levels, encodings, ranks = self._learn(frame, spends, targets, fold)
+        every = self.categorical_features_
+        levels, encodings, ranks = self._learn(frame.__getitem__, partial(self._spend, numeric), targets, fold, keep=every)
         return _Prepared(frame.index, numeric, levels, encodings, ranks)
 
     def _learn(
-        self, frame: pd.DataFrame, spends: Mapping[str, NDArray[np.float32]], targets: Mapping[str, Floats], fold: Ints | None
+        self,
+        column: Callable[[str], pd.Series],
+        spend: Callable[[str], NDArray[np.float32]],
+        targets: Mapping[str, Floats],
+        fold: Ints | None,
+        *,
+        keep: Collection[str],
     ) -> tuple[dict[str, Ints], dict[str, _Encoding], list[dict[str, _Ranks]]]:
-        """Levels of the rows, encodings and ranks without each fold in turn; what the whole window says is kept."""
+        """Levels of the rows, encodings and ranks without each fold in turn; what the whole window says is kept.
+
+        ``column``, ``spend``: give a column of every row, asked for one after the other. ``keep``: columns whose levels are
+        returned, at least those of pairs and groups.
+        """
         self._maps: dict[str, _CategoryMap] = {}
         levels: dict[str, Ints] = {}
-        for c in self.categorical_features_:
-            codes, texts = _factorize(frame[c])
-            self._maps[c] = _CategoryMap.fit(codes, texts, self.min_count)
-            levels[c] = self._maps[c].levels(codes, texts)
+        single: dict[str, _Encoding] = {}
         folds = 0 if fold is None else int(fold.max()) + 1
-
-        encodings: dict[str, _Encoding] = {}
-        for column in self._needed:
-            encodings[column] = _encode_column(levels[column], self._maps[column].size, targets, fold, folds, self.smoothing)
+        for c in self.categorical_features_:
+            codes, texts = _factorize(column(c))
+            self._maps[c] = _CategoryMap.fit(codes, texts, self.min_count)
+            found = self._maps[c].levels(codes, texts)
+            if c in self._needed:
+                single[c] = _encode_column(found, self._maps[c].size, targets, fold, folds, self.smoothing)
+            if c in keep:
+                levels[c] = found
+        encodings = {c: single[c] for c in self._needed}
         self._pair_keys: dict[str, Ints] = {}
         for name, (first, second) in self._pairs.items():
             keys, counts = np.unique(self._pair_key(levels, first, second), return_counts=True)
@@ -556,7 +572,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             slots = self._pair_slots(name, levels)
             encodings[name] = self._encode_pair(name, slots, targets, fold, folds, encodings)
         self._encodings = {name: e.last() for name, e in encodings.items()}
-        ranks = self._fit_ranks(spends, levels, fold)
+        ranks = self._fit_ranks(spend, levels, fold)
         self._ranks = ranks[-1]
         return levels, encodings, ranks
 
@@ -580,17 +596,18 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         return _Encoding(means, log_count, {})
 
     def _fit_ranks(
-        self, spends: Mapping[str, NDArray[np.float32]], levels: Mapping[str, Ints], fold: Ints | None
+        self, spend: Callable[[str], NDArray[np.float32]], levels: Mapping[str, Ints], fold: Ints | None
     ) -> list[dict[str, _Ranks]]:
         """Ranks without each fold in turn, then without none; each spend column is sorted once for all of them."""
         leave_out = [None] if fold is None else [*range(int(fold.max()) + 1), None]
         ranks: list[dict[str, _Ranks]] = [{} for _ in leave_out]
-        for spend, values in spends.items():
+        for name in self._spends:
+            values = spend(name)
             by_value = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN sorts last
             for out, left in zip(ranks, leave_out, strict=True):
                 rows = by_value if left is None or fold is None else by_value[fold[by_value] != left]
                 for group in self._groups:
-                    out[_rank_name(spend, group)] = _Ranks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
+                    out[_rank_name(name, group)] = _Ranks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
         return ranks
 
     def restrict_to(self, names: Sequence[str]) -> Self:

@@ -307,10 +307,12 @@ class Design:
         store = data.X if isinstance(data.X, RowStore) else FrameRows(data.X)
         fold = fold_ids(len(data), period)
         fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
+        release_memory()
         chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)
         encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
         matrix = self._laid(_stored(store, fitter, fold, self.models.max_bin))
         store.forget()
+        release_memory()
         return encoder, matrix
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
@@ -319,7 +321,7 @@ class Design:
         chosen = varying_columns(matrix.blocks())
         if limit is None or len(chosen) <= limit:
             return chosen
-        every = max(1, len(matrix) // SELECTION_ROWS)
+        every = -(-len(matrix) // SELECTION_ROWS)
         lows = range(0, len(matrix), BLOCK_ROWS)
         sampled = [block[-low % every :: every][:, chosen] for low, block in zip(lows, matrix.blocks(), strict=True)]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()

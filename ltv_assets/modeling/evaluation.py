@@ -196,7 +196,8 @@ def _segment_text(value: object) -> str:
 
 def cold_start(values: ArrayLike, seen: ArrayLike) -> NDArray[np.bool_]:
     """True where a value (bundle, user) did not occur in training: a segment column for cold starts."""
-    return ~pd.Series(np.asarray(values, dtype=object)).isin(pd.unique(pd.Series(np.asarray(seen, dtype=object)))).to_numpy()
+    known = np.asarray(pd.Series(seen).unique(), dtype=object)
+    return ~pd.Series(values).isin(known).to_numpy()
 
 
 def _segments(segments: pd.DataFrame, min_rows: int, max_segments: int) -> Iterator[tuple[str, NDArray[np.int64]]]:

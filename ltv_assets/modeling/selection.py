@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ltv_assets.modeling.window import Floats, Ints
 
 SELECTION_ROWS = 100_000
-"""Gains and correlations are taken from about this many evenly spaced rows."""
+"""Gains and correlations are taken from at most about this many evenly spaced rows."""
 SELECTION_TREES = 60
 
 
@@ -50,7 +50,7 @@ def most_telling(
     """
     if values.shape[1] <= count:
         return np.arange(values.shape[1])
-    every = max(1, len(values) // SELECTION_ROWS)
+    every = -(-len(values) // SELECTION_ROWS)
     x, y = values[::every], log_revenue[::every]
     trees, lines = _gains(x, y, categorical, seed, threads), _correlations(x, (y > 0).astype(np.float64), categorical)
     return np.sort(np.argsort(np.minimum(_places(trees), _places(lines)), kind="stable")[:count])

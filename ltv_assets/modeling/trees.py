@@ -258,11 +258,10 @@ class Trainer:
         self, matrix: Matrix, label: Floats, weight: NDArray[Any] | None, start: Floats | float | None, rows: NDArray[np.int64] | None
     ) -> lgb.Dataset:
         dataset = matrix.binned()
-        if rows is None or len(rows) == len(matrix):
-            # A subset of all rows would be a second copy of the bins; what the last booster left must go instead.
-            dataset.set_field("weight", None)
-            dataset.set_field("init_score", None)
-        else:
+        # What the last booster left; a subset would inherit it.
+        dataset.set_field("weight", None)
+        dataset.set_field("init_score", None)
+        if rows is not None and len(rows) < len(matrix):  # a subset of all rows would be a second copy of the bins
             dataset = dataset.subset(cast(list[int], rows))
             dataset.free_raw_data = True  # otherwise LightGBM asks for the subset's values, in float64
             dataset.construct()

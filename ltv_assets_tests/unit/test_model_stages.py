@@ -546,6 +546,10 @@ class TestStoredRows:
         assert sum(read) == len(values)
         here = Matrix(values, ("a", "b", "c"), ())
         assert trained == [trainer.train(here, label[part], params, 5, rows=part).text] * 2
+        # Weights and starts of the booster before belong to that booster.
+        for matrix in (away, here):
+            trainer.train(matrix, label, params, 2, weight=np.full(len(values), 0.1), start=np.full(len(values), 9.0))
+            assert trainer.train(matrix, label[part], params, 5, rows=part).text == trained[0]
         everything = np.arange(len(values))
         assert trainer.train(away, label, params, 5, rows=everything).text == trainer.train(here, label, params, 5).text
 
