@@ -322,10 +322,11 @@ class Design:
         if limit is None or len(chosen) <= limit:
             return chosen
         every = -(-len(matrix) // SELECTION_ROWS)
-        lows = range(0, len(matrix), BLOCK_ROWS)
-        sampled = [block[-low % every :: every][:, chosen] for low, block in zip(lows, matrix.blocks(), strict=True)]
+        sampled = np.empty((-(-len(matrix) // every), len(chosen)), np.float32)
+        for low, block in zip(range(0, len(matrix), BLOCK_ROWS), matrix.blocks(), strict=True):
+            sampled[-(-low // every) : -(-(low + len(block)) // every)] = block[-low % every :: every][:, chosen]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
-        return chosen[most_telling(np.concatenate(sampled), log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
+        return chosen[most_telling(sampled, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
 
 
 def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
