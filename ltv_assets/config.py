@@ -383,8 +383,8 @@ class ComputeConfig(Section):
         return max(1, min(self.threads, int((self.max_memory_gb - 0.6) / 0.4)))
 
     def columns_in_memory(self, rows: int) -> int:
-        """Encoded columns whose bins of so many rows take an eighth of the budget; one takes about half a byte a row."""
-        return max(10, int(self.max_memory_gb * 1e9 / 8 / (0.5 * rows)))
+        """Encoded columns whose bins of so many rows take a fifth of the budget; one of the telling ones takes about 0.8 bytes a row."""
+        return max(10, int(self.max_memory_gb * 1e9 / 5 / (0.8 * rows)))
 
     def rows_in_memory(self, features: int) -> int:
         """Rows of a window that may be in memory together with all copies a fit makes of them: six of float32, in half the budget."""

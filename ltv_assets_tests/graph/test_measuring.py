@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ltv_assets.config import PROJECT_ROOT
 from ltv_assets.errors import DataError
 from ltv_assets.measuring import bench
 from ltv_assets.project import Project
@@ -38,3 +39,17 @@ def test_a_stage_is_measured_against_its_baseline(data: Path, stage: str) -> Non
 def test_data_without_labelled_days_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected train/"):
         bench("train", Project.open(), tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_measured_step_by_step(data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LTV_CONFIG", str(PROJECT_ROOT / "config" / "config_test.yaml"))
+    figures = {name: float(value) for name, value in bench("run", Project.open(), data, 2).items() if name != "baseline"}
+    assert figures["rows"] == pytest.approx(ROWS / 3 * 4, rel=0.05)
+    assert sum(figures[f"{step}_seconds"] for step in ("start", "flatten", "train", "score", "submit")) == pytest.approx(
+        figures["seconds"], rel=0.05
+    )
+    assert figures["peak_rss_mb"] == max(value for name, value in figures.items() if name.endswith("_peak_rss_mb"))
+    assert 100 < figures["largest_process_mb"] <= figures["peak_rss_mb"]
+    assert 0 < figures["lake_share"] == pytest.approx(figures["lake_bytes"] / figures["raw_bytes"], abs=0.001)
+    assert "train_window" in capfd.readouterr().err
