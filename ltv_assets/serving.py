@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltv_assets.modeling.scoring import WindowModels
-from ltv_assets.modeling.stages import refit
+from ltv_assets.modeling.stages import fit_window
 from ltv_assets.project import Project
-from ltv_assets.windows import WindowRows, as_window, read_evaluated, window_context, write_figures
+from ltv_assets.windows import read_evaluated, served_context, write_figures
 
 STAGE_ORDER = ("classifier", "gating", "regressor", "stacker")
 
@@ -17,7 +17,7 @@ def refit_window(project: Project, key: str) -> WindowModels:
     evaluated = read_evaluated(project, key)
     if not project.config.models.refit:
         return evaluated
-    return refit(evaluated, window_context(project, key), as_window(WindowRows(project, key).holdout_rows()))
+    return fit_window(served_context(project, key), evaluated)
 
 
 def write_served(folder: Path, key: str, models: WindowModels) -> dict[str, int | None]:

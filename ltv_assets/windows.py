@@ -219,6 +219,13 @@ def window_context(project: Project, key: str) -> WindowContext:
     return _LAST_CONTEXT[identity]
 
 
+def served_context(project: Project, key: str) -> WindowContext:
+    """Context of a window's training rows and its holdout day, for the last fit of the window: it takes the place of the one kept."""
+    together = window_context(project, key).with_rows(as_window(WindowRows(project, key).holdout_rows()))
+    _LAST_CONTEXT.clear()
+    return together
+
+
 # -------------------------------------------------------------------------------------------------------------- plans
 
 

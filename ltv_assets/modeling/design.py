@@ -252,6 +252,7 @@ class Design:
 
     @cached_property
     def _encoded(self) -> tuple[WindowEncoder, Matrix]:
+        _ = self.aux  # taken while there are no bins yet: it needs room for itself twice
         return self._encode(self.data)
 
     @property

@@ -70,6 +70,10 @@ class WindowContext:
         other.__dict__["design"] = self.design
         return other
 
+    def with_rows(self, more: WindowData) -> WindowContext:
+        """The window with more rows, under the same settings."""
+        return replace(self, data=concat_windows(self.data, more))
+
     @property
     def trainer(self) -> Trainer:
         """Seed and threads of every booster."""
@@ -169,5 +173,4 @@ def refit(evaluated: WindowModels, context: WindowContext, holdout: WindowData) 
     measure the evaluated model, whose figures stay those of the window.
     """
     context.forget_encodings()  # those of the window and of its refit together are more than either stage needs
-    together = concat_windows(context.data, holdout)
-    return fit_window(replace(context, data=together), evaluated)
+    return fit_window(context.with_rows(holdout), evaluated)
