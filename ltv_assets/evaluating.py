@@ -28,6 +28,8 @@ from ltv_assets.windows import Rows, WindowRows, read_evaluated, window_context
 SCORES_FILE = "holdout_scores.parquet"
 SEGMENT_COLUMNS = ("country", "advertiser_category", "dev_os")
 COLD_START_COLUMN = "advertiser_bundle"
+TRUTH_ROWS = 2_000_000
+"""Rows of a simulation's truth that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def oracle_scores(project: Project, rows: Rows) -> NDArray[np.float64] | None:
         return None
     found = np.full(len(rows.row_id), np.nan)
     wanted = rows.row_id.combine_chunks()
-    for batch in pq.ParquetFile(path).iter_batches(columns=["row_id", "oracle_log"]):
+    for batch in pq.ParquetFile(path).iter_batches(TRUTH_ROWS, columns=["row_id", "oracle_log"]):  # each has the wanted ids hashed anew
         place = pc.index_in(batch["row_id"], value_set=wanted)
         known = place.is_valid()
         found[place.filter(known).to_numpy()] = batch["oracle_log"].filter(known).to_numpy()
