@@ -317,15 +317,22 @@ class Design:
         return encoder, matrix
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
-        """Columns that vary, and of these the most telling ``models.max_features``; a pass over the rows for each question."""
+        """Columns that vary, and of these the most telling ``models.max_features``, from one pass over the rows."""
         limit = self.models.max_features
-        chosen = varying_columns(matrix.blocks())
+        every = -(-len(matrix) // SELECTION_ROWS)
+        count = 0 if limit is None or len(matrix.names) <= limit else -(-len(matrix) // every)
+        sampled = np.empty((count, len(matrix.names)), np.float32)
+
+        def blocks() -> Iterator[FloatMatrix]:
+            for low, block in zip(range(0, len(matrix), BLOCK_ROWS), matrix.blocks(), strict=True):
+                if count:
+                    sampled[-(-low // every) : -(-(low + len(block)) // every)] = block[-low % every :: every]
+                yield block
+
+        chosen = varying_columns(blocks())
         if limit is None or len(chosen) <= limit:
             return chosen
-        every = -(-len(matrix) // SELECTION_ROWS)
-        sampled = np.empty((-(-len(matrix) // every), len(chosen)), np.float32)
-        for low, block in zip(range(0, len(matrix), BLOCK_ROWS), matrix.blocks(), strict=True):
-            sampled[-(-low // every) : -(-(low + len(block)) // every)] = block[-low % every :: every][:, chosen]
+        sampled = sampled[:, chosen]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
         return chosen[most_telling(sampled, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
 
