@@ -62,15 +62,16 @@ class Rows:
     hour: NDArray[Any]
 
 
-def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str]) -> Rows:
+def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str], *, beside: int = 0) -> Rows:
     """Read the flattened files of some days, in order of day, file and row.
 
     Labels of a horizon that is not yet mature for a day are NaN, whatever the file says. Features of more rows than
-    ``compute.max_memory_gb`` has room for stay in the files and are read block by block.
+    ``compute.max_memory_gb`` has room for stay in the files and are read block by block; ``beside``: other rows that are
+    in memory with them.
     """
     paths_in_order = [path for _, paths in sorted(files.items()) for path in paths]
-    rows = sum(pq.read_metadata(path).num_rows for path in paths_in_order)
-    stored = StoredRows(paths_in_order, features) if rows > config.compute.rows_in_memory(len(features)) else None
+    large = count_rows(files) + beside > config.compute.rows_in_memory(len(features)) // 2  # the other half is for the folds
+    stored = StoredRows(paths_in_order, features) if large else None
     tables, days = [], []
     columns = ["row_id", "datetime", *REVENUE_LABELS, *(() if stored else features)]
     for day, paths in sorted(files.items()):
@@ -97,6 +98,11 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
         day_of_row,
         hour_names[hours.indices.to_numpy()],
     )
+
+
+def count_rows(files: Mapping[str, Sequence[Path]]) -> int:
+    """Rows of the flattened files of some days."""
+    return sum(pq.read_metadata(path).num_rows for paths in files.values() for path in paths)
 
 
 class StoredRows(RowStore):
@@ -169,19 +175,22 @@ class WindowRows:
     def training_rows(self) -> Rows:
         """Rows of the training days. Raises StaleError if a day's labels are not mature."""
         require_mature(self.project.config, self.training_days)
-        return read_rows(self.project.config, flattened_files(self.project, self.training_days), self.features)
+        own, other = self._files(self.training_days), self._files([self.window])
+        return read_rows(self.project.config, own, self.features, beside=count_rows(other))
 
     def holdout_rows(self) -> Rows:
         """Rows of the holdout day. Raises StaleError if its labels are not mature."""
         require_mature(self.project.config, [self.window])
-        return read_rows(self.project.config, flattened_files(self.project, [self.window]), self.features)
+        own, other = self._files([self.window]), self._files(self.training_days)
+        return read_rows(self.project.config, own, self.features, beside=count_rows(other))
+
+    def _files(self, days: Sequence[date]) -> dict[str, tuple[Path, ...]]:
+        return flattened_files(self.project, days)
 
     def context(self) -> WindowContext:
         """The training rows, ready for the stages."""
         config = self.project.config
-        days = flattened_files(self.project, [*self.training_days, self.window])
-        rows = sum(pq.read_metadata(path).num_rows for paths in days.values() for path in paths)
-        models = affordable(config, len(self.features), rows)
+        models = affordable(config, len(self.features), count_rows(self._files([*self.training_days, self.window])))
         data, threads = as_window(self.training_rows()), config.compute.threads
         return WindowContext(data, models, config.sampling, config.seed, threads, remote_fit(config))
 
