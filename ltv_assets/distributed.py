@@ -392,6 +392,8 @@ def fit_part(
     """
     import lightgbm as lgb
 
+    from ltv_assets.modeling.design import bin_params
+
     # LightGBM tells of every port it opens on standard output, before it has read how much it is to say.
     lgb.register_logger(logging.getLogger("lightgbm"))
     categorical, max_bin = columns
@@ -402,7 +404,7 @@ def fit_part(
         weight=None if weight[0] is None else np.concatenate(weight),
         init_score=None if start[0] is None else np.concatenate(start),
         categorical_feature=list(categorical),
-        params={"max_bin": max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0},
+        params=bin_params(max_bin),
     )
     network: dict[str, Any] = {}
     if len(machines) > 1:

@@ -37,8 +37,16 @@ ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
 AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
 """Separate these draws from those of the sampling plans under the same seed."""
-BIN_SAMPLE_ROWS = 200_000
-"""LightGBM finds bins on so many rows (its ``bin_construct_sample_cnt``)."""
+BIN_SAMPLE_ROWS = BLOCK_ROWS
+"""LightGBM finds bins on so many rows, and holds them twice as float64: its own 200,000 took more memory than any fit."""
+
+
+def bin_params(max_bin: int) -> dict[str, Any]:
+    """LightGBM's parameters for finding bins, the same here and on a cluster.
+
+    ``feature_pre_filter`` is off: boosters with different ``min_data_in_leaf`` share the bins.
+    """
+    return {"max_bin": max_bin, "bin_construct_sample_cnt": BIN_SAMPLE_ROWS, "feature_pre_filter": False, "verbose": -1, "seed": 0}
 
 
 class EncodedRows(ABC):
@@ -158,12 +166,12 @@ class Matrix:
     def binned(self) -> lgb.Dataset:
         """LightGBM's binned form, built once and shared by every booster that trains on these rows."""
         if "base" not in self._cache:
-            # feature_pre_filter=False: boosters with different min_data_in_leaf share the bins.
-            params = {"max_bin": self.max_bin, "feature_pre_filter": False, "verbose": -1, "seed": 0}
             # Up to so many rows LightGBM looks at all of them to find bins, which costs a sequence more than an array.
             source = _Blocks(self) if isinstance(self.encoded, EncodedRows) and len(self) > BIN_SAMPLE_ROWS else self.values
             labels = np.zeros(len(self))
-            dataset = lgb.Dataset(source, label=labels, categorical_feature=list(self.categorical), params=params, free_raw_data=False)
+            dataset = lgb.Dataset(
+                source, label=labels, categorical_feature=list(self.categorical), params=bin_params(self.max_bin), free_raw_data=False
+            )
             dataset.construct()
             dataset.data = None  # whatever is fitted reads the bins
             self._cache["base"] = dataset
