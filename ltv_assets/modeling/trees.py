@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.config import BoosterConfig
 from ltv_assets.errors import ModelFileError
-from ltv_assets.modeling.design import FloatMatrix, Matrix
+from ltv_assets.modeling.design import FloatMatrix, Matrix, bin_params
 from ltv_assets.modeling.serialization import Files, from_json, seal_text, to_json, unseal_text
 from ltv_assets.modeling.window import Floats
 
@@ -146,14 +146,11 @@ def booster_params(config: BoosterConfig, objective: str, **extra: Any) -> Param
 
 def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
     """What makes LightGBM repeat itself bit for bit on one machine."""
-    return {
+    return bin_params(max_bin) | {
         "deterministic": True,
         "force_col_wise": True,  # by rows LightGBM would hold the bins twice
         "num_threads": threads,
         "seed": seed,
-        "max_bin": max_bin,
-        "feature_pre_filter": False,
-        "verbose": -1,
         "metric": "None",
     }
 
