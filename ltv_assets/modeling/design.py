@@ -179,6 +179,11 @@ class Matrix:
             release_memory()  # the sample of rows that bins are found on takes more than the bins of a million rows
         return self._cache["base"]
 
+    def forget_bins(self) -> None:
+        """Give up the memory of the binned form; it is built again when it is asked for."""
+        self._cache.clear()
+        release_memory()
+
 
 class _Blocks(lgb.Sequence):
     """LightGBM's view of a matrix: it samples single rows in ascending order, then takes all of them in batches."""

@@ -16,7 +16,8 @@ from ltv_assets.errors import TransientError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names
-from ltv_assets.modeling.design import EncodedFile
+from ltv_assets.modeling.design import EncodedFile, Matrix
+from ltv_assets.modeling.trees import Trainer
 from ltv_assets.modeling.window import RowStore
 from ltv_assets.windows import affordable, read_rows
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows, write_hour
@@ -98,3 +99,17 @@ def test_encoded_rows_come_back_from_the_file_and_a_full_disk_is_named(tmp_path:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, previous)
+
+
+def test_bins_that_were_given_up_are_found_again() -> None:
+    values = np.random.default_rng(5).standard_normal((400, 3)).astype(np.float32)
+    matrix, trainer = Matrix(values, ("a", "b", "c"), ()), Trainer(seed=1, threads=1)
+
+    def trees() -> str:
+        return trainer.train(matrix, values[:, 1].astype(np.float64), {"objective": "regression"}, 5).text
+
+    first, bins = trees(), matrix.binned()
+    assert matrix.binned() is bins
+    matrix.forget_bins()
+    assert trees() == first
+    assert matrix.binned() is not bins
