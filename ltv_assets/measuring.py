@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ltv_assets.errors import DataError, PermanentError
-from ltv_assets.features.bench import bench_flatten, find_days, peak_memory, scan, timed_scan
+from ltv_assets.features.bench import find_days, peak_memory, scan, timed_scan
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.schema import feature_names
 from ltv_assets.modeling.reference import fit_reference
@@ -44,13 +44,11 @@ MODEL_ROWS = 40_000
 
 
 def bench(what: str, project: Project, data: Path, threads: int) -> Figures:
-    """Measure ``flatten``, ``train``, ``score`` or ``run`` on a data root with ``train/`` (and ``test/``).
+    """Measure ``train``, ``score`` or ``run`` on a data root with ``train/`` (and ``test/``).
 
     Returns rows, seconds, rows_per_second, peak_rss_mb (this process and its children, while it is measured), bytes on
     disk, the baseline's name and speed, and ratio = the speed by the baseline's. Raises DataError without labelled days.
     """
-    if what == "flatten":
-        return dict(bench_flatten(data, registry=project.registry, threads=threads))
     if what == "run":
         return _bench_run(data, threads)
     with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:

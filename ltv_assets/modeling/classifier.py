@@ -96,6 +96,7 @@ def fit_buyer_classifier(
     if rounds is None:
         rounds, curves = _choose_rounds(design, aux_weight, models, params, trainer)
     model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer, served=True)
+    design.served_are_fitted()
     odds = design.out_of_fold(lambda split: _held_out_odds(split, design.aux.payer, aux_weight, params, rounds, trainer))
     level = _growth_of_level(design, odds, aux_weight, params, rounds, trainer)
     shift -= float(np.log(level))

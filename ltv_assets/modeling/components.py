@@ -55,7 +55,7 @@ class BaseLearners:
 
         Boosters that are not ``wanted`` are left out, their scores are 0: a stacker that gives them no weight need not wait.
         """
-        two_part, direct = self.linear.scores(matrix.values)
+        two_part, direct = self.linear.scores(matrix)
         forest, boosting, additive = np.zeros((3, len(matrix)))
         if "forest" in wanted:
             forest = self.forest.predict(matrix.values)
@@ -92,7 +92,7 @@ def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer)
     split, log_revenue = design.stopping, design.aux.log_d7
     own, later = log_revenue[split.train_rows], log_revenue[split.held_rows]
     penalties, linear = choose_penalties(split.train, own, split.held, later, models.linear)
-    start, later_start = (linear.scores(m.values)[0] for m in (split.train, split.held))
+    start, later_start = (linear.scores(m)[0] for m in (split.train, split.held))
 
     def rounds(objective: str, link: Callable[[Floats], Floats], inverse: Callable[[Floats], Floats]) -> int:
         if not own.any():
@@ -123,7 +123,7 @@ def fit_base(
     """
     linear = linear or fit_linear(matrix, log_revenue, models.linear, settings.penalties)
     forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
-    start = linear.scores(matrix.values)[0]
+    start = linear.scores(matrix)[0]
     # LightGBM refuses a Poisson fit without any positive label, as in a fold without payers.
     objective, rounds = ("poisson", settings.boosting_rounds) if log_revenue.any() else ("regression", 1)
     boosting = trainer.train(matrix, log_revenue, booster_params(models.boosting, objective), rounds, start=_log(start))

@@ -142,12 +142,12 @@ class Matrix:
         if not isinstance(self.encoded, EncodedRows):
             return self._of(self.encoded[rows])
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        parts = [np.empty((0, len(self.names)), np.float32)]
+        taken = np.empty((len(rows), len(self.names)), np.float32)
         for low in range(0, len(self), BLOCK_ROWS):
             first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
             if last > first:
-                parts.append(self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low])
-        return self._of(np.concatenate(parts))
+                taken[first:last] = self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low]
+        return self._of(taken)
 
     def in_memory(self) -> Matrix:
         """The same rows as an array."""
@@ -277,6 +277,11 @@ class Design:
     def train(self) -> Matrix:
         """All rows, cross-fitted encodings."""
         return self._encoded[1]
+
+    def served_are_fitted(self) -> None:
+        """Give up the bins of all rows: with those of the folds they are more than a stage needs at once, where folds have a sample."""
+        if len(self.auxiliary) < len(self.data):
+            self.train.forget_bins()
 
     @cached_property
     def aux_train(self) -> Matrix:

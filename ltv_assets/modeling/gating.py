@@ -194,6 +194,7 @@ def _fit_whales(
         rounds, _ = trainer.choose_rounds(split.train, own, params, models.whale_classifier, split.held, metrics, start=start)
     oof = design.out_of_fold(lambda split: _held_out_whales(split, aux_label, params, rounds, trainer))
     model = trainer.train(design.train, label, params, rounds, start=log_odds(float(label.mean())), served=True)
+    design.served_are_fitted()
     return model, oof, rounds
 
 

@@ -63,17 +63,20 @@ class Shaper:
     @classmethod
     def fit(cls, matrix: Matrix, config: LinearConfig) -> Shaper:
         """Learn the shapes from training rows; constant and all-missing columns are dropped."""
-        values = matrix.values
-        codes = set(matrix.categorical)
-        numeric = np.array([j for j in range(values.shape[1]) if j not in codes], dtype=np.int64)
-        every = max(1, len(values) // SHAPE_ROWS)  # shapes need no more rows, and strides keep all periods in
-        x = values[::every, numeric].astype(np.float64)
+        numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
+        every = max(1, len(matrix) // SHAPE_ROWS)  # shapes need no more rows, and strides keep all periods in
+        sampled, codes, seen = [], [], 0
+        for block in matrix.blocks():
+            sampled.append(block[-seen % every :: every, numeric].astype(np.float64))
+            codes.append(block[:, list(matrix.categorical)])
+            seen += len(block)
+        x, columns = np.concatenate(sampled), np.concatenate(codes).T
         log = np.abs(_skewness(x)) > SKEWED
         x[:, log] = signed_log(x[:, log])
         center, scale = _moments(x)
         usable = (scale > 1e-9) & np.isfinite(scale)
         gaps = _distinct_gaps(~np.isnan(x), numeric)
-        one_hot = tuple(pair for j in matrix.categorical for pair in _frequent(values[:, j], j, config))
+        one_hot = tuple(pair for j, column in zip(matrix.categorical, columns, strict=True) for pair in _frequent(column, j, config))
         return cls(
             numeric[usable],
             log[usable],
@@ -142,29 +145,29 @@ class Shaper:
 
 @dataclass(frozen=True, eq=False)
 class ShapedRows:
-    """Encoded rows, shaped block by block: all of them shaped take several times the memory of the encoded ones."""
+    """Encoded rows, read and shaped block by block: all of them shaped take several times the memory of the encoded ones."""
 
     shaper: Shaper
-    values: FloatMatrix
+    matrix: Matrix
 
     def blocks(self) -> Iterator[tuple[slice, FloatMatrix]]:
         """(which rows, those rows shaped), in order."""
-        for low in range(0, len(self.values), BLOCK_ROWS):
-            where = slice(low, min(low + BLOCK_ROWS, len(self.values)))
-            yield where, self.shaper.transform(self.values[where])
+        for low in range(0, len(self.matrix), BLOCK_ROWS):
+            where = slice(low, min(low + BLOCK_ROWS, len(self.matrix)))
+            yield where, self.shaper.transform(self.matrix.rows(where.start, where.stop))
 
     def columns(self, chosen: NDArray[np.int64]) -> FloatMatrix:
         """Some shaped columns of all rows, (n, chosen) float32; ``chosen`` must ascend."""
         kept = np.zeros(self.shaper.width, dtype=bool)
         kept[chosen] = True
-        out = np.empty((len(self.values), len(chosen)), dtype=np.float32)
-        for where, shaped in ShapedRows(self.shaper.only(kept), self.values).blocks():
+        out = np.empty((len(self.matrix), len(chosen)), dtype=np.float32)
+        for where, shaped in ShapedRows(self.shaper.only(kept), self.matrix).blocks():
             out[where] = shaped
         return out
 
     def lines(self, coefficients: Sequence[Floats]) -> Floats:
         """Values (n, k) of k linear functions; ``coefficients`` (width + 1,) each, the last one the intercept."""
-        out = np.empty((len(self.values), len(coefficients)))
+        out = np.empty((len(self.matrix), len(coefficients)))
         for where, shaped in self.blocks():
             for i, w in enumerate(coefficients):
                 out[where, i] = row_dot(shaped, w[:-1].astype(np.float32)) + w[-1]
@@ -227,15 +230,15 @@ class LinearModels:
         kept[-1] = True
         return self.shaper.only(kept[:-1]), coefficients[:, kept]
 
-    def parts(self, values: FloatMatrix) -> tuple[Floats, Floats, Floats]:
+    def parts(self, matrix: Matrix) -> tuple[Floats, Floats, Floats]:
         """(log-odds of paying, log1p revenue if paying, direct log1p score), each (n,)."""
         shaper, coefficients = self._in_use
-        odds, payers, direct = ShapedRows(shaper, values).lines(list(coefficients)).T
+        odds, payers, direct = ShapedRows(shaper, matrix).lines(list(coefficients)).T
         return odds, np.clip(payers, *self.log_range), np.clip(direct, 0.0, None)
 
-    def scores(self, values: FloatMatrix) -> tuple[Floats, Floats]:
+    def scores(self, matrix: Matrix) -> tuple[Floats, Floats]:
         """(two-part score ``p x log revenue``, direct score), each (n,)."""
-        odds, payers, direct = self.parts(values)
+        odds, payers, direct = self.parts(matrix)
         return sigmoid(odds) * payers, direct
 
     def to_dict(self) -> dict[str, Any]:
@@ -271,7 +274,7 @@ ALPHAS_DIRECT = (0.03, 0.01, 0.003, 0.001)
 
 def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalties: Penalties) -> LinearModels:
     """Fit the three models with given penalties."""
-    rows = ShapedRows(Shaper.fit(matrix, config), matrix.values)
+    rows = ShapedRows(Shaper.fit(matrix, config), matrix)
     payer = log_revenue > 0
     sums, paid = _Sums.of(rows, log_revenue)
     chosen = sums.screened()
@@ -292,7 +295,7 @@ def choose_penalties(
     In turn: that of payers' amounts, of the two-part score with those amounts, and of the direct score.
     """
     shaper = Shaper.fit(matrix, config)
-    rows, later_rows = ShapedRows(shaper, matrix.values), ShapedRows(shaper, later.values)
+    rows, later_rows = ShapedRows(shaper, matrix), ShapedRows(shaper, later)
     payer, later_payer = log_revenue > 0, later_log > 0
     log_range = _payer_range(log_revenue)
     sums, paid = _Sums.of(rows, log_revenue)

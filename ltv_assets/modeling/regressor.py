@@ -202,11 +202,12 @@ def fit_revenue_regressor(
     head = train_head(design.train, design.data.log_d7, weight, served=True)
     mu = np.clip(design.out_of_fold(held_out), *log_range)
     reference = fit_reference(design, trainer, rounds["reference"])
+    increments = _fit_increments(design, models.increments, trainer, rounds, curves, reuse=evaluated is not None)
+    design.served_are_fitted()
     oof: Arrays = {
         "log_revenue_if_buyer": mu,
         "reference_score": np.clip(reference_out_of_fold(design, trainer, rounds["reference"]), 0.0, None),
     }
-    increments = _fit_increments(design, models.increments, trainer, rounds, curves, reuse=evaluated is not None)
     for j, horizon in enumerate(HORIZONS[1:], start=1):
         oof[f"increment_{horizon}"] = _increment_out_of_fold(design, j, horizon, models.increments, trainer, rounds)
     cap_usd, tail_factor = revenue_cap(d7, models.cap_quantile)

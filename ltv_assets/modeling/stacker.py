@@ -281,8 +281,6 @@ def fit_stacker(
         gate = _gate(design, score, signals, gating)
         empty = Stacker("component", "two_part", None, None, None, (), None, 0, log_max, gate, {}, window, {"score": score})
         return _sealed(empty, digests)
-    if design.aux_train is not design.train:
-        design.train.forget_bins()  # nothing below is fitted on every row
     last_linear = None
     if evaluated and evaluated.settings:
         settings = evaluated.settings

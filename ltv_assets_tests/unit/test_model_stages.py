@@ -329,7 +329,7 @@ class TestLinear:
         linear = model.models_.stacker.base.linear
         matrix = Design(prepare_window(train.X, train.revenue, train.period), SMALL, 0).train
         again = LinearModels.from_dict(linear.to_dict())
-        for a, b in zip(linear.scores(matrix.values), again.scores(matrix.values), strict=True):
+        for a, b in zip(linear.scores(matrix), again.scores(matrix), strict=True):
             assert (a == b).all()
 
     def test_sums_in_blocks_give_the_elastic_nets_and_the_screening_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ class TestLinear:
         X = np.clip(rng.normal(size=(3000, 12)) + rng.normal(size=12), -4, 4).astype(np.float32)
         y = np.where(rng.random(3000) < 0.4, 0.0, np.maximum(X @ np.linspace(-1, 1, 12) + rng.normal(0, 1, 3000) + 5.0, 0.1))
         as_they_are = Shaper(np.arange(12), np.zeros(12, bool), np.zeros(12, np.float32), np.ones(12, np.float32), np.arange(0), ())
-        rows = ShapedRows(as_they_are, X)
+        rows = ShapedRows(as_they_are, Matrix(X, tuple(map(str, range(12))), ()))
         for sums, chosen in zip(_Sums.of(rows, y), (np.ones(3000, bool), y > 0), strict=True):
             for w, alpha in zip(sums.elastic_nets((0.1, 0.01), 0.5), (0.1, 0.01), strict=True):
                 model = ElasticNet(alpha=alpha * y[chosen].std(), l1_ratio=0.5, tol=1e-8, max_iter=10_000)
@@ -478,10 +478,10 @@ class TestScoringFast:
 
     def test_linear_inputs_without_coefficient_are_left_out(self) -> None:
         linear, rows = fitted()[0].models_.stacker.base.linear, fitted()[2]
-        values = encode(fitted()[0].models_.classifier.encoder, rows.X).values
-        shaped = linear.shaper.transform(values).astype(np.float64)
+        matrix = encode(fitted()[0].models_.classifier.encoder, rows.X)
+        shaped = linear.shaper.transform(matrix.values).astype(np.float64)
         assert linear._in_use[0].width < linear.shaper.width
-        np.testing.assert_allclose(linear.parts(values)[0], shaped @ linear.odds[:-1] + linear.odds[-1], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(linear.parts(matrix)[0], shaped @ linear.odds[:-1] + linear.odds[-1], rtol=1e-4, atol=1e-4)
 
 
 class Shelf(RowStore):
