@@ -22,10 +22,13 @@ window and reuses their tree counts: that is how the served model is refitted wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ltv_assets.config import ModelsConfig, SamplingConfig
 from ltv_assets.modeling.classifier import BuyerClassifier, fit_buyer_classifier
@@ -39,6 +42,9 @@ from ltv_assets.modeling.window import WindowData, concat_windows
 from ltv_assets.sampling.hhistus import HhistusPlan, plan_hhistus
 from ltv_assets.sampling.histogram import TargetHistogram
 from ltv_assets.sampling.histos import HistosPlan, plan_histos
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,21 @@ class WindowContext:
         return TargetHistogram.from_revenue(self.data.d7, self.sampling.n_bins)
 
 
+def repeatable(stage: Callable[Concatenate[WindowContext, P], T]) -> Callable[Concatenate[WindowContext, P], T]:
+    """The stage with ``context.threads`` threads for linear algebra, whatever the environment says.
+
+    How BLAS divides a product decides in which order it is summed, and the last digit of a sum can decide which model wins.
+    Dask, for one, leaves OPENBLAS_NUM_THREADS=1 to whatever is started after its workers.
+    """
+
+    @wraps(stage)
+    def limited(context: WindowContext, *args: P.args, **kwargs: P.kwargs) -> T:
+        with threadpool_limits(context.threads, user_api="blas"):
+            return stage(context, *args, **kwargs)
+
+    return limited
+
+
 def histos_plan(context: WindowContext) -> HistosPlan | None:
     """HistOS multiplicities in row order, each period planned on its own; None when the configuration says so."""
     sampling, data = context.sampling, context.data
@@ -126,18 +147,21 @@ def hhistus_plan(context: WindowContext) -> HhistusPlan | None:
     return HhistusPlan(bins, keep, weight)
 
 
+@repeatable
 def buyer_classifier(context: WindowContext, plan: HistosPlan | None, evaluated: WindowModels | None = None) -> BuyerClassifier:
     """Who buys."""
     rounds = evaluated.classifier.rounds if evaluated else None
     return fit_buyer_classifier(context.design, plan.multiplicity if plan else None, context.models, context.trainer, rounds)
 
 
+@repeatable
 def buyer_gating(context: WindowContext, classifier: BuyerClassifier, evaluated: WindowModels | None = None) -> BuyerGating:
     """What may be said at most, who is a likely whale, which share is to be zero."""
     rounds = evaluated.gating.rounds if evaluated and evaluated.gating.rounds else None
     return fit_buyer_gating(context.design, classifier, context.models, context.sampling.whale_quantile, context.trainer, rounds)
 
 
+@repeatable
 def revenue_regressor(
     context: WindowContext, plan: HhistusPlan | None, gating: BuyerGating, evaluated: WindowModels | None = None
 ) -> RevenueRegressor:
@@ -145,6 +169,7 @@ def revenue_regressor(
     return fit_revenue_regressor(context.design, plan, gating, context.models, context.trainer, evaluated.regressor if evaluated else None)
 
 
+@repeatable
 def final_stacker(
     context: WindowContext,
     classifier: BuyerClassifier,

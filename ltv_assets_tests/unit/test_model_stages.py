@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import ElasticNet
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ltv_assets.config import CalibrationConfig, GatingConfig, SamplingConfig
 from ltv_assets.errors import DataError
@@ -27,7 +28,7 @@ from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue,
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.selection import most_telling, varying_columns
 from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
-from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit
+from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit, repeatable
 from ltv_assets.modeling.trees import Trainer, booster_params, narrowed, sigmoid
 from ltv_assets.modeling.window import JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
@@ -504,6 +505,29 @@ class Shelf(RowStore):
 
     def select(self, columns: Sequence[str]) -> pd.DataFrame:
         return self.frame[list(columns)].copy()
+
+
+class TestRepeatable:
+    def test_threads_of_the_environment_change_nothing(self) -> None:
+        """A library that leaves OPENBLAS_NUM_THREADS=1 behind once made another component win the stacker."""
+        data, made = world(2000, 4), []
+        noise = np.random.default_rng(5).normal(size=(2000, 120)).astype(np.float32)  # products of few columns are never divided
+        wide = replace(data, X=data.X.join(pd.DataFrame(noise, columns=[f"n{i}" for i in range(120)])))
+        for threads in (1, 2):
+            with threadpool_limits(threads, user_api="blas"):
+                made.append(fit_window(_context(wide)).to_files())
+        assert made[0] == made[1]
+
+    def test_threads_of_the_configuration_are_those_of_linear_algebra(self) -> None:
+        seen: list[int] = []
+
+        @repeatable
+        def stage(context: WindowContext) -> None:
+            seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+        for threads in (1, 2):
+            stage(replace(_context(world()), threads=threads))
+        assert set(seen[: len(seen) // 2]) == {1} and set(seen[len(seen) // 2 :]) == {2}
 
 
 class TestStoredRows:
