@@ -350,7 +350,10 @@ class ComputeConfig(Section):
         pattern=r"^(tcp|tls)://[^\s/]+:[0-9]+$",
         description="Dask scheduler to join, such as tcp://10.0.0.5:8786; null = start `threads` worker processes on this machine",
     )
-    threads: PositiveInt = Field(2, description="threads of DuckDB, LightGBM and linear algebra, whatever OMP_NUM_THREADS says; part of the determinism promise")
+    threads: PositiveInt = Field(
+        2,
+        description="threads of DuckDB, LightGBM and linear algebra, whatever OMP_NUM_THREADS says; part of the determinism promise",
+    )
     max_memory_gb: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
         4.0,
         description="memory one process should stay below, in GB: windows that do not fit are read block by block and their auxiliary "

@@ -394,8 +394,6 @@ def fit_part(
 
     from ltv_assets.modeling.design import bin_params
 
-    # LightGBM tells of every port it opens on standard output, before it has read how much it is to say.
-    lgb.register_logger(logging.getLogger("lightgbm"))
     categorical, max_bin = columns
     values, label, weight, start = (list(column) for column in zip(*parts, strict=True))
     dataset = lgb.Dataset(

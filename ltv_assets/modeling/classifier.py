@@ -102,11 +102,10 @@ def fit_buyer_classifier(
     shift -= float(np.log(level))
     calibrator, probability, details = _calibrate(design, odds, models.calibration)
     diagnostics = {**details, **_diagnostics(design.aux.payer, odds, probability), "rounds": float(rounds), "shift": shift, "level": level}
-    diagnostics["features"] = float(len(design.train.names))
     diagnostics |= {
         "training_rows": float(len(design.data)),
         "auxiliary_rows": float(len(design.auxiliary)),
-        "columns": float(len(design.train.names)),
+        "features": float(len(design.train.names)),
     }
     oof: Arrays = {"buyer_log_odds": odds, "buyer_probability": probability}
     return BuyerClassifier(design.encoder, model, shift, calibrator, rounds, oof, diagnostics, curves)

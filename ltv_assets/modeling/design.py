@@ -9,6 +9,7 @@ of held-out rows into the target encodings of the rows that train the fold's mod
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_
 from ltv_assets.modeling.window import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
 from ltv_assets.sampling.draws import hash_uniform
 from ltv_assets.storage.memory import release_memory
+
+# LightGBM tells of categories, and of every port it opens, on standard output, before it has read how much it is to say.
+lgb.register_logger(logging.getLogger("lightgbm"))
 
 FloatMatrix = NDArray[np.float32]
 

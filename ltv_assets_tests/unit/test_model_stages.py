@@ -577,6 +577,13 @@ class TestStoredRows:
         everything = np.arange(len(values))
         assert trainer.train(away, label, params, 5, rows=everything).text == trainer.train(here, label, params, 5).text
 
+    def test_nothing_is_printed_where_commands_print_their_json(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """LightGBM warns of many categories before it has read that it is to be quiet."""
+        kept = EncodedFile(2, tmp_path)
+        kept.append((np.arange(2 * 70_000, dtype=np.float32) % 600).reshape(-1, 2))
+        Matrix(kept, ("make", "model"), (0, 1)).binned()
+        assert capfd.readouterr().out == ""
+
     def test_encoded_rows_beyond_two_gigabytes_are_found_by_32_bit_numbers(self, tmp_path: Path) -> None:
         """LightGBM asks for its sample in int32; 4 bytes x columns x row then overflows."""
         columns, row = 10_000, 60_000
