@@ -109,6 +109,7 @@ def main() -> None:
             print(json.dumps(line), flush=True)
 
         say("raw files", raw)
+        say("flattened, as the lake writes it", (folder / "day.parquet").stat().st_size)
         for what, encoding in ENCODINGS.items():
             size, seconds = written(table, folder, **encoding)
             say(what, size, processor_seconds=round(seconds, 1))
