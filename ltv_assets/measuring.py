@@ -105,7 +105,9 @@ def _bench_train(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     def train() -> WindowContext:
         rows = read_rows(config, lake, features)
         models = affordable(config, len(features), len(rows.row_id))
-        context = WindowContext(as_window(rows), models, config.sampling, config.seed, threads)
+        data = as_window(rows)
+        del rows  # as in a run, identifiers stay no longer than it takes to hash them
+        context = WindowContext(data, models, config.sampling, config.seed, threads)
         fit_window(context)
         return context
 
