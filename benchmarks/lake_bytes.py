@@ -1,9 +1,9 @@
-"""What a flattened row takes on disk under different encodings, and what no encoding can go below: the tables of docs/scaling.md.
+"""What a flattened row takes on disk under different encodings, and under xz for comparison: the table of docs/scaling.md.
 
     python benchmarks/lake_bytes.py DATA [--hours 2]
 
 DATA is a data root with train/. Everything is measured on the same flattened hours, and given in bytes a row and as a share
-of the raw files. The bounds compress columns one beside the other with xz, which is far stronger than anything a column
+of the raw files. The comparison compresses each column with xz, which is stronger than what a column
 format uses: all features; and then only one statistic of each raw column, for as many raw columns as have any.
 """
 
@@ -65,7 +65,7 @@ def best_of_each(table: pa.Table, folder: Path) -> int:
 
 
 def packed(columns: Iterable[pa.ChunkedArray]) -> int:
-    """Bytes of columns after xz, each laid out by byte of its values, as numbers compress best."""
+    """Bytes of columns after xz, each as it is or laid out by byte of its values, whichever is smaller."""
     total = 0
     for column in columns:
         array = column.combine_chunks()
