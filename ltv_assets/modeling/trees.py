@@ -267,6 +267,7 @@ class Trainer:
             dataset.set_weight(weight)
         if start is not None:
             dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(label),)).copy())
+        dataset.label = dataset.weight = dataset.init_score = None  # LightGBM has its own; these copies are 16 bytes a row
         return dataset
 
 

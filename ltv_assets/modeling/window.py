@@ -121,7 +121,7 @@ class JoinedRows(RowStore):
             first, last = max(low, start) - start, min(high, end) - start
             if first < last:
                 found.append(part.read(first, last) if isinstance(part, RowStore) else part.iloc[first:last])
-        return _concat_many(found)
+        return found[0] if len(found) == 1 else _concat_many(found)
 
     def forget(self) -> None:
         for part in self._parts:
