@@ -4,7 +4,8 @@
 
 DATA is a data root with train/. Everything is measured on the same flattened hours, and given in bytes a row and as a share
 of the raw files. The comparison compresses each column with xz, which is stronger than what a column
-format uses: all features; and then only one statistic of each raw column, for as many raw columns as have any.
+format uses: all features; those that do not follow from other columns, as a mean follows from sum and number of keys; and
+then only one statistic of each raw column, for as many raw columns as have any.
 """
 
 from __future__ import annotations
@@ -91,6 +92,22 @@ def one_each(features: list[str]) -> list[str]:
     return sorted(found.values())
 
 
+FOLLOWS_FROM = {"mean": "sum", "own_share": "sum", "top1_share": "sum", "has_own": "own", "sin": "", "cos": "", "tier": ""}
+"""Statistics that others of their raw column determine, where this one of them is stored too."""
+
+
+def independent(features: list[str]) -> list[str]:
+    """Features that no other columns determine: without means, shares of a stored sum, interactions and indicators of gaps."""
+    stored = set(features)
+
+    def follows(name: str) -> bool:
+        raw, _, statistic = name.partition("__")
+        needed = FOLLOWS_FROM.get(statistic)
+        return raw not in BY_NAME or (needed is not None and (f"{raw}__{needed}" if needed else raw) in stored)
+
+    return [name for name in features if not follows(name)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -118,6 +135,8 @@ def main() -> None:
         identifiers = packed_text(table["row_id"])
         say("row_id, xz", identifiers)
         say("row_id and all features, xz", identifiers + packed(table[f] for f in features))
+        alone = independent(features)
+        say(f"row_id and {len(alone)} features that do not follow from others, xz", identifiers + packed(table[f] for f in alone))
         single = one_each(features)
         say(f"row_id and {len(single)} features, one of each raw column, xz", identifiers + packed(table[f] for f in single))
 
