@@ -132,7 +132,7 @@ class StoredRows(RowStore):
         # A block that does not begin with a row group shares one with its neighbour.
         self._decoded = {i: self._decoded[i] if i in self._decoded else self._decode(i) for i in wanted}
         table = pa.concat_tables(self._decoded.values()).slice(low - int(self._starts[first]), high - low)
-        return table.unify_dictionaries().to_pandas(split_blocks=True)
+        return table.unify_dictionaries().to_pandas()
 
     def forget(self) -> None:
         self._decoded = {}
