@@ -121,7 +121,7 @@ class JoinedRows(RowStore):
             first, last = max(low, start) - start, min(high, end) - start
             if first < last:
                 found.append(part.read(first, last) if isinstance(part, RowStore) else part.iloc[first:last])
-        return found[0] if len(found) == 1 else _concat_many(found)
+        return _concat_many(found)
 
     def forget(self) -> None:
         for part in self._parts:
@@ -292,6 +292,8 @@ def _joined(first: pd.DataFrame | RowStore, second: pd.DataFrame | RowStore) -> 
 
 def _concat_many(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Concatenate frames with the same columns, their category columns with all values of any."""
+    if len(frames) == 1:
+        return frames[0].reset_index(drop=True)
     columns = {}
     for name in frames[0].columns:
         parts = [frame[name] for frame in frames]
