@@ -12,6 +12,7 @@ files and, inside a file, their own.
 from __future__ import annotations
 
 import errno
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -643,16 +644,32 @@ class _Flat:
 def _read_columns(source: _Source, names: Sequence[str]) -> pa.Table:
     """The named columns of a source that it has, with a chunk for each row group that is read."""
     present = [name for name in names if name in source.types]
-    coded = [leaf for leaf in source.coded if leaf.split(".", 1)[0] in present]
     if not present:
         return pa.table({"": pa.nulls(source.rows)})
+    fixed = [name for name in present if "fixed_size_list" in str(source.types[name])]
+    present = [name for name in present if name not in fixed]
+    coded = [leaf for leaf in source.coded if leaf.split(".", 1)[0] in present]
     # Not memory-mapped: a mapped file that its owner cuts short while it is read ends the process.
     with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=coded) as parquet:
         if source.metadata.num_row_groups <= 1:
-            return parquet.read(columns=present, use_threads=False)
-        # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
-        groups = range(source.metadata.num_row_groups) if source.part is None else source.part
-        return pa.concat_tables([parquet.read_row_group(group, columns=present, use_threads=False) for group in groups])
+            table = parquet.read(columns=present, use_threads=False)
+        else:
+            # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
+            groups = range(source.metadata.num_row_groups) if source.part is None else source.part
+            table = pa.concat_tables([parquet.read_row_group(group, columns=present, use_threads=False) for group in groups])
+    return _with_fixed_lists(table, source, fixed) if fixed else table
+
+
+def _with_fixed_lists(table: pa.Table, source: _Source, names: Sequence[str]) -> pa.Table:
+    """Add columns with lists of fixed size, read by DuckDB: Arrow refuses those that have a NULL."""
+    # A bracket or an asterisk in a name must not be taken for a pattern.
+    path = re.sub(r"([*?\[])", r"[\1]", str(source.file.path))
+    columns = ", ".join(f'"{name}"' for name in names)
+    query = f"SELECT {columns} FROM read_parquet(?, hive_partitioning = false) WHERE file_row_number BETWEEN ? AND ?"
+    with closing(open_duckdb(threads=1, memory_limit="500MB")) as connection:
+        found = connection.sql(query, params=[path, source.first_row, source.first_row + source.rows - 1]).to_arrow_table()
+    lists = {name: found.column(name) for name in names}
+    return pa.table(lists) if not table.num_columns else pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **lists})
 
 
 class _Sink:
