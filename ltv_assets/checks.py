@@ -171,6 +171,18 @@ def no_label_among_features(project: Project, key: str) -> Outcome:
     return Outcome(True, f"{features} features, no label among them", {"features": features})
 
 
+def values_read(project: Project, key: str) -> Outcome:
+    """Every value that is there can be read: none becomes missing because of how it is written."""
+    lost = project.warehouse.require("flattened_features", key, "materialize it first").facts.get("lost_values", {})
+    rows = [{"column": name, "values": count, "first": first} for name, (count, first) in lost.items()]
+    figures = {"values_lost": sum(count for count, _ in lost.values()), "columns": len(lost)}
+    if not rows:
+        return Outcome(True, "every value that is there was read", figures)
+    worst = max(rows, key=lambda row: row["values"])
+    text = f"day {key}: {figures['values_lost']} values of {len(rows)} columns cannot be read and count as missing"
+    return Outcome(False, f"{text}; most: {worst['column']} ({worst['values']}), first {worst['first']}", figures, rows)
+
+
 def drift(project: Project, key: str) -> Outcome:
     """Population stability index of every feature against the newest earlier day."""
     from ltv_assets.assets.ingestion import shifted_features
@@ -494,6 +506,7 @@ CHECKS: tuple[CheckSpec, ...] = (
     CheckSpec("flattened_features", "rows_reconciled", flattened_rows_reconciled),
     CheckSpec("flattened_features", "row_ids_new", row_ids_new),
     CheckSpec("flattened_features", "no_label_among_features", no_label_among_features),
+    CheckSpec("flattened_features", "values_read", values_read),
     CheckSpec("flattened_features", "drift", drift),
     CheckSpec("flattened_features", "adversarial_drift", adversarial_drift),
     CheckSpec("buyer_classifier", "training_rows_reconciled", training_rows_reconciled),

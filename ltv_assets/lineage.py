@@ -27,7 +27,7 @@ State = Literal["fresh", "stale", "failed", "missing"]
 
 CODE_VERSIONS: dict[str, str] = {
     "raw_partitions": "1",
-    "flattened_features": "3",
+    "flattened_features": "4",
     "histos_train": "1",
     "hhistus_buyers": "1",
     "buyer_classifier": "4",

@@ -199,6 +199,8 @@ class FlattenedDay:
             "missing": {k: round(float(v), 6) for k, v in result.missing.items()},
             "future_timestamps": dict(result.future_timestamps),
             "nonfinite_values": dict(result.nonfinite_values),
+            "rounded_labels": dict(result.rounded_labels),
+            "lost_values": {name: [count, first.replace(f"{root}/", "")] for name, (count, first) in result.lost_values.items()},
             "warnings": [w.replace(f"{root}/", "") for w in result.warnings],
         }
 
@@ -232,6 +234,8 @@ def flatten_metadata(work: Publication, manifest: Manifest) -> dict[str, Any]:
         "rows_in": facts["rows_in"],
         "rows_quarantined": sum(facts["rows_quarantined"].values()),
         "future_timestamps": sum(facts["future_timestamps"].values()),
+        "values_lost": sum(count for count, _ in facts["lost_values"].values()),
+        "lost_values": markdown_table([{"column": c, "values": n, "first": first} for c, (n, first) in facts["lost_values"].items()]),
         "rows_set_aside": markdown_table([{"reason": r, "rows": n} for r, n in sorted(facts["rows_quarantined"].items())]),
         "missing_by_group": dg.MetadataValue.md(to_markdown_image(picture, "missing values by group")),
         **_drift_metadata(work.project, work.key),

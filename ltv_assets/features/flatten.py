@@ -624,7 +624,7 @@ class _Flat:
 
     def lose(self, name: str, findings: Findings, file: str) -> None:
         """Add the values of a column that are lost; ``file`` has the first of them."""
-        count, example = self.lost.get(name, (0, f"{findings.example!r} in {file}"))
+        count, example = self.lost.get(name, (0, f"'{findings.example}' in {file}"))
         self.lost[name] = count + findings.lost, example
 
     def note(self, name: str, findings: Findings, start: int) -> None:

@@ -260,6 +260,157 @@ def test_unusual_values_are_values(fault: Fault, world: World) -> None:
         assert [v for v in table.column("cpm__sum").to_pylist() if v is not None] == [2.0]
 
 
+# ------------------------------------------------------------------------------------------- values that conversion loses
+
+
+def written(column: str, value: Any, kind: pa.DataType | None = None) -> Callable[[World], None]:
+    """The column of hour 1 holds the value in its fifth row and nothing else."""
+
+    def inject(world: World) -> None:
+        values = pa.array([None] * 4 + [value] + [None] * (ROWS - 5), kind)
+        edit(world.file(1), lambda table: with_column(table, column, values))
+
+    return inject
+
+
+def lost(
+    case: str, column: str, kind: str, value: Any, physical: pa.DataType | None = None, *, example: str | None = None
+) -> Callable[[Any], Any]:
+    message = f"{column}: <count> values cannot be read as {kind}, taken as missing; first '{example or value}' in <file>"
+    return fault("values", case, answer="degrade", message=message, inject=written(column, value, physical), column=column)
+
+
+@lost("number with a currency sign", "release_msrp", "double", "$199.99")
+@lost("number with a decimal comma", "wifi_ratio", "double", "0,5")
+@lost("number that says it is not there", "avg_act_days", "double", "N.A.")
+@lost("number with a separator of thousands", "weeks_since_first_seen", "double", "1_000")
+@lost("empty text for a number", "weekend_ratio", "double", "")
+@lost("weekday by its name", "weekday", "int32", "Monday")
+@lost("hour as a time of day", "hour", "string", "07:00")
+@lost("date in the order of one country", "last_buy", "int64", "01/09/2025")
+@lost("date that is not in the calendar", "last_ins", "int64", "2025-02-30")
+@lost("map value with a decimal comma", "cpm", "map<string,double>", [("a", "1,5")], pa.map_(pa.string(), pa.string()), example="1,5")
+@lost("map as the text of a program", "ctr", "map<string,double>", "{'a': 1}")
+@lost("map as empty text", "cpm", "map<string,double>", "")
+@lost("map as JSON with entries named otherwise", "bcat", "map<string,double>", '[{"k": "a", "v": 1}]', example='{"k":"a","v":1}')
+@lost("map as JSON with a list of small objects", "bcat", "map<string,double>", '[{"app": 1.5}]', example='{"app":1.5}')
+@lost("map as JSON with true for a number", "cpm", "map<string,double>", '{"a": true}', example="true")
+@lost("map as JSON with an object for a number", "cpm", "map<string,double>", '{"a": {"b": 1}}', example='{"b":1}')
+@lost("map as JSON that is a number", "cpm", "map<string,double>", "5")
+@lost("list as JSON with an object in it", "bundles_ins", "list<string>", '["a", {"b": 1}]', example='{"b":1}')
+@lost("list as JSON that is an object", "new_bundles", "list<string>", '{"a": 1}')
+@lost(
+    "nested map as JSON with a number for the inner map", "user_actions_bundles_action_count", "map<string,map<string,int64>>", '{"a": 5}'
+)
+@lost("map entry without a key", "cpm", "map<string,double>", [{"key": None, "value": 2.5}], example="2.5")
+def test_value_that_is_there_and_cannot_be_read_is_counted_with_an_example(fault: Fault, world: World) -> None:
+    fault.inject(world)
+    findings = world.check()
+    assert findings.problems == []
+    told = fault.told(findings.warnings)
+    assert (told["count"], told["file"]) == ("1", f"train/datetime={DAY}-01-00/part-0.parquet")
+    table, result = world.flatten()
+    assert table.num_rows == 2 * ROWS
+    assert {name: count for name, (count, _) in result.lost_values.items()} == {fault.column: 1}
+
+
+def test_readable_data_lose_nothing(world: World) -> None:
+    assert world.flatten()[1].lost_values == {}
+    assert not any("cannot be read" in warning for warning in world.check().warnings)
+
+
+def test_lost_values_fail_a_warning_check_that_shows_them(world: World) -> None:
+    from ltv_assets.assets.ingestion import FlattenedDay
+    from ltv_assets.checks import values_read
+
+    written("wifi_ratio", "0,5")(world)
+    project = world.project
+    table, result = world.flatten()
+    day = FlattenedDay(project, DAY)
+    day.result = result
+    publish(project, DAY, table, day.facts())
+    outcome = values_read(project, DAY)
+    file = f"train/datetime={DAY}-01-00/part-0.parquet"
+    assert not outcome.passed
+    assert "wifi_ratio (1), first '0,5' in " + file in outcome.message
+    assert outcome.rows == [{"column": "wifi_ratio", "values": 1, "first": f"'0,5' in {file}"}]
+
+
+# ----------------------------------------------------------------------------------------------- moments and missing values
+
+
+@pytest.mark.parametrize(
+    ("text", "days_ago"),
+    [
+        ("2025-10-01T06:30:00+05:30", 0.0),
+        ("2025-09-30T20:00:00-05:00", 0.0),
+        ("2025-10-01T00:00:00Z", 1 / 24),
+        ("2025-10-01 00:00:00 UTC", 1 / 24),
+        ("2025-09-30", 1 + 1 / 24),
+        ("2025-10-01T00:00:00-07:00", None),
+    ],
+)
+def test_text_with_an_offset_is_an_instant(world: World, text: str, days_ago: float | None) -> None:
+    """In scalars, map values and JSON alike; what lies after the hour began is the future, however early its clock is."""
+    start = written("last_buy", text)
+    start(world)
+    written("last_buy_ts_bundle", [("a", text)], pa.map_(pa.string(), pa.string()))(world)
+    written("last_install_ts_bundle", f'{{"a": "{text}"}}')(world)
+    table, result = world.flatten()
+    for feature in ("last_buy__days_ago", "last_buy_ts_bundle__days_ago_min", "last_install_ts_bundle__days_ago_min"):
+        found = table.column(feature).to_pylist()[ROWS + 4]
+        assert found == (None if days_ago is None else pytest.approx(days_ago, abs=1e-6)), feature
+    assert result.lost_values == {}
+    assert ("last_buy" in result.future_timestamps) == (days_ago is None)
+
+
+@pytest.mark.parametrize("missing", [math.nan, math.inf, -math.inf, 1e39])
+def test_not_finite_is_missing_for_the_value_and_for_its_indicator(world: World, missing: float) -> None:
+    doubles = ("avg_act_days", "release_msrp", "weekend_ratio", "wifi_ratio", "weeks_since_first_seen", "avg_days_ins")
+
+    def put(value: float | None) -> pa.Table:
+        world.put(1, [{**row, **dict.fromkeys(doubles, value)} for row in rows_of(1)])
+        return world.flatten()[0]
+
+    assert put(missing).equals(put(None))
+    assert put(missing).column("missing__device_price").to_pylist()[ROWS:] == [1.0] * ROWS
+
+
+@pytest.mark.parametrize(
+    ("d7", "d14", "d28"),
+    [
+        (0.1 + 0.2, 0.3, 0.3),
+        (19.99, 19.989999771118164, 19.989999771118164),
+        (3.014, 3.01, 3.01),
+        (123456.78, 123456.7, 123456.7),
+        (5.0, 5.0, 5.0 - 1e-9),
+    ],
+)
+def test_horizons_that_differ_by_rounding_are_one_value(world: World, d7: float, d14: float, d28: float) -> None:
+    labels = {"buyer_d7": 1, "iap_revenue_d7": d7, "iap_revenue_d14": d14, "iap_revenue_d28": d28}
+    world.put(1, [{**row, **labels} for row in rows_of(1)])
+    table, result = world.flatten()
+    assert result.rows_quarantined == {}
+    assert sum(result.rounded_labels.values()) >= ROWS
+    last = table.slice(ROWS)
+    assert last.column("iap_revenue_d7").to_pylist() == [d7] * ROWS
+    assert last.column("iap_revenue_d14").to_pylist() == last.column("iap_revenue_d28").to_pylist() == [max(d7, d14)] * ROWS
+
+
+def test_revenue_below_zero_by_rounding_is_zero(world: World) -> None:
+    world.put(1, [{**row, "iap_revenue_d7": -2.8e-17} for row in rows_of(1)])
+    table, result = world.flatten()
+    assert (result.rows_quarantined, result.rounded_labels) == ({}, {"iap_revenue_d7": ROWS})
+    assert table.column("iap_revenue_d7").to_pylist() == [0.0] * (2 * ROWS)
+
+
+def test_longer_horizons_written_as_nan_are_not_known_yet(world: World) -> None:
+    world.put(1, [{**row, "iap_revenue_d14": math.nan, "iap_revenue_d28": math.nan} for row in rows_of(1)])
+    table, result = world.flatten()
+    assert result.rows_quarantined == {}
+    assert table.column("iap_revenue_d28").null_count == ROWS
+
+
 # --------------------------------------------------------------------------------------------------------------- bounds
 
 MAX_SECONDS = 20.0

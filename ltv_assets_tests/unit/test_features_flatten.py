@@ -178,7 +178,7 @@ def test_text_that_is_no_json_is_missing_and_counted(tmp_path: Path, registry: R
 
     table, result = flatten([rewritten(file, spoil)], registry, tmp_path / "day.parquet")
     assert table.column("cpm__sum").to_pylist() == [None, None, 2.0, None]
-    assert result.lost_values == {"cpm": (2, f"\"{{'a': 1}}\" in {file.path}")}
+    assert result.lost_values == {"cpm": (2, f"'{{'a': 1}}' in {file.path}")}
 
 
 def test_dictionary_and_large_strings_read_as_text(tmp_path: Path, registry: Registry) -> None:
