@@ -95,6 +95,23 @@ def canonical_type(column: Column) -> pa.DataType:
     }.get(kind_of(column), _NUMBERS)
 
 
+def described(column: Column) -> str:
+    """Return what the values of a column are, in words for a message."""
+    if column.role == "key":
+        return "text"
+    if column.is_label:
+        return "a number"
+    return {
+        "number": "a number",
+        "timestamp": "a moment",
+        "text": "text",
+        "list": "a list of texts",
+        "timestamp_map": "a map of moments",
+        "nested_counts": "a map of maps of numbers",
+        "nested_timestamps": "a map of maps of moments",
+    }.get(kind_of(column), "a map of numbers")
+
+
 @cache
 def reads(column: Column, kind: pa.DataType) -> bool:
     """Tell whether values of a physical type can be read as the column's logical type."""
@@ -323,11 +340,8 @@ class _Reading:
     def maps(self, array: pa.Array, convert: Callable[[pa.Array], pa.Array], *, nested: bool = False) -> pa.MapArray:
         """Maps from any map layout, list of key and value, or the JSON text of either; ``convert`` reads the values."""
         array = _plain(array)
-        if pa.types.is_dictionary(array.type) or _is_text(array.type):
-            valid, lengths, keys, items = self._json_map(array)
-            items = items if nested else self._json_texts(items)
-        else:
-            valid, lengths, keys, items = _map_parts(array)
+        as_json = pa.types.is_dictionary(array.type) or _is_text(array.type)
+        valid, lengths, keys, items = self._json_map(array) if as_json else _map_parts(array)
         words = self.texts(keys)
         nameless = ~_valid(words)
         if nameless.any():
@@ -336,7 +350,7 @@ class _Reading:
             named = pa.array(~nameless)
             lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[~nameless], minlength=len(lengths))
             words, items = words.filter(named), items.filter(named)
-        values = convert(items)
+        values = convert(self._json_texts(items) if as_json and not nested else items)
         if not nested:
             values = self._finite(values)
         return pa.MapArray.from_arrays(_offsets(lengths), words, values, mask=_mask(valid))

@@ -33,7 +33,7 @@ from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQ
 from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError, TransientError
 from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, shared_elements
-from ltv_assets.features.canonical import TEXT, Findings, Query, UnreadableTypeError, canonical_type, read_column, reads
+from ltv_assets.features.canonical import TEXT, Findings, Query, UnreadableTypeError, canonical_type, described, read_column, reads
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
 from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, own_keys, row_columns, row_sql
@@ -763,7 +763,7 @@ class _Sink:
         ):
             result.warnings += [f"{name}: {count} {text}" for name, count in counts.items()]
         result.warnings += [
-            f"{name}: {count} values cannot be read as {BY_NAME[name].type}, taken as missing; first {example}"
+            f"{name}: {count} values cannot be read as {described(BY_NAME[name])}, taken as missing; first {example}"
             for name, (count, example) in result.lost_values.items()
         ]
         if disagree := int(self._counts["_disagree"]):
