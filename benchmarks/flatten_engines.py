@@ -14,13 +14,14 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv_assets.contract import BY_NAME
+from ltv_assets.database import open_duckdb
 from ltv_assets.features.bench import find_days, scan
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
@@ -28,6 +29,8 @@ from ltv_assets.features.sql import flatten_sql
 from ltv_assets.features.statistics import kind_of
 
 CONFIG = Path(__file__).parents[1] / "config" / "features.yaml"
+MEMORY = "4GB"
+"""DuckDB's limit, the same for every engine that has one."""
 
 
 def by_sql(files: list[RawFile], threads: int) -> None:
@@ -36,7 +39,7 @@ def by_sql(files: list[RawFile], threads: int) -> None:
     source = f"SELECT *, 1759276800::BIGINT AS hour_start FROM read_parquet([{paths}], hive_partitioning = false)"
     schema = pq.read_schema(files[0].path)
     query = flatten_sql(load_registry(CONFIG), dict(zip(schema.names, schema.types, strict=True)), source=source)
-    with duckdb.connect(":memory:", config={"threads": threads}) as connection:
+    with open_duckdb(threads=threads, memory_limit=MEMORY) as connection:
         for _ in connection.sql(query).to_arrow_reader(65_536):
             pass
 
@@ -83,11 +86,13 @@ def _as_list(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def by_package(files: list[RawFile], threads: int) -> None:
     """The package: array reductions for maps and lists, SQL for the rest, one parquet file written."""
     with tempfile.TemporaryDirectory() as folder:
-        flatten_files(files, registry=load_registry(CONFIG), labelled=True, out=Path(folder) / "day.parquet", threads=threads)
+        flatten_files(
+            files, registry=load_registry(CONFIG), labelled=True, out=Path(folder) / "day.parquet", threads=threads, memory_limit=MEMORY
+        )
 
 
 ENGINES: dict[str, Callable[[list[RawFile], int], None]] = {
-    "DuckDB, every column decoded, nothing computed": scan,
+    "DuckDB, every column decoded, nothing computed": partial(scan, memory_limit=MEMORY),
     "DuckDB SQL, all features, nothing written": by_sql,
     "Polars, 8 statistics of the number maps only, nothing written": by_polars,
     "package: array reductions and SQL, all features, parquet written": by_package,

@@ -30,7 +30,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def simulated_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three training days and one test day, a hundred rows an hour: enough for the graph and the bounds of its checks."""
+    """Three training days and one test day, 120 rows an hour: enough for the graph and the bounds of its checks."""
     from ltv_assets.simulator import simulate
 
     root = tmp_path_factory.mktemp("simulated")

@@ -75,7 +75,7 @@ def submission(warehouse: Warehouse) -> None:
     source = warehouse.root.parent / "scores.parquet"
 
     def fill(folder: Path) -> dict[str, int | None]:
-        rows = write_submissions([source], None, folder, threads=1, memory_gb=1)
+        rows = write_submissions([source], None, folder, threads=1, memory_limit="1GB")
         return {"submission.csv": rows, "submission_ungated.csv": None}
 
     warehouse.write("submission", DAY, fill, code_version="1", config="c", inputs={})
