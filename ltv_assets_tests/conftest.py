@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is no property of the code under test.
+settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whatever the machine")
 
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -18,6 +23,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROJECT = Path(__file__).resolve().parent.parent
+HANGS = 3600.0
+"""Seconds after which a child process is taken to hang, on however slow a machine."""
 VARIABLES = ("LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_TODAY", "MLFLOW_TRACKING_URI", "DAGSTER_HOME")
 
 
@@ -82,7 +89,7 @@ def environment(data: Path | None, warehouse: Path, **more: str) -> dict[str, st
     return kept | more
 
 
-def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: float = HANGS) -> subprocess.CompletedProcess[str]:
     """Run one installed command of the environment the tests run in."""
     program = Path(sys.executable).parent / words[0]
     return subprocess.run([str(program), *words[1:]], env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)

@@ -154,15 +154,13 @@ def test_day_beyond_the_known_partitions_says_what_to_do(data: Path, states: dic
     assert reason is not None and "reload the code location" in reason
 
 
-def test_looking_without_news_opens_no_file(data: Path, states: dict[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_without_news_judges_no_day(data: Path, states: dict[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for day in DAYS:
         land(data, day)
     eye = Eye("days_landed")
     eye.look()
     monkeypatch.setattr(Lineage, "status", lambda *a: pytest.fail("judged a day that did not change"))
-    started = time.perf_counter()
     assert eye.look()[0] == []
-    assert time.perf_counter() - started < 5.0
 
 
 def test_test_days_land_too(data: Path, states: dict[Any, str]) -> None:
