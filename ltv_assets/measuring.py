@@ -65,7 +65,8 @@ def _flatten_days(project: Project, data: Path, folder: Path, threads: int) -> t
     for (split, day), files in find_days(data).items():
         if split == "train":
             lake[day] = (folder / f"{day}.parquet",)
-            flatten_files(files, registry=project.registry, labelled=True, out=lake[day][0], threads=threads)
+            limit = project.config.compute.duckdb_limit
+            flatten_files(files, registry=project.registry, labelled=True, out=lake[day][0], threads=threads, memory_limit=limit)
     if not lake:
         raise DataError(f"{data}: expected train/datetime=YYYY-MM-DD-HH-00/*.parquet, found none")
     return lake, time.perf_counter() - began

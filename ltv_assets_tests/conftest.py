@@ -71,6 +71,8 @@ class Ran:
     warehouse: Path
     output: str
     exit_code: int
+    touched: tuple[str, ...] = ()
+    """Files of the project that the run made, changed or removed; it was given folders elsewhere."""
 
     def environment(self) -> dict[str, str]:
         return environment(self.data, self.warehouse)
@@ -99,8 +101,24 @@ def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: floa
 def ran(tmp_path_factory: pytest.TempPathFactory, simulated_small: Path) -> Ran:
     """`ltv run` on the small simulated data into an empty warehouse."""
     warehouse = tmp_path_factory.mktemp("ran") / "warehouse"
+    before = files_of_the_project()
     done = command("ltv", "run", env=environment(simulated_small, warehouse))
-    return Ran(simulated_small, warehouse, done.stdout + done.stderr, done.returncode)
+    touched = tuple(sorted(name for name, _ in before ^ files_of_the_project()))
+    return Ran(simulated_small, warehouse, done.stdout + done.stderr, done.returncode, touched)
+
+
+CACHES = {".git", ".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", "build", "dist"}
+
+
+def files_of_the_project() -> set[tuple[str, tuple[int, int]]]:
+    """(path, size and time of change) of every file below the project's folder but for the caches of tools."""
+    found = set()
+    for folder, below, names in os.walk(PROJECT):
+        below[:] = [name for name in below if name not in CACHES and not name.endswith(".egg-info")]
+        for path in (Path(folder) / name for name in names):
+            stat = path.lstat()
+            found.add((str(path.relative_to(PROJECT)), (stat.st_size, stat.st_mtime_ns)))
+    return found
 
 
 @pytest.fixture

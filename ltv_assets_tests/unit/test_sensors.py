@@ -88,14 +88,14 @@ def test_hours_that_may_be_missing_are_configured(tmp_path: Path, place: Callabl
 
 
 def test_day_still_being_written_is_left_alone(tmp_path: Path, place: Callable[..., Path], states: dict[Any, str]) -> None:
-    place(tmp_path / "data", "automation: {settle_seconds: 300}\n")
+    place(tmp_path / "data", "automation: {settle_seconds: 3600}\n")
     land(tmp_path / "data", DAYS[0])
     eye = Eye("days_landed")
     requests, reason = eye.look()
     assert requests == []
     assert reason is not None and "its files changed" in reason
     for path in (tmp_path / "data").rglob("*.parquet"):
-        os.utime(path, (time.time() - 400, time.time() - 400))
+        os.utime(path, (time.time() - 4000, time.time() - 4000))
     assert len(eye.look()[0]) == 1
 
 
