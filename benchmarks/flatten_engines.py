@@ -41,8 +41,7 @@ def by_sql(files: list[RawFile], threads: int) -> None:
     """Every feature by the generated query alone."""
     paths = ", ".join(f"'{file.path}'" for file in files)
     source = f"SELECT *, 1759276800::BIGINT AS hour_start FROM read_parquet([{paths}], hive_partitioning = false)"
-    schema = pq.read_schema(files[0].path)
-    query = flatten_sql(load_registry(CONFIG), dict(zip(schema.names, schema.types, strict=True)), source=source)
+    query = flatten_sql(load_registry(CONFIG), source=source)
     with open_duckdb(threads=threads, memory_limit=MEMORY) as connection:
         for _ in connection.sql(query).to_arrow_reader(65_536):
             pass
