@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 PROJECT = Path(__file__).resolve().parent.parent
 HANGS = 3600.0
 """Seconds after which a child process is taken to hang, on however slow a machine."""
+CACHES = {".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage", "__pycache__"}
 VARIABLES = ("LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_TODAY", "MLFLOW_TRACKING_URI", "DAGSTER_HOME")
 
 
@@ -72,7 +73,7 @@ class Ran:
     output: str
     exit_code: int
     touched: tuple[str, ...] = ()
-    """Files of the project that the run made, changed or removed; it was given folders elsewhere."""
+    """What the run made, changed or removed in the project's own warehouse, or beside it; it was given folders elsewhere."""
 
     def environment(self) -> dict[str, str]:
         return environment(self.data, self.warehouse)
@@ -103,21 +104,17 @@ def ran(tmp_path_factory: pytest.TempPathFactory, simulated_small: Path) -> Ran:
     warehouse = tmp_path_factory.mktemp("ran") / "warehouse"
     before = files_of_the_project()
     done = command("ltv", "run", env=environment(simulated_small, warehouse))
-    touched = tuple(sorted(name for name, _ in before ^ files_of_the_project()))
+    touched = tuple(sorted(name for name, *_ in before ^ files_of_the_project()))
     return Ran(simulated_small, warehouse, done.stdout + done.stderr, done.returncode, touched)
 
 
-CACHES = {".git", ".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__", "build", "dist"}
-
-
-def files_of_the_project() -> set[tuple[str, tuple[int, int]]]:
-    """(path, size and time of change) of every file below the project's folder but for the caches of tools."""
-    found = set()
-    for folder, below, names in os.walk(PROJECT):
-        below[:] = [name for name in below if name not in CACHES and not name.endswith(".egg-info")]
-        for path in (Path(folder) / name for name in names):
-            stat = path.lstat()
-            found.add((str(path.relative_to(PROJECT)), (stat.st_size, stat.st_mtime_ns)))
+def files_of_the_project() -> set[tuple[str, int, int]]:
+    """(path, size, time of change) of everything in the project's own warehouse, and what lies beside it, by name only."""
+    warehouse = PROJECT / "warehouse"
+    found = {(path.name, 0, 0) for path in PROJECT.iterdir() if path.name not in CACHES}
+    for path in warehouse.rglob("*"):
+        stat = path.lstat()
+        found.add((str(path.relative_to(PROJECT)), stat.st_size, stat.st_mtime_ns))
     return found
 
 
