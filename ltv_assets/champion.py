@@ -22,7 +22,6 @@ from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
 CHAMPION_FILE = "champion.json"
-COMPARISON_FOLDER = "comparisons"
 MAX_HISTORY = 50
 
 
@@ -155,14 +154,14 @@ def is_judged(warehouse: Warehouse, key: str) -> bool:
     if champion.pinned:
         return ineligible_because(warehouse, champion.window) is None
     if champion.window > key:
-        return any((warehouse.root / COMPARISON_FOLDER).glob(f"{key}_against_*.json"))
+        return bool(warehouse.comparisons_of(challenger=key))
     return _lost(warehouse, key, champion)
 
 
 def _lost(warehouse: Warehouse, key: str, champion: Champion) -> bool:
     """Whether a window's present content was compared with that of the champion, and refused."""
     try:
-        found = json.loads((warehouse.root / COMPARISON_FOLDER / f"{key}_against_{champion.window}.json").read_bytes())
+        found = json.loads(warehouse.comparison(key, champion.window).read_bytes())
         contents = (found["challenger_fingerprint"], found["champion_fingerprint"])
         return contents == (warehouse.fingerprint("holdout_metrics", key), champion.fingerprint) and found["difference_low"] > 0
     except (OSError, ValueError, TypeError, KeyError):

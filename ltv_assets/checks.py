@@ -20,6 +20,7 @@ from ltv_assets.contract import BLOCKING_CHECKS, LABEL_NAMES, RELATIONS
 from ltv_assets.errors import DataError, LtvError, StaleError, TransientError
 from ltv_assets.horizon import parse_day
 from ltv_assets.project import Project
+from ltv_assets.reporting import headline_figures, partition_states
 from ltv_assets.resources import ProjectResource, TrackingResource
 from ltv_assets.storage.inventory import files_problem
 from ltv_assets.storage.warehouse import Verdict
@@ -129,15 +130,12 @@ def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
 
 def row_ids_new(project: Project, key: str) -> Outcome:
     """No row_id of the day stands in one of the days before it: a row that both trains and tests flatters the model."""
-    import duckdb
-
     earlier = [k for k in project.warehouse.keys("flattened_features") if k < key][-project.config.windows.max_train_days :]
     if not earlier:
         return Outcome(True, "no earlier day to compare with")
     new = [str(f) for f in project.warehouse.files("flattened_features", key, verify=False)]
-    compute = project.config.compute
     rows = []
-    with duckdb.connect(config={"threads": compute.threads, "memory_limit": f"{compute.duckdb_memory_gb}GB"}) as connection:
+    with project.open_duckdb() as connection:
         for day in earlier:
             old = [str(f) for f in project.warehouse.files("flattened_features", day, verify=False)]
             query = "SELECT count(*), min(row_id) FROM read_parquet(?) SEMI JOIN (SELECT row_id FROM read_parquet(?)) USING (row_id)"
@@ -219,6 +217,7 @@ def adversarial_drift(project: Project, key: str) -> Outcome:
             feature_names(project.registry),
             seed=project.config.seed,
             threads=project.config.compute.threads,
+            memory_limit=project.config.compute.duckdb_limit,
         )
     except DataError as error:
         return Outcome(True, f"day {key}: not measured: {error}")
@@ -250,7 +249,7 @@ def training_rows_reconciled(project: Project, key: str) -> Outcome:
 def holdout_rows_reconciled(project: Project, key: str) -> Outcome:
     """The window was evaluated on every flattened row of its holdout day."""
     flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
-    evaluated = int(_value(holdout_figures(project, key), "rows", key))
+    evaluated = int(_value(headline_figures(project, key), "rows", key))
     text = f"{flattened} flattened rows, {evaluated} evaluated"
     figures = {"rows_flattened": flattened, "rows_evaluated": evaluated}
     return Outcome(flattened == evaluated, text if flattened == evaluated else f"window {key}: {text}", figures)
@@ -268,12 +267,6 @@ def no_label_in_model(project: Project, key: str) -> Outcome:
     return Outcome(bool(names), f"{len(names)} inputs, no label among them", {"inputs": len(names)})
 
 
-def holdout_figures(project: Project, key: str) -> dict[str, dict[str, float | None]]:
-    """{metric: {value, low, high}} of one window's holdout as a whole."""
-    rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist()]
-    return {r["metric"]: {k: r[k] for k in ("value", "low", "high")} for r in rows if r["segment"] == "all"}
-
-
 def _value(figures: dict[str, dict[str, float | None]], metric: str, key: str) -> float:
     value = figures.get(metric, {}).get("value")
     if value is None or value != value:
@@ -288,7 +281,7 @@ def sampling_allowance(rate: float, rows: float, tolerance: float) -> float:
 
 def zero_rate(project: Project, key: str) -> Outcome:
     """Predicted zero rate within ``zero_rate_tolerance`` (and the holdout's own sampling error) of the observed one."""
-    figures = holdout_figures(project, key)
+    figures = headline_figures(project, key)
     observed, predicted = _value(figures, "zero_rate_observed", key), _value(figures, "zero_rate_predicted", key)
     rows = _segments(project, key, ("zero_rate_observed", "zero_rate_predicted"))
     if project.config.models.gating.zero_rate == "off":
@@ -306,7 +299,7 @@ def zero_rate(project: Project, key: str) -> Outcome:
 
 def rmsle(project: Project, key: str) -> Outcome:
     """RMSLE of ``ltv_d7`` below its bound, and not worse than the pinned LightGBM reference beyond the paired interval."""
-    figures = holdout_figures(project, key)
+    figures = headline_figures(project, key)
     value, reference = _value(figures, "rmsle", key), _value(figures, "rmsle_reference", key)
     low = figures["rmsle_minus_reference"]["low"]
     figure = {"rmsle": value, "rmsle_reference": reference, "rmsle_gated": _value(figures, "rmsle_gated", key), "difference_low": low}
@@ -326,7 +319,7 @@ def rmsle(project: Project, key: str) -> Outcome:
 
 def calibration(project: Project, key: str) -> Outcome:
     """Expected calibration error of ``buyer_probability`` on the holdout."""
-    figures = holdout_figures(project, key)
+    figures = headline_figures(project, key)
     ece, ratio = _value(figures, "ece", key), _value(figures, "mean_p_over_rate", key)
     bound = project.config.checks.ece_max
     text = f"ECE {ece:.4f}, mean probability / payer rate {ratio:.3f}"
@@ -337,7 +330,7 @@ def calibration(project: Project, key: str) -> Outcome:
 
 def expected_revenue(project: Project, key: str) -> Outcome:
     """Sum of ``expected_revenue_d7`` against the holdout's capped revenue."""
-    ratio = _value(holdout_figures(project, key), "bias_ratio_capped", key)
+    ratio = _value(headline_figures(project, key), "bias_ratio_capped", key)
     low, high = project.config.checks.expected_revenue_ratio_min, project.config.checks.expected_revenue_ratio_max
     text = f"expected / observed capped revenue {ratio:.3f}"
     return Outcome(
@@ -369,13 +362,11 @@ def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
 
 def scores_valid(project: Project, key: str) -> Outcome:
     """Scores are finite and not negative, probabilities at most 1, and longer horizons never below shorter ones."""
-    import duckdb
-
     files = [str(f) for f in project.warehouse.files("predictions", key, verify=False)]
     numbers = [c.name for c in RELATIONS["predictions"] if c.type == "DOUBLE"]
     rules = [f"NOT isfinite({n}) OR {n} IS NULL OR {n} < 0" for n in numbers]
     rules += ["buyer_probability > 1", "ltv_d7 > ltv_d14", "ltv_d14 > ltv_d28", "predicted_zero AND iap_revenue_d7 <> 0"]
-    with duckdb.connect() as connection:
+    with project.open_duckdb() as connection:
         query = f"SELECT * FROM read_parquet(?) WHERE {' OR '.join(f'({r})' for r in rules)} LIMIT {MAX_FAILING_ROWS}"
         bad = connection.execute(query, [files]).fetch_df().to_dict("records")
         row = connection.execute("SELECT avg(predicted_zero::INT) FROM read_parquet(?)", [files]).fetchone()
@@ -400,7 +391,10 @@ def submission_valid(project: Project, key: str) -> Outcome:
     from ltv_assets.submission import validate_submission
 
     path = project.warehouse.folder("submission", key) / "submission.csv"
-    problems = validate_submission(path, project.config.data.sample_submission, expected=_predicted_files(project))
+    compute, sample = project.config.compute, project.config.data.sample_submission
+    problems = validate_submission(
+        path, sample, expected=_predicted_files(project), threads=compute.threads, memory_limit=compute.duckdb_limit
+    )
     rows = project.warehouse.require("submission", key, "materialize it first").rows
     if problems:
         return Outcome(False, f"{path.name}: {problems[0]}", {"rows": rows}, [{"problem": p} for p in problems[:MAX_FAILING_ROWS]])
@@ -416,8 +410,6 @@ def _predicted_files(project: Project) -> list[Path]:
 
 def standing_failures(project: Project) -> Outcome:
     """No partition stays failed, stale, or missing though everything it is made from is there."""
-    from ltv_assets.reporting import partition_states
-
     lineage = project.lineage()
 
     def stands(row: Mapping[str, Any]) -> bool:

@@ -197,8 +197,7 @@ def run(window: datetime | None) -> None:
 
 
 def _print_headline(project: Project, window: date | None) -> None:
-    from ltv_assets.evaluating import headline_figures
-    from ltv_assets.reporting import HEADLINE
+    from ltv_assets.reporting import HEADLINE, headline_figures
 
     day = project.window_or_last(window)
     figures = headline_figures(project, str(day))
@@ -359,9 +358,11 @@ def validate_submission(file: Path, sample: Path | None) -> None:
       ltv validate-submission warehouse/submissions/2025-10-08_2025-10-09/submission.csv
       ltv validate-submission mine.csv --sample sample_submission.csv
     """
+    from ltv_assets.config import load_config
     from ltv_assets.submission import validate_submission as validate
 
-    problems = validate(file, sample)
+    compute = load_config().compute
+    problems = validate(file, sample, threads=compute.threads, memory_limit=compute.duckdb_limit)
     for problem in problems:
         click.echo(f"{file}: {problem}")
     if not problems:
@@ -619,7 +620,7 @@ def bench(what: str, data: Path, threads: int | None) -> None:
         # Without the modelling libraries, whose memory is not flattening's.
         from ltv_assets.features.bench import bench_flatten
 
-        figures = bench_flatten(data, registry=project.registry, threads=threads)
+        figures = bench_flatten(data, registry=project.registry, threads=threads, memory_limit=project.config.compute.duckdb_limit)
     else:
         from ltv_assets.measuring import bench as measure
 

@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError
-from ltv_assets.features.drift import population_stability
+from ltv_assets.features.drift import population_stability, without_calendar
 from ltv_assets.modeling.metrics import auc
+from ltv_assets.sampling.draws import row_hashes
 
-CALENDAR = ("weekday", "hour", "release_date")
-"""Columns that name the time itself: a day can always be told from another by them, which says nothing about its rows."""
+HASHED_ROWS = 65_536
+"""Identifiers hashed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ class Separation:
     features: tuple[tuple[str, float], ...]
 
 
-def score_shift(before: Sequence[Path], new: Sequence[Path], *, threads: int) -> float:
+def score_shift(before: Sequence[Path], new: Sequence[Path], *, threads: int, memory_limit: str) -> float:
     """Population stability index of ``ltv_d7`` between two sets of scored files (columns ``row_id``, ``ltv_d7``)."""
-    return float(population_stability(list(before), list(new), ["ltv_d7"], threads=threads)["psi"].iloc[0])
+    return float(population_stability(list(before), list(new), ["ltv_d7"], threads=threads, memory_limit=memory_limit)["psi"].iloc[0])
 
 
 def adversarial_separation(
@@ -43,21 +45,23 @@ def adversarial_separation(
     new: Sequence[Path],
     features: Sequence[str],
     *,
+    threads: int,
+    memory_limit: str,
     max_rows: int = 4000,
     seed: int = 0,
-    threads: int = 2,
 ) -> Separation:
     """Fit a small LightGBM to tell new rows from earlier ones, on two halves of a sample, each scored by the other's model.
 
     Rows are sampled by the hash of row_id, at most ``max_rows`` a side and equally many on both; halves are cut by the same
-    hash, so the result depends neither on order nor on chunking. Features that name the calendar are left out.
+    hash, so the result depends neither on order nor on chunking. Features made from calendar columns are left out.
+    ``threads`` are used by DuckDB and LightGBM, ``memory_limit`` is DuckDB's.
 
     Raises DataError if a side has fewer than 20 rows.
     """
     import lightgbm as lgb
 
-    used = [f for f in features if not f.startswith(CALENDAR)]
-    frames = [_sample(files, used, max_rows, threads) for files in (before, new)]
+    used = without_calendar(features)
+    frames = [_sample(files, used, max_rows, threads, memory_limit) for files in (before, new)]
     size = min(len(f) for f in frames)
     if size < 20:
         raise DataError(f"drift against earlier days needs at least 20 rows on each side, found {len(frames[0])} and {len(frames[1])}")
@@ -95,14 +99,36 @@ def adversarial_separation(
     return Separation(float(auc(is_new, scores)), size, size, tuple((names[i], float(share[i])) for i in order if gains[i] > 0))
 
 
-def _sample(files: Sequence[Path], features: Sequence[str], max_rows: int, threads: int) -> pd.DataFrame:
-    """The rows with the smallest hashes of row_id; a threshold thins the stream first, so large days are never sorted whole."""
-    total = sum(pq.read_metadata(f).num_rows for f in files)
-    threshold = min(1.0, 2.0 * max_rows / max(total, 1))
-    columns = ", ".join('"' + f.replace('"', '""') + '"' for f in features)
-    with duckdb.connect(config={"threads": threads}) as connection:
-        return connection.execute(
-            f"SELECT hash(row_id) AS h, {columns} FROM read_parquet(?) WHERE hash(row_id) <= {int(threshold * (2**64 - 1))} "
-            f"ORDER BY h, row_id LIMIT {int(max_rows)}",
-            [[str(f) for f in files]],
-        ).fetch_df()
+def _sample(files: Sequence[Path], features: Sequence[str], max_rows: int, threads: int, memory_limit: str) -> pd.DataFrame:
+    """The rows with the smallest hashes of row_id (column ``h``), in order of hash and identifier.
+
+    Only identifiers are read whole, block by block; of the features only the chosen rows become a table.
+    """
+    chosen = _smallest_hashes(files, max_rows)
+    columns = ", ".join('side."' + f.replace('"', '""') + '"' for f in features)
+    source = "read_parquet(?, file_row_number = true, hive_partitioning = false) AS side"
+    query = f"SELECT chosen.h, side.row_id, {columns} FROM {source} JOIN chosen ON side.file_row_number = chosen.row"
+    with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
+        parts = []
+        for number, path in enumerate(files):
+            here = chosen[chosen["file"] == number]
+            connection.register("chosen", pa.Table.from_pandas(here[["h", "row"]], preserve_index=False))
+            parts.append(connection.execute(query, [str(path)]).fetch_df())
+    table = pd.concat(parts, ignore_index=True)
+    return table.sort_values(["h", "row_id"], kind="stable", ignore_index=True).drop(columns="row_id")
+
+
+def _smallest_hashes(files: Sequence[Path], count: int) -> pd.DataFrame:
+    """Hash ``h`` of row_id, number of the ``file`` and ``row`` in it, of the ``count`` rows with the smallest hashes."""
+    best = pd.DataFrame({"h": np.empty(0, np.uint64), "file": np.empty(0, np.int64), "row": np.empty(0, np.int64)})
+    for number, path in enumerate(files):
+        start = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(HASHED_ROWS, columns=["row_id"]):
+                hashes = row_hashes(batch.column(0).to_pandas())
+                block = pd.DataFrame({"h": hashes, "file": number, "row": np.arange(start, start + len(hashes))})
+                start += len(hashes)
+                if len(best) == count:
+                    block = block[block["h"] < best["h"].iloc[-1]]
+                best = pd.concat([best, block]).sort_values("h", kind="stable").iloc[:count]
+    return best

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -149,14 +148,6 @@ def holdout_pictures(holdout: Holdout) -> dict[str, bytes]:
         "capture_against_spend.png": pictures.revenue_against_spend(revenue, ranked),
         "score_distribution.png": pictures.score_distribution(ltv, revenue),
     }
-
-
-def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
-    """{metric: {value, low, high}} of a stored evaluation; empty if the window was never evaluated."""
-    if project.warehouse.manifest("holdout_metrics", key) is None:
-        return {}
-    rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist()]
-    return {r["metric"]: {k: r[k] for k in ("value", "low", "high")} for r in rows if r["segment"] == ALL}
 
 
 def write_holdout(folder: Path, key: str, holdout: Holdout) -> dict[str, int | None]:

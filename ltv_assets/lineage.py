@@ -71,6 +71,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 
 CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
     "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
+    "row_ids_new": ("windows.max_train_days",),
     "rows_reconciled": ("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
     "zero_rate": ("checks.zero_rate_tolerance",),
     "rmsle": ("checks.rmsle_max",),

@@ -50,7 +50,7 @@ def bench(what: str, project: Project, data: Path, threads: int) -> Figures:
     disk, the baseline's name and speed, and ratio = the speed by the baseline's. Raises DataError without labelled days.
     """
     if what == "run":
-        return _bench_run(data, threads)
+        return _bench_run(project, data, threads)
     with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
         lake, flatten_seconds = _flatten_days(project, data, Path(folder), threads)
         release_memory()
@@ -65,7 +65,8 @@ def _flatten_days(project: Project, data: Path, folder: Path, threads: int) -> t
     for (split, day), files in find_days(data).items():
         if split == "train":
             lake[day] = (folder / f"{day}.parquet",)
-            flatten_files(files, registry=project.registry, labelled=True, out=lake[day][0], threads=threads)
+            limit = project.config.compute.duckdb_limit
+            flatten_files(files, registry=project.registry, labelled=True, out=lake[day][0], threads=threads, memory_limit=limit)
     if not lake:
         raise DataError(f"{data}: expected train/datetime=YYYY-MM-DD-HH-00/*.parquet, found none")
     return lake, time.perf_counter() - began
@@ -130,8 +131,9 @@ def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     release_memory()
     files = [path for _, paths in sorted(lake.items()) for path in paths]
     raw = [RawFile(path, "") for path in files]
-    scan(raw, threads)
-    baseline = _timed(lambda: scan(raw, threads))[1]
+    limit = config.compute.duckdb_limit
+    scan(raw, threads, limit)
+    baseline = _timed(lambda: scan(raw, threads, limit))[1]
     release_memory()
 
     def score() -> int:
@@ -139,7 +141,7 @@ def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
         for number, path in enumerate(files):
             written.append(folder / f"scores-{number}.parquet")
             score_files(models, [path], features, written[-1], chunk_rows=config.compute.chunk_rows, threads=threads)
-        return write_submissions(written, None, folder, threads=threads, memory_gb=config.compute.duckdb_gb)
+        return write_submissions(written, None, folder, threads=threads, memory_limit=limit)
 
     count, seconds, peak = _timed(score)
     stages = (models.classifier.model, models.regressor.head, models.regressor.reference, *models.regressor.increments.values())
@@ -155,7 +157,7 @@ STEPS = {"ingest_days": "flatten", "train_window": "train", "score_days": "score
 """Jobs of ``ltv run`` in their order, under the names their figures have."""
 
 
-def _bench_run(data: Path, threads: int) -> Figures:
+def _bench_run(project: Project, data: Path, threads: int) -> Figures:
     """``ltv run`` in a process and a warehouse of its own; baseline: DuckDB decoding every column of the raw files.
 
     Beside the figures of the whole there are seconds and peak memory of each of STEPS, ``start`` being what comes before
@@ -164,7 +166,7 @@ def _bench_run(data: Path, threads: int) -> Figures:
     days = find_days(data)
     files = [file for members in days.values() for file in members]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        baseline = other.submit(timed_scan, files, threads).result()
+        baseline = other.submit(timed_scan, files, threads, project.config.compute.duckdb_limit).result()
     with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
         environment = {**os.environ, "LTV_WAREHOUSE": folder, "LTV_DATA_ROOT": str(data)}
         command = [sys.executable, "-m", "ltv_assets.cli", "run"]

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import duckdb
 
 from ltv_assets.config import Config, load_config
 from ltv_assets.contract import OutputColumn
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import StaleError
 from ltv_assets.horizon import Horizon, discover
 from ltv_assets.lineage import Lineage
@@ -75,12 +78,21 @@ class Project:
         types = {"string": "VARCHAR", "category": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "float": "FLOAT"}
         return tuple(OutputColumn(name, types[kind], text, unit or None) for name, kind, unit, text in column_table(self.registry))
 
+    def open_duckdb(self, **settings: Any) -> duckdb.DuckDBPyConnection:
+        """A DuckDB database under the configured threads and memory, in memory unless ``database`` names a file; the caller closes it.
+
+        ``settings`` are those of `ltv_assets.database.open_duckdb`; they win over the configuration.
+        """
+        compute = self.config.compute
+        return open_duckdb(**{"threads": compute.threads, "memory_limit": compute.duckdb_limit, **settings})
+
     def sync_catalogue(
         self, *, rebuild: bool = False, connect: Connector | None = None, problems: list[str] | None = None
     ) -> dict[str, int]:
         """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalogue.sync`."""
         timeout = self.config.warehouse.lock_timeout_seconds
-        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, rebuild=rebuild, connect=connect, problems=problems)
+        connect = connect or partial(self.open_duckdb, database=self.warehouse.database)
+        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, connect=connect, rebuild=rebuild, problems=problems)
 
     @property
     def submission_key(self) -> str:

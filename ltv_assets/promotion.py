@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ltv_assets.champion import (
-    COMPARISON_FOLDER,
     Champion,
     Reign,
     champion_lock,
@@ -194,7 +193,7 @@ def compare(project: Project, challenger: str, champion: str) -> Comparison:
     """
     warehouse = project.warehouse
     identity = (warehouse.fingerprint("holdout_metrics", challenger) or "", warehouse.fingerprint("served_model", champion) or "")
-    path = warehouse.root / COMPARISON_FOLDER / f"{challenger}_against_{champion}.json"
+    path = warehouse.comparison(challenger, champion)
     known = _stored(path)
     if known is not None and (known.challenger_fingerprint, known.champion_fingerprint) == identity:
         return known

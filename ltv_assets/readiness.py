@@ -11,9 +11,10 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 
+from ltv_assets.contract import BLOCKING_CHECKS
 from ltv_assets.errors import LtvError
 from ltv_assets.horizon import mature_horizons, parse_day
-from ltv_assets.lineage import CODE_VERSIONS, WINDOW_UPSTREAM, Lineage
+from ltv_assets.lineage import CHECK_BOUNDS, CODE_VERSIONS, WINDOW_UPSTREAM, Lineage
 
 D7 = 7
 
@@ -74,7 +75,8 @@ def identity(lineage: Lineage, asset: str, key: str) -> str:
         inputs = {str(day): lineage.warehouse.fingerprint("flattened_features", str(day)) or "" for day in days}
         horizons = sorted(mature_horizons(lineage.config, parse_day(key)))
         settings = [(name, CODE_VERSIONS[name], lineage.config_hash(name, key)) for name in sorted(WINDOW_UPSTREAM)]
-        parts: object = [inputs, horizons, settings, lineage.bounds_hash("zero_rate"), lineage.bounds_hash("rmsle")]
+        bounded = [check for name in WINDOW_UPSTREAM for check in BLOCKING_CHECKS.get(name, ()) if check in CHECK_BOUNDS]
+        parts: object = [inputs, horizons, settings, *map(lineage.bounds_hash, bounded)]
     else:
         parts = [lineage.inputs(asset, key), CODE_VERSIONS[asset], lineage.config_hash(asset, key)]
     return hashlib.sha256(json.dumps([asset in WINDOW_UPSTREAM or asset, key, parts], sort_keys=True).encode()).hexdigest()[:16]

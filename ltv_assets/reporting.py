@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from ltv_assets.contract import ASSET_NAMES
 from ltv_assets.errors import LtvError
 from ltv_assets.lineage import Lineage, has_raw_data
@@ -32,6 +34,14 @@ HEADLINE: tuple[tuple[str, str], ...] = (
     ("bias_ratio_capped", "expected / observed capped revenue"),
 )
 """Metrics that answer "how good is this window", with the words they are shown under."""
+
+
+def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
+    """{metric: {value, low, high}} of a stored evaluation as a whole; empty if the window was never evaluated."""
+    if project.warehouse.manifest("holdout_metrics", key) is None:
+        return {}
+    rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist()]
+    return {r["metric"]: {k: r[k] for k in ("value", "low", "high")} for r in rows if r["segment"] == "all"}
 
 
 def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:

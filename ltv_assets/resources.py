@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +17,7 @@ from dagster_duckdb import DuckDBResource
 from pydantic import Field
 
 from ltv_assets.project import Project
-from ltv_assets.storage.catalogue import open_catalogue
+from ltv_assets.storage.catalogue import Connector, open_catalogue
 from ltv_assets.tracking import Tracker
 
 
@@ -39,20 +40,18 @@ class CatalogueResource(DuckDBResource):
     def get_connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for one short transaction; raises TransientError while another program keeps the file open."""
         project = Project.open()
-        path = self.database or str(project.warehouse.database)
         with open_catalogue(
-            project.warehouse,
-            timeout_seconds=project.config.warehouse.lock_timeout_seconds,
-            connect=lambda: duckdb.connect(path, config={"custom_user_agent": "dagster", **self.connection_config}),
+            project.warehouse, timeout_seconds=project.config.warehouse.lock_timeout_seconds, connect=self._connector(project)
         ) as connection:
             yield connection
 
     def sync(self, project: Project) -> dict[str, int]:
         """Bring every relation in line with the warehouse's manifests."""
-        path = self.database or str(project.warehouse.database)
-        return project.sync_catalogue(
-            connect=lambda: duckdb.connect(path, config={"custom_user_agent": "dagster", **self.connection_config})
-        )
+        return project.sync_catalogue(connect=self._connector(project))
+
+    def _connector(self, project: Project) -> Connector:
+        settings = {"custom_user_agent": "dagster", **self.connection_config}
+        return partial(project.open_duckdb, database=self.database or project.warehouse.database, **settings)
 
 
 class TrackingResource(dg.ConfigurableResource):

@@ -142,9 +142,7 @@ def _window_paths(warehouse: Warehouse, key: str) -> list[Path]:
     root = warehouse.root
     folders = [warehouse.folder(asset, key) for asset in (*reversed(WINDOW_ASSETS), *DOCUMENT_FOLDERS)]
     verdicts = [root / "verdicts" / asset / key for asset in WINDOW_ASSETS]
-    comparisons = sorted((root / "comparisons").glob(f"{key}_against_*.json")) + sorted(
-        (root / "comparisons").glob(f"*_against_{key}.json")
-    )
+    comparisons = [*warehouse.comparisons_of(challenger=key), *warehouse.comparisons_of(champion=key)]
     return [*folders, *verdicts, *comparisons, root / "tracking" / f"window={key}"]
 
 

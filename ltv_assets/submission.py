@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError
 
 HEADER = "row_id,iap_revenue_d7"
@@ -21,13 +22,13 @@ FORMULA = r"^[=+@\-\t\r]"
 _FORMULA = f"regexp_matches(row_id, '{FORMULA}')"
 
 
-def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: Path, *, threads: int, memory_gb: float) -> int:
+def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: Path, *, threads: int, memory_limit: str) -> int:
     """Write ``submission.csv`` (gated) and ``submission_ungated.csv`` (``ltv_d7``) into ``folder``; returns the rows.
 
     ``predictions`` are the parquet files of all test days in order. Raises DataError if an id would be read as a formula
     by a spreadsheet, stands twice, or is missing from (or unknown to) the sample.
     """
-    with duckdb.connect(config={"threads": threads, "memory_limit": f"{memory_gb}GB", "preserve_insertion_order": True}) as connection:
+    with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
         connection.execute("SET enable_progress_bar = false")
         connection.execute(f"CREATE VIEW scored AS SELECT row_id, iap_revenue_d7, ltv_d7 FROM read_parquet({_listed(predictions)})")
         rows = _one(connection, "SELECT count(*) FROM scored")
@@ -82,10 +83,13 @@ def _refuse(connection: duckdb.DuckDBPyConnection, query: str, reason: str) -> N
         raise DataError(f"submission: row_id {row[0]!r} {reason}; repair the test data and score the days again")
 
 
-def validate_submission(path: Path, sample: Path | None = None, *, expected: Sequence[Path] = ()) -> list[str]:
+def validate_submission(
+    path: Path, sample: Path | None = None, *, expected: Sequence[Path] = (), threads: int, memory_limit: str
+) -> list[str]:
     """Problems of a submission file, each naming its line; an empty list means it is valid.
 
-    ``sample`` gives the ids and their order; ``expected`` are prediction files whose ids must all be there.
+    ``sample`` gives the ids and their order; ``expected`` are prediction files whose ids must all be there;
+    ``threads`` and ``memory_limit`` are DuckDB's.
     """
     if not path.is_file():
         return [f"{path}: file not found"]
@@ -99,7 +103,7 @@ def validate_submission(path: Path, sample: Path | None = None, *, expected: Seq
             if handle.read(1) not in (b"\n", b"\r"):
                 return ["last line: no line end; the file was cut while it was written"]
     problems: list[str] = []
-    with duckdb.connect() as connection:
+    with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
         connection.execute("SET enable_progress_bar = false")
         try:
             connection.execute(

@@ -7,17 +7,18 @@ predictions against the one the champion was gated to, and the distribution of n
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import duckdb
 import pyarrow.parquet as pq
 
 from ltv_assets.champion import Champion
 from ltv_assets.drifting import score_shift
 from ltv_assets.errors import LtvError
-from ltv_assets.evaluating import SCORES_FILE, headline_figures
+from ltv_assets.evaluating import SCORES_FILE
 from ltv_assets.project import Project
-from ltv_assets.promotion import COMPARISON_FOLDER
+from ltv_assets.reporting import headline_figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def look(project: Project) -> Watch:
     champion = project.lineage().champion()
     if champion is None:
         return Watch({}, ())
-    bounds = project.config.automation
+    bounds, compute = project.config.automation, project.config.compute
     figures: dict[str, float] = {}
     reasons: list[str] = []
     value, day = champion_rmsle(project, champion)
@@ -65,7 +66,7 @@ def look(project: Project) -> Watch:
     if scored is None:
         return Watch(figures, tuple(reasons))
     files = project.warehouse.files("predictions", scored, verify=False)
-    rate = _zero_rate([str(f) for f in files])
+    rate = _zero_rate(project, files)
     target = headline_figures(project, champion.window).get("zero_rate_observed", {}).get("value")
     if rate is not None and target is not None and project.config.models.gating.zero_rate == "match":
         figures["zero_rate_gap"] = abs(rate - target)
@@ -76,7 +77,7 @@ def look(project: Project) -> Watch:
             )
     holdout = project.warehouse.folder("holdout_metrics", champion.window) / SCORES_FILE
     if holdout.is_file():
-        figures["score_psi"] = score_shift([holdout], files, threads=project.config.compute.threads)
+        figures["score_psi"] = score_shift([holdout], files, threads=compute.threads, memory_limit=compute.duckdb_limit)
         if figures["score_psi"] > bounds.retrain_score_psi:
             reasons.append(
                 f"scores of day {scored} moved by PSI {figures['score_psi']:.3f} against the champion's holdout, "
@@ -89,7 +90,7 @@ def champion_rmsle(project: Project, champion: Champion) -> tuple[float | None, 
     """RMSLE of the champion on the newest day it was measured on, and that day: a refused challenger's, else its own holdout."""
     newest = max((k for k in project.warehouse.keys("holdout_metrics") if k > champion.window), default=None)
     if newest is not None:
-        path = project.warehouse.root / COMPARISON_FOLDER / f"{newest}_against_{champion.window}.json"
+        path = project.warehouse.comparison(newest, champion.window)
         try:
             stored = json.loads(path.read_bytes())
             if stored["champion_fingerprint"] == champion.fingerprint:
@@ -111,9 +112,9 @@ def _scored_by(project: Project, champion: Champion) -> str | None:
     return None
 
 
-def _zero_rate(files: list[str]) -> float | None:
+def _zero_rate(project: Project, files: Sequence[Path]) -> float | None:
     if not files or not any(pq.read_metadata(f).num_rows for f in files):
         return None
-    with duckdb.connect() as connection:
-        row = connection.execute("SELECT avg(predicted_zero::INT) FROM read_parquet(?)", [files]).fetchone()
+    with project.open_duckdb() as connection:
+        row = connection.execute("SELECT avg(predicted_zero::INT) FROM read_parquet(?)", [[str(f) for f in files]]).fetchone()
     return None if row is None or row[0] is None else float(row[0])

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is no property of the code under test.
+settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whatever the machine")
 
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -18,6 +23,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PROJECT = Path(__file__).resolve().parent.parent
+HANGS = 3600.0
+"""Seconds after which a child process is taken to hang, on however slow a machine."""
+CACHES = {".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage", "__pycache__"}
 VARIABLES = ("LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_TODAY", "MLFLOW_TRACKING_URI", "DAGSTER_HOME")
 
 
@@ -30,7 +38,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def simulated_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three training days and one test day, a hundred rows an hour: enough for the graph and the bounds of its checks."""
+    """Three training days and one test day, 120 rows an hour: enough for the graph and the bounds of its checks."""
     from ltv_assets.simulator import simulate
 
     root = tmp_path_factory.mktemp("simulated")
@@ -64,6 +72,8 @@ class Ran:
     warehouse: Path
     output: str
     exit_code: int
+    touched: tuple[str, ...] = ()
+    """What the run made, changed or removed in the project's own warehouse, or beside it; it was given folders elsewhere."""
 
     def environment(self) -> dict[str, str]:
         return environment(self.data, self.warehouse)
@@ -82,7 +92,7 @@ def environment(data: Path | None, warehouse: Path, **more: str) -> dict[str, st
     return kept | more
 
 
-def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: float = HANGS) -> subprocess.CompletedProcess[str]:
     """Run one installed command of the environment the tests run in."""
     program = Path(sys.executable).parent / words[0]
     return subprocess.run([str(program), *words[1:]], env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
@@ -92,8 +102,20 @@ def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: floa
 def ran(tmp_path_factory: pytest.TempPathFactory, simulated_small: Path) -> Ran:
     """`ltv run` on the small simulated data into an empty warehouse."""
     warehouse = tmp_path_factory.mktemp("ran") / "warehouse"
+    before = files_of_the_project()
     done = command("ltv", "run", env=environment(simulated_small, warehouse))
-    return Ran(simulated_small, warehouse, done.stdout + done.stderr, done.returncode)
+    touched = tuple(sorted(name for name, *_ in before ^ files_of_the_project()))
+    return Ran(simulated_small, warehouse, done.stdout + done.stderr, done.returncode, touched)
+
+
+def files_of_the_project() -> set[tuple[str, int, int]]:
+    """(path, size, time of change) of everything in the project's own warehouse, and what lies beside it, by name only."""
+    warehouse = PROJECT / "warehouse"
+    found = {(path.name, 0, 0) for path in PROJECT.iterdir() if path.name not in CACHES}
+    for path in warehouse.rglob("*"):
+        stat = path.lstat()
+        found.add((str(path.relative_to(PROJECT)), stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 @pytest.fixture

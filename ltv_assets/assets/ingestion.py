@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 GROUP = "ingestion"
 FLATTENED_FILE = "part-00000.parquet"
-CALENDAR_COLUMNS = ("weekday", "hour")
-"""Columns that differ from one day to the next by their nature; they say nothing about drift."""
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -263,14 +261,21 @@ def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
         return None
     reference = project.warehouse.files("flattened_features", earlier[-1], verify=False)
     current = project.warehouse.files("flattened_features", key, verify=False)
-    compared = tuple(name for name in feature_names(project.registry) if name.split("__")[0] not in CALENDAR_COLUMNS)
-    return [{**row, "compared with": earlier[-1]} for row in _shifts(reference, current, compared)]
+    compute = project.config.compute
+    shifts = _shifts(reference, current, tuple(feature_names(project.registry)), compute.threads, compute.duckdb_limit)
+    return [{**row, "compared with": earlier[-1]} for row in shifts]
 
 
 @lru_cache(maxsize=4)
-def _shifts(reference: tuple[Path, ...], current: tuple[Path, ...], features: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    """PSI by feature; remembered because the asset page and the drift check ask for the same pair of days (file names carry hashes)."""
-    from ltv_assets.features.drift import population_stability
+def _shifts(
+    reference: tuple[Path, ...], current: tuple[Path, ...], features: tuple[str, ...], threads: int, memory_limit: str
+) -> tuple[dict[str, Any], ...]:
+    """PSI by feature without the calendar, largest first; remembered because the asset page and the drift check ask for the same days.
 
-    frame = population_stability(list(reference), list(current), list(features)).sort_values("psi", ascending=False)
+    File names carry hashes, so other content is another key.
+    """
+    from ltv_assets.features.drift import population_stability, without_calendar
+
+    compared = without_calendar(features)
+    frame = population_stability(reference, current, compared, threads=threads, memory_limit=memory_limit)
     return tuple({"feature": str(r.feature), "psi": float(r.psi)} for r in frame.itertuples())

@@ -81,12 +81,10 @@ def _score(work: Publication, folder: Path) -> dict[str, int | None]:
 
 
 def _prediction_metadata(work: Publication) -> dict[str, Any]:
-    import duckdb
-
     from ltv_assets.pictures import score_distribution
 
     files = [str(f) for f in work.project.warehouse.files("predictions", work.key, verify=False)]
-    with duckdb.connect() as connection:
+    with work.project.open_duckdb() as connection:
         row = connection.execute(
             "SELECT avg(predicted_zero::INT), avg(buyer_probability), sum(expected_revenue_d7), max(ltv_d7) FROM read_parquet(?)", [files]
         ).fetchone()
@@ -100,14 +98,12 @@ def _prediction_metadata(work: Publication) -> dict[str, Any]:
 
 
 def _submission_metadata(work: Publication) -> dict[str, Any]:
-    import duckdb
-
     warehouse, days = work.project.warehouse, [str(day) for day in work.project.horizon.test_days]
     query = (
         "SELECT count(*) AS rows, avg(predicted_zero::INT) AS zero_rate, max(iap_revenue_d7) AS largest_usd, "
         "sum(expected_revenue_d7) AS expected_revenue_usd FROM read_parquet(?)"
     )
-    with duckdb.connect() as connection:
+    with work.project.open_duckdb() as connection:
         found = [
             connection.execute(query, [[str(f) for f in warehouse.files("predictions", day, verify=False)]])
             .fetch_df()
@@ -129,6 +125,6 @@ def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:
     config = work.project.config
     files = [f for day in work.project.horizon.test_days for f in work.project.warehouse.files("predictions", str(day))]
     rows = write_submissions(
-        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_gb=config.compute.duckdb_gb
+        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_limit=config.compute.duckdb_limit
     )
     return {"submission.csv": rows, "submission_ungated.csv": None}

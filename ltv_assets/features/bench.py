@@ -16,20 +16,21 @@ from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
-import duckdb
 import psutil
 
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry
 
 
-def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[str, float]:
+def bench_flatten(data: Path, *, registry: Registry, threads: int, memory_limit: str) -> dict[str, float]:
     """Flatten every day under ``data`` into a temporary folder and compare with DuckDB decoding every column.
 
     Args:
         data: a data root with ``train/`` and ``test/``, or one split's folder of ``datetime=...`` folders.
         threads: threads for both sides.
+        memory_limit: DuckDB's, for both sides.
 
     Returns:
         ``rows``; ``seconds`` and ``rows_per_second`` of flattening, writing included; ``scan_rows_per_second`` of
@@ -48,11 +49,16 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int = 2) -> dict[s
         for (split, day), files in days.items():
             # In a process of its own: what DuckDB keeps after a scan is no memory of flattening.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-                scan_seconds += other.submit(timed_scan, files, threads).result()
+                scan_seconds += other.submit(timed_scan, files, threads, memory_limit).result()
             with peak_memory() as memory:
                 began = time.perf_counter()
                 result = flatten_files(
-                    files, registry=registry, labelled=split == "train", out=Path(folder) / f"{split}-{day}.parquet", threads=threads
+                    files,
+                    registry=registry,
+                    labelled=split == "train",
+                    out=Path(folder) / f"{split}-{day}.parquet",
+                    threads=threads,
+                    memory_limit=memory_limit,
                 )
                 flatten_seconds += time.perf_counter() - began
             peak = max(peak, memory[0])
@@ -83,19 +89,19 @@ def find_days(data: Path) -> dict[tuple[str, str], list[RawFile]]:
     return days
 
 
-def scan(files: list[RawFile], threads: int) -> None:
+def scan(files: list[RawFile], threads: int, memory_limit: str) -> None:
     """Decode every column of the files, all nested leaves included, and throw the values away."""
-    with duckdb.connect(":memory:", config={"threads": threads}) as connection:
+    with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
         for file in files:
             path = str(file.path).replace("'", "''")
             connection.execute(f"SELECT count(COLUMNS(*)) FROM read_parquet('{path}', hive_partitioning = false)").fetchall()
 
 
-def timed_scan(files: list[RawFile], threads: int) -> float:
+def timed_scan(files: list[RawFile], threads: int, memory_limit: str) -> float:
     """Seconds of a scan. One before it fills the page cache, so that neither side pays for the disk."""
-    scan(files, threads)
+    scan(files, threads, memory_limit)
     began = time.perf_counter()
-    scan(files, threads)
+    scan(files, threads, memory_limit)
     return time.perf_counter() - began
 
 

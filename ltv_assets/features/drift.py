@@ -6,16 +6,23 @@ What belongs here: the population stability index. What does not: deciding when 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
 import pandas as pd
 
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError
 
 TOP_CATEGORIES = 20
+CALENDAR_COLUMNS = frozenset({"weekday", "hour", "release_date"})
+"""Columns that name the time itself: one day can always be told from another by them, which says nothing about its rows."""
+
+
+def without_calendar(features: Iterable[str]) -> tuple[str, ...]:
+    """The features whose column (``column__statistic``) is not one of the calendar's."""
+    return tuple(name for name in features if name.split("__")[0] not in CALENDAR_COLUMNS)
 
 
 def population_stability(
@@ -25,8 +32,8 @@ def population_stability(
     *,
     bins: int = 10,
     max_rows: int = 50_000,
-    threads: int = 2,
-    memory_limit: str = "1GB",
+    threads: int,
+    memory_limit: str,
 ) -> pd.DataFrame:
     """Return the population stability index of each feature, largest first.
 
@@ -38,6 +45,7 @@ def population_stability(
     Args:
         reference, current: flattened files. bins: number of quantile bins.
         max_rows: above it, rows are thinned to about this many on each side, chosen by the hash of row_id.
+        threads, memory_limit: what DuckDB may use.
 
     Returns:
         Columns feature, psi, missing_reference, missing_current (shares), sorted by psi, then name.
@@ -47,7 +55,7 @@ def population_stability(
     """
     if not features:
         return pd.DataFrame({"feature": [], "psi": [], "missing_reference": [], "missing_current": []})
-    with closing(duckdb.connect(":memory:", config={"threads": threads, "memory_limit": memory_limit})) as connection:
+    with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
         try:
             for side, files in (("reference", reference), ("current", current)):
                 _load(connection, side, files, features, max_rows)

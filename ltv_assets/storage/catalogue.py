@@ -36,17 +36,15 @@ def _identifier(name: str) -> str:
 
 
 @contextmanager
-def open_catalogue(
-    warehouse: Warehouse, *, timeout_seconds: float, connect: Connector | None = None
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open ``ltv.duckdb`` for a short transaction.
+def open_catalogue(warehouse: Warehouse, *, timeout_seconds: float, connect: Connector) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open ``ltv.duckdb`` by ``connect`` for a short transaction.
 
     Raises TransientError naming the file if another process keeps it open longer than ``timeout_seconds``.
     """
     path = warehouse.database
     with file_lock(path.with_suffix(".lock"), timeout_seconds=timeout_seconds, what="the DuckDB catalogue"):
         try:
-            connection = connect() if connect is not None else duckdb.connect(str(path))
+            connection = connect()
         except duckdb.IOException as error:
             raise TransientError(
                 f"{path}: the DuckDB catalogue is open in another program ({str(error).splitlines()[0]}); "
@@ -62,9 +60,9 @@ def sync(
     warehouse: Warehouse,
     flattened_columns: Sequence[OutputColumn],
     *,
-    timeout_seconds: float = 60.0,
+    timeout_seconds: float,
+    connect: Connector,
     rebuild: bool = False,
-    connect: Connector | None = None,
     problems: list[str] | None = None,
 ) -> dict[str, int]:
     """Bring every relation in line with the manifests; returns {asset: partitions changed}.

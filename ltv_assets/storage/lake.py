@@ -23,10 +23,10 @@ import fsspec
 from ltv_assets.errors import LtvError, ModelFileError, PermanentError, StaleError, TransientError
 from ltv_assets.storage.files import publish_folder, recover_folder, staging, write_atomic
 from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, is_below, read_manifest, verify_files
-from ltv_assets.storage.warehouse import DAY_ASSETS, WINDOW_ASSETS, Warehouse
+from ltv_assets.storage.warehouse import COMPARISONS, DAY_ASSETS, WINDOW_ASSETS, Warehouse
 
 SHARED_ASSETS = (*DAY_ASSETS, *WINDOW_ASSETS, "submission")
-STATE = ("champion.json", "comparisons")
+STATE = ("champion.json", COMPARISONS)
 """Files and folders beside the partitions that say which window scores new days, and why."""
 
 Progress = Callable[[str], None]

@@ -45,7 +45,8 @@ _IN_MODELS = (*MODEL_ASSETS, "served_model")
 DAY_ASSETS = ("raw_partitions", "flattened_features", "predictions")
 DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablations", "model_card": "champions"}
 """What describes a window for readers: published like a partition, but nothing is made from it."""
-PLAIN_FOLDERS = ("verdicts", "comparisons", "tracking", "quarantine", "cache")
+COMPARISONS = "comparisons"
+PLAIN_FOLDERS = ("verdicts", COMPARISONS, "tracking", "quarantine", "cache")
 """Folders of single files, each replaced by `write_atomic`."""
 LEAST_FREE_BYTES = 4 << 20
 """Room without which a run does not start: the databases of Dagster, MLflow and DuckDB alone need about as much."""
@@ -96,6 +97,15 @@ class Warehouse:
     def database(self) -> Path:
         """The DuckDB catalogue."""
         return self.root / "ltv.duckdb"
+
+    def comparison(self, challenger: str, champion: str) -> Path:
+        """File of the comparison of a window with the champion it met."""
+        return self.root / COMPARISONS / f"{challenger}_against_{champion}.json"
+
+    def comparisons_of(self, challenger: str = "*", champion: str = "*") -> list[Path]:
+        """Files of all comparisons of one challenger, with one champion, or of all."""
+        pattern = self.comparison(challenger, champion)
+        return sorted(pattern.parent.glob(pattern.name))
 
     def keys(self, asset: str) -> tuple[str, ...]:
         """Published partitions of an asset, in order."""

@@ -110,6 +110,6 @@ def test_unusable_ids_write_nothing(fault: Fault, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(DataError) as caught:
-        write_submissions([scored(tmp_path, fault.inject)], tmp_path / "sample.csv", out, threads=1, memory_gb=0.5)
+        write_submissions([scored(tmp_path, fault.inject)], tmp_path / "sample.csv", out, threads=1, memory_limit="0.5GB")
     fault.told(str(caught.value))
     assert list(out.iterdir()) == []

@@ -325,7 +325,7 @@ def predictions(folder: Path, row_ids: list[str]) -> Path:
 
 def test_quotes_in_a_path_stay_text(tmp_path: Path) -> None:
     folder = tmp_path / "o'brien'); DROP TABLE scored; --"
-    rows = write_submissions([predictions(folder, ["a", "b"])], None, folder, threads=1, memory_gb=1)
+    rows = write_submissions([predictions(folder, ["a", "b"])], None, folder, threads=1, memory_limit="1GB")
     assert rows == 2
     assert (folder / "submission.csv").read_text().splitlines()[1:] == ["a,1.0", "b,1.0"]
 
@@ -342,7 +342,7 @@ def test_quotes_in_a_path_stay_text(tmp_path: Path) -> None:
 def test_submission_holds_no_formula(fault: Fault, tmp_path: Path) -> None:
     for start in "=+-@\t\r":
         with pytest.raises(DataError) as raised:
-            write_submissions([predictions(tmp_path / "in", [f"{start}1+1", "b"])], None, tmp_path, threads=1, memory_gb=1)
+            write_submissions([predictions(tmp_path / "in", [f"{start}1+1", "b"])], None, tmp_path, threads=1, memory_limit="1GB")
         fault.told(str(raised.value))
     assert not list(tmp_path.glob("*.csv"))
 

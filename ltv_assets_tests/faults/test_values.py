@@ -415,7 +415,6 @@ def test_longer_horizons_written_as_nan_are_not_known_yet(world: World) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- bounds
 
-MAX_SECONDS = 20.0
 MAX_MEMORY = 400 << 20
 
 
@@ -440,17 +439,15 @@ def many_categories(world: World) -> None:
 @fault("values", "10,000-key map", answer="accept", message="", inject=wide_map, rows=2 * ROWS)
 @fault("values", "5 MB string", answer="accept", message="", inject=long_text, rows=2 * ROWS)
 @fault("values", "100,000 distinct categories in one day", answer="accept", message="", inject=many_categories, rows=100_000 + ROWS)
-def test_oversized_values_cost_bounded_time_and_memory(fault: Fault, world: World) -> None:
+def test_oversized_values_cost_bounded_memory(fault: Fault, world: World) -> None:
     world.flatten()
     fault.inject(world)
     process = psutil.Process()
-    before, cpu = process.memory_info().rss, process.cpu_times()
+    before = process.memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
     table, result = world.flatten()
     fault.silent()
-    used = process.cpu_times()
     assert (table.num_rows, result.rows_quarantined) == (fault.rows, {})
-    assert used.user + used.system - cpu.user - cpu.system < MAX_SECONDS
     peak = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     assert peak - before < MAX_MEMORY
     if fault.case.startswith("10,000"):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.simulator import simulate
-from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.conftest import HANGS, PROJECT
 from ltv_assets_tests.graph.conftest import environment
 from ltv_assets_tests.live.harness import CONFIG
 from ltv_assets_tests.markdown import DOCS, blocks
@@ -77,7 +77,7 @@ def test_columns_declared_as_the_page_says_reach_the_models(tmp_path: Path) -> N
 
     def ltv(*words: str) -> subprocess.CompletedProcess[str]:
         call = [sys.executable, "-m", "ltv_assets.cli", *words]
-        return subprocess.run(call, env=env, cwd=project, capture_output=True, text=True, timeout=900, check=False)
+        return subprocess.run(call, env=env, cwd=project, capture_output=True, text=True, timeout=HANGS, check=False)
 
     explained = ltv("explain-sql", "loyalty_points")
     assert explained.returncode == 0, explained.stderr

@@ -30,7 +30,7 @@ pytestmark = [
 def scored(tmp_path_factory: pytest.TempPathFactory):
     """Predictions of the test days beside what these customers really spent."""
     warehouse = tmp_path_factory.mktemp("real") / "warehouse"
-    done = command("ltv", "run", env=environment(REAL, warehouse, LTV_CONFIG="config/config_test.yaml"), timeout=1800)
+    done = command("ltv", "run", env=environment(REAL, warehouse, LTV_CONFIG="config/config_test.yaml"))
     assert done.returncode == 0, done.stderr
     with duckdb.connect(str(warehouse / "ltv.duckdb"), read_only=True) as connection:
         return connection.execute(

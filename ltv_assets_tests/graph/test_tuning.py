@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ TINY = "{num_leaves: 5, learning_rate: 0.1, min_data_in_leaf: 20, max_rounds: 10
 CONFIG = f"""
 windows: {{min_train_days: 1, max_train_days: 1}}
 evaluation: {{bootstrap_repeats: 50}}
-tracking: {{timeout_seconds: 1}}
 models:
   folds: 2
   buyer_classifier: &tiny {TINY}
@@ -54,8 +54,11 @@ def test_search_goes_on_where_it_was_cut_off_and_is_checked_on_the_window_kept_b
         return done.stderr
 
     # A tracking server that is down costs a warning, not the trial.
-    first = tune(1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert "warning: tracking server 127.0.0.1:9 does not answer" in first
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{closed.getsockname()[1]}"
+        first = tune(1, MLFLOW_TRACKING_URI=f"http://{server}")
+    assert f"warning: tracking server {server} does not answer" in first
     assert "windows 2025-10-02, 0 trials so far" in first and "trial 0: RMSLE" in first
     assert "no trial was better than the configuration itself" in snippet.read_text()
 

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from ltv_assets.config import PROJECT_ROOT
 from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
+from ltv_assets_tests.conftest import HANGS
 
 T = TypeVar("T")
 
@@ -49,18 +50,21 @@ models:
 """
 """Every part of the graph, none of it large; one unreadable file is enough to reject a day."""
 
-BOUND_OF_WAITING = 600.0
+BOUND_OF_WAITING = HANGS / 2
+"""Seconds; a wait ends as soon as its condition holds, so a long one costs nothing."""
+ANSWER_SECONDS = 600.0
+"""The same for one answer of a server or a browser."""
 
 
-def wait_for(what: str, probe: Callable[[], T | None], *, seconds: float = BOUND_OF_WAITING, every: float = 0.5) -> T:
+def wait_for(what: str, probe: Callable[[], T | None], *, every: float = 0.5) -> T:
     """The first true value of ``probe``; fails naming what was waited for."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + BOUND_OF_WAITING
     while True:
         value = probe()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:g} s in vain for {what}; last seen: {value!r}")
+            raise AssertionError(f"waited {BOUND_OF_WAITING:g} s in vain for {what}; last seen: {value!r}")
         time.sleep(every)
 
 
@@ -100,7 +104,7 @@ class Place:
     def ltv(self, *arguments: str, expect: int = 0) -> str:
         """Run one ``ltv`` command to its end and return what it printed."""
         result = subprocess.run(
-            self.ltv_command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=900
+            self.ltv_command(*arguments), env=self.environment, capture_output=True, text=True, check=False, timeout=HANGS
         )
         assert result.returncode == expect, f"ltv {' '.join(arguments)} exited {result.returncode}:\n{result.stdout}\n{result.stderr}"
         return result.stdout
@@ -144,14 +148,14 @@ class Dagster:
             self.process = subprocess.Popen(
                 command, env=self.place.environment, cwd=PROJECT_ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
-        wait_for("the webserver", self._answers, seconds=180)
-        wait_for("the daemon's heartbeats", self._daemons_healthy, seconds=180, every=2)
+        wait_for("the webserver", self._answers)
+        wait_for("the daemon's heartbeats", self._daemons_healthy, every=2)
 
     def stop(self) -> None:
         """End the whole process group: politely, then not."""
         if self.process is None:
             return
-        for number, seconds in ((signal.SIGINT, 30), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        for number, seconds in ((signal.SIGINT, 120), (signal.SIGTERM, 60), (signal.SIGKILL, 60)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -164,7 +168,7 @@ class Dagster:
         """SIGKILL for webserver, daemon, code server and every run at once, then all but the runs again."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(ANSWER_SECONDS)
         self.start()
 
     def _answers(self) -> bool:
@@ -189,7 +193,7 @@ class Dagster:
     def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
         body = json.dumps({"query": text, "variables": dict(variables or {})}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", data=body, headers={"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
             answer = json.load(response)
         assert "errors" not in answer, answer["errors"]
         data: dict[str, Any] = answer["data"]
@@ -337,7 +341,7 @@ class Dagster:
         """Newest ticks of a sensor first."""
         found = self.query(
             """query($s: SensorSelector!) { sensorOrError(sensorSelector: $s) { ... on Sensor { sensorState { ticks(limit: 50) {
-                 status skipReason runKeys error { message } } } } } }""",
+                 timestamp status skipReason runKeys error { message } } } } } }""",
             {"s": {**self._location, "sensorName": sensor}},
         )
         ticks: list[dict[str, Any]] = found["sensorOrError"]["sensorState"]["ticks"]
@@ -400,10 +404,10 @@ class Browser:
             start_new_session=True,
         )
         ports = profile / "DevToolsActivePort"
-        port = wait_for("Chromium", lambda: ports.is_file() and ports.read_text().split("\n")[0], seconds=90)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as response:
+        port = wait_for("Chromium", lambda: ports.is_file() and ports.read_text().split("\n")[0])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=ANSWER_SECONDS) as response:
             page = next(t for t in json.load(response) if t["type"] == "page")
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
+        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=ANSWER_SECONDS)
         self.number = 0
         self.events: list[dict[str, Any]] = []
         self.width, self.height = width, height
@@ -414,7 +418,7 @@ class Browser:
         self.number += 1
         self.socket.send(json.dumps({"id": self.number, "method": method, "params": dict(parameters or {})}))
         while True:
-            answer = json.loads(self.socket.recv(timeout=120))
+            answer = json.loads(self.socket.recv(timeout=ANSWER_SECONDS))
             if answer.get("id") == self.number:
                 assert "error" not in answer, answer["error"]
                 result: dict[str, Any] = answer["result"]
@@ -433,8 +437,8 @@ class Browser:
         """What the page shows."""
         return str(self.evaluate("document.body ? document.body.innerText : ''"))
 
-    def wait_for_text(self, words: Sequence[str], seconds: float = 120) -> None:
-        wait_for(f"the page to show {list(words)}", lambda: all(w in self.text for w in words), seconds=seconds)
+    def wait_for_text(self, words: Sequence[str]) -> None:
+        wait_for(f"the page to show {list(words)}", lambda: all(w in self.text for w in words))
 
     def click(self, selector_script: str) -> None:
         """Click the middle of the element that a JavaScript expression yields."""
@@ -473,4 +477,4 @@ class Browser:
             self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(ANSWER_SECONDS)

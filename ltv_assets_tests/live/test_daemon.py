@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from ltv_assets.contract import ASSET_NAMES
 from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.simulator import simulate
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
+from ltv_assets_tests.conftest import HANGS
 from ltv_assets_tests.live.harness import CONFIG, Browser, Dagster, Place, running, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 DAYS = [f"2025-10-0{i}" for i in range(1, 7)]
 TEST_DAY = "2025-10-08"
@@ -118,7 +118,7 @@ def test_one_backfill_over_days_and_windows_makes_everything(by_hand: Dagster, t
     in_process = [subprocess.Popen(other.ltv_command("run", "--window", FIRST), env=other.environment, stdout=subprocess.DEVNULL)]
     try:
         backfill = by_hand.backfill((DAYS[0], DAYS[3]), (FIRST, SECOND))
-        assert in_process[0].wait(900) == 0
+        assert in_process[0].wait(HANGS) == 0
         other.ltv("run", "--window", SECOND)
         assert by_hand.backfill_end(backfill) == "COMPLETED_SUCCESS"
     finally:
@@ -139,30 +139,14 @@ def test_one_backfill_over_days_and_windows_makes_everything(by_hand: Dagster, t
 
 
 def test_killed_run_blocks_nobody(by_hand: Dagster) -> None:
-    """SIGKILL in the middle of a window: the next runs end at most 30 s later than if nothing had been killed.
-
-    "As if" is measured first, with the same two runs side by side, because runs share the processors. The slot of the dead
-    run and its locks are what they could wait for.
-    """
+    """SIGKILL in the middle of a window: neither its slot nor its locks keep the next runs, of a day and of the same window."""
     before = by_hand.place.manifests()
-
-    def next_runs_after(started: float) -> float:
-        """Seconds until a day's run and a run of the same window, launched now, have both ended."""
-        launched = [by_hand.launch("ingest_days", DAYS[0]), by_hand.launch("train_window", SECOND)]
-        ended = [by_hand.run_end(run) for run in launched]
-        assert [run["status"] for run in ended] == ["SUCCESS", "SUCCESS"]
-        return max(run["endTime"] for run in ended) - started
-
-    usual = next_runs_after(time.time())
-
     killed = by_hand.launch("train_window", SECOND)
     process = wait_for("the run's process", lambda: by_hand.process_of(killed))
     wait_for("the first step", lambda: any(e["__typename"] == "ExecutionStepSuccessEvent" for e in by_hand.messages(killed)), every=0.1)
     os.kill(process, signal.SIGKILL)
-    waited = next_runs_after(time.time()) - usual
-    print(f"after kill -9 the next runs took {usual + waited:.1f} s instead of {usual:.1f} s")
-    assert waited < 30, f"the next runs took {waited:.0f} s longer than the usual {usual:.0f} s"
-
+    launched = [by_hand.launch("ingest_days", DAYS[0]), by_hand.launch("train_window", SECOND)]
+    assert [by_hand.run_end(run)["status"] for run in launched] == ["SUCCESS", "SUCCESS"]
     assert by_hand.run_end(killed)["status"] == "FAILURE"
     retried = wait_for("the killed run's retry", lambda: by_hand.runs_of("dagster/parent_run_id", killed))
     assert by_hand.run_end(retried[0]["runId"])["status"] == "SUCCESS"
@@ -241,7 +225,13 @@ def test_figures_out_of_bounds_lead_to_a_new_window(by_hand: Dagster, impression
         rf"RMSLE of champion {SECOND} on day {SECOND} is 0\.\d+, above retrain_rmsle_max = 0\.01", asked[0]["tags"]["ltv/reason"]
     )
     assert by_hand.place.states()["served_model", day] == "fresh"
-    time.sleep(15)
+    seen = max(tick["timestamp"] for tick in by_hand.ticks("retraining_needed"))
+
+    def looked_twice_more() -> bool:
+        later = (tick for tick in by_hand.ticks("retraining_needed") if tick["timestamp"] > seen)
+        return sum(tick["status"] != "STARTED" for tick in later) >= 2
+
+    wait_for("two more looks of the sensor", looked_twice_more)
     assert len(by_hand.runs_of("dagster/sensor_name", "retraining_needed")) == 1, "asked again though nothing new can be trained"
     assert not [tick for tick in by_hand.ticks("retraining_needed") if tick["status"] == "FAILURE"]
 
@@ -259,7 +249,7 @@ def test_schedules_score_retrain_and_look_at_the_warehouse(by_hand: Dagster, imp
         by_hand.switch_on_schedule(schedule)
 
     def first_run(schedule: str) -> dict[str, Any]:
-        run = wait_for(f"a run of {schedule}", lambda: by_hand.runs_of("dagster/schedule_name", schedule), seconds=200)[-1]
+        run = wait_for(f"a run of {schedule}", lambda: by_hand.runs_of("dagster/schedule_name", schedule))[-1]
         ended = by_hand.run_end(run["runId"])
         assert ended["status"] == "SUCCESS", f"{schedule}: {ended}"
         return ended
@@ -313,7 +303,7 @@ def test_repaired_file_heals_everything_without_a_click(by_itself: Dagster, impr
     for sensor in SENSORS:
         by_itself.switch_on(sensor)
     one_file(by_itself.place.data, DAYS[1]).write_bytes(one_file(impressions, DAYS[1]).read_bytes())
-    wait_for("the submission", lambda: fresh(by_itself, "submission", SUBMISSION), seconds=900, every=3)
+    wait_for("the submission", lambda: fresh(by_itself, "submission", SUBMISSION), every=3)
     states = by_itself.place.states()
     assert set(states.values()) == {"fresh"}, {k: v for k, v in states.items() if v != "fresh"}
     assert {key for asset, key in states if asset == "served_model"} == {FIRST, SECOND}
@@ -330,7 +320,7 @@ def test_corrupted_new_day_keeps_champion_and_submission(by_itself: Dagster, imp
     land(impressions, staged, day)
     corrupt(one_file(staged, day))
     deliver(staged, place.data)
-    wait_for("the corrupted day's verdict", lambda: place.states().get(("raw_partitions", day)) == "failed", seconds=300, every=3)
+    wait_for("the corrupted day's verdict", lambda: place.states().get(("raw_partitions", day)) == "failed", every=3)
     wait_for("quiet", by_itself.idle)
     refused = by_itself.run_end(by_itself.launch("train_window", day))
     assert refused["status"] == "FAILURE"
@@ -352,8 +342,8 @@ def test_new_day_leads_to_a_window_and_a_decision_without_a_click(by_itself: Dag
     else:
         land(impressions, place.data.parent / "next", day)
         deliver(place.data.parent / "next", place.data)
-    wait_for(f"window {day}", lambda: fresh(by_itself, "served_model", day), seconds=600, every=3)
-    wait_for("the submission", lambda: fresh(by_itself, "submission", SUBMISSION), seconds=300, every=3)
+    wait_for(f"window {day}", lambda: fresh(by_itself, "served_model", day), every=3)
+    wait_for("the submission", lambda: fresh(by_itself, "submission", SUBMISSION), every=3)
     assert (place.warehouse / "comparisons" / f"{day}_against_{before['window']}.json").is_file()
     champion = place.champion()
     if champion["window"] == day:

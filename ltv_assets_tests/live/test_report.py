@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from ltv_assets.reporting import HEADLINE
 from ltv_assets.simulator import simulate
-from ltv_assets_tests.live.harness import Browser, Place
+from ltv_assets_tests.live.harness import Browser, Place, wait_for
 
+LOADED = "document.readyState === 'complete' && [...document.images].every(i => i.complete)"
 FETCHED = "performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'))"
 PICTURES = "[...document.images].map(i => [i.complete && i.naturalWidth > 300, i.alt])"
 SHOWN = """Object.fromEntries([...document.querySelectorAll('#headline tr[data-name]')].map(
@@ -28,8 +28,8 @@ def test_report_opens_without_network_and_shows_the_measured_figures(tmp_path: P
             browser.command(f"{domain}.enable")
         browser.command("Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0})
         browser.open(report.as_uri())
-        browser.wait_for_text(["Window 2025-10-03", "Limits"], seconds=60)
-        time.sleep(1)
+        browser.wait_for_text(["Window 2025-10-03", "Limits"])
+        wait_for("the page and its pictures", lambda: browser.evaluate(LOADED))
         shown, pictures, fetched = browser.evaluate(SHOWN), browser.evaluate(PICTURES), browser.evaluate(FETCHED)
         too_wide = browser.evaluate("document.documentElement.scrollWidth > window.innerWidth")
         events = browser.events

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ from ltv_assets.features import arrays, sql, statistics
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.simulator import simulate
-from ltv_assets.simulator.writer import Simulator
 from ltv_assets_tests.oracle.awkward_rows import Layout, Row, awkward_rows, write_hour
 from ltv_assets_tests.oracle.row_by_row import features_of
 
@@ -231,26 +229,3 @@ def test_printed_sql_computes_the_flattened_column(
         printed = duckdb.sql(sql.explain_sql(registry, name)).to_arrow_table()
         order = [ours[row_id] for row_id in printed.column("row_id").to_pylist()]
         np.testing.assert_allclose(printed.column(name).to_numpy(), table.column(name).to_numpy()[order], rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.slow
-def test_the_row_wise_oracle_is_at_least_fifteen_times_slower(tmp_path: Path, registry: Registry) -> None:
-    rows, sample = 30_000, 3_000
-    impressions, _ = Simulator(3, "additive", rows).hour(datetime(2025, 10, 1, 9, tzinfo=UTC))
-    path = tmp_path / f"datetime={HOUR}" / "part-0.parquet"
-    path.parent.mkdir()
-    pq.write_table(impressions, path)
-
-    # Processor time per row, the best of three, so that a busy machine does not decide.
-    package = min(
-        cpu(lambda: flatten_files([RawFile(path, HOUR)], registry=registry, labelled=True, out=tmp_path / "day.parquet")) for _ in range(3)
-    )
-    few = impressions.slice(0, sample)
-    oracle = min(cpu(lambda: [features_of(row, HOUR) for row in few.to_pylist()]) for _ in range(2))
-    assert oracle / sample >= 15 * package / impressions.num_rows
-
-
-def cpu(work: Callable[[], object]) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began

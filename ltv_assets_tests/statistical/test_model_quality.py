@@ -6,7 +6,6 @@ test days: (MSLE of the constant - MSLE) / (MSLE of the constant - MSLE of the o
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -79,9 +78,7 @@ def share(test: Split, train: Split, ltv_d7: NDArray[np.float64]) -> float:
 def measured(law: str, seed: int) -> dict[str, float]:
     """Every figure that is promised, for one law and seed."""
     train, test = simulated(law, seed, 600)
-    began = time.perf_counter()
     model = LTVModel(random_state=0).fit(train.X, train.labels, period=train.day, row_id=train.truth["row_id"])
-    seconds = time.perf_counter() - began
     frame = model.predict_frame(test.X)
     revenue = test.truth["revenue"].to_numpy()
     payer = revenue > 0
@@ -95,7 +92,6 @@ def measured(law: str, seed: int) -> dict[str, float]:
         "zero_gap": float(frame["predicted_zero"].mean() - np.mean(~payer)),
         "capture_gap": revenue_capture(revenue, test.truth["oracle_log"], 0.1) - revenue_capture(revenue, ltv, 0.1),
         "crossings": float(np.sum((ltv > frame["ltv_d14"]) | (frame["ltv_d14"] > frame["ltv_d28"]))),
-        "seconds": seconds,
     }
 
 
@@ -127,20 +123,6 @@ def test_means_over_the_grid_are_unbiased() -> None:
     figures = [measured(law, seed) for law, seed in GRID]
     assert 0.95 <= np.mean([f["p_ratio"] for f in figures]) <= 1.05
     assert 0.90 <= np.mean([f["expected_ratio"] for f in figures]) <= 1.10
-
-
-@pytest.mark.soak
-def test_a_window_of_150_features_is_fitted_in_time() -> None:
-    """86,400 rows x 150 features, every stage; the bound leaves room for a busy machine, the goal is 90 s on two idle cores."""
-    train, _ = simulated("additive", 1, 600)
-    columns = [c for c in train.X if isinstance(train.X[c].dtype, pd.CategoricalDtype)]
-    numeric = [c for c in train.X if c not in set(columns)]
-    columns += [numeric[i] for i in np.linspace(0, len(numeric) - 1, 150 - len(columns)).astype(int)]
-    wall, processor = time.perf_counter(), time.process_time()
-    LTVModel(random_state=0).fit(train.X[columns], train.labels, period=train.day, row_id=train.truth["row_id"])
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    print(f"{len(train.X)} rows x {len(columns)} features: {wall:.1f} s, {processor:.1f} s of processor")
-    assert wall < 180
 
 
 @pytest.mark.slow

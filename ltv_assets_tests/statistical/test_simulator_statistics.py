@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ltv_assets.contract import RAW_COLUMNS
-from ltv_assets.simulator import LAWS, LawName, Simulator, facts, oracle_metrics, simulate
+from ltv_assets.simulator import LAWS, LawName, Simulator, facts, oracle_metrics
 
 FIRST = datetime(2025, 10, 1, tzinfo=UTC)
 
@@ -107,19 +105,3 @@ def test_losses_are_calibrated_at_the_default_size(law: LawName, seed: int) -> N
         assert 0.026 <= found["payer_rate"] <= 0.032
         assert 0.45 <= found["rmsle_zero"] <= 0.48
         assert 0.39 <= found["rmsle_oracle"] <= 0.42
-
-
-@pytest.mark.slow
-def test_thirty_thousand_rows_a_second(tmp_path: Path) -> None:
-    """Best of three hours, so that a busy machine does not decide; the smallest hours have 96,000 rows."""
-    ticks = [time.perf_counter()]
-
-    def progress(done: int, total: int) -> None:
-        ticks.append(time.perf_counter())
-        if len(ticks) == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        simulate(tmp_path, train_days=1, test_days=0, rows_per_hour=120_000, progress=progress)
-    rates = [0.8 * 120_000 / seconds for seconds in np.diff(ticks)[1:]]
-    assert max(rates) >= 30_000, rates

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets import checks
+from ltv_assets import checks, readiness
 from ltv_assets.checks import CHECKS, run_check, sampling_allowance
 from ltv_assets.config import Config
 from ltv_assets.contract import BLOCKING_CHECKS, RELATIONS
+from ltv_assets.errors import DataError
+from ltv_assets.features.schema import categorical_names, feature_names
 from ltv_assets.horizon import Horizon
+from ltv_assets.lineage import CHECK_BOUNDS
 from ltv_assets.project import Project
+from ltv_assets.resources import CatalogueResource
 from ltv_assets.storage.warehouse import Warehouse
 
-DAY = "2025-10-01"
+DAY, LATER = "2025-10-01", "2025-10-02"
 GOOD = {"rows_in": 10, "rows_out": 8, "rows_sampled_out": 0, "rows_quarantined": {"row_id repeated": 2}}
 
 
@@ -31,7 +37,9 @@ def project(root: Path, **sections: dict[str, Any]) -> Project:
     return Project(config, Horizon((), (), 2, 7, 0, frozenset()), Warehouse(root))
 
 
-def publish(p: Project, asset: str, table: pa.Table | None = None, facts: dict[str, Any] | None = None, **texts: str) -> None:
+def publish(
+    p: Project, asset: str, table: pa.Table | None = None, facts: dict[str, Any] | None = None, *, key: str = DAY, **texts: str
+) -> None:
     def fill(folder: Path) -> dict[str, int | None]:
         listed: dict[str, int | None] = {}
         if table is not None:
@@ -42,7 +50,7 @@ def publish(p: Project, asset: str, table: pa.Table | None = None, facts: dict[s
             listed[f"{name}.json"] = None
         return listed
 
-    p.warehouse.write(asset, DAY, fill, code_version="1", config="c", inputs={}, facts=facts or {})
+    p.warehouse.write(asset, key, fill, code_version="1", config="c", inputs={}, facts=facts or {})
 
 
 def flattened(
@@ -51,6 +59,75 @@ def flattened(
     fields = [pa.field(name, pa.float32(), metadata={"role": role}) for name, role in names]
     table = pa.table([pa.array([1.0] * rows, pa.float32())] * len(fields), schema=pa.schema(fields))
     publish(p, "flattened_features", table, {**GOOD, "rows_out": rows, **facts})
+
+
+@pytest.mark.parametrize(("duckdb_gb", "whole_gb", "expected"), [(1.0, 8.0, "953.6 MiB"), (3.0, 4.0, "1.8 GiB")])
+def test_databases_keep_to_the_configured_threads_and_memory(tmp_path: Path, duckdb_gb: float, whole_gb: float, expected: str) -> None:
+    """At most half of what one process may use, in memory and in the catalogue, which says who opened it."""
+    p = project(tmp_path, compute={"threads": 1, "duckdb_memory_gb": duckdb_gb, "max_memory_gb": whole_gb})
+    with p.open_duckdb() as memory, CatalogueResource()._connector(p)() as catalogue:
+        for connection in (memory, catalogue):
+            settings = "SELECT current_setting('threads'), current_setting('memory_limit'), current_setting('TimeZone')"
+            assert connection.execute(settings).fetchone() == (1, expected, "UTC")
+        assert catalogue.execute("PRAGMA user_agent").fetchone()[0].endswith("dagster")
+    assert (tmp_path / "ltv.duckdb").is_file()
+
+
+def two_days_of_random_features(p: Project) -> None:
+    texts, rng = set(categorical_names(p.registry)), np.random.default_rng(0)
+    for day in (DAY, LATER):
+        table: dict[str, Any] = {"row_id": [f"{day} {number}" for number in range(60)]}
+        table |= {f: ["a"] * 60 if f in texts else rng.normal(size=60).astype(np.float32) for f in feature_names(p.registry)}
+        publish(p, "flattened_features", pa.table(table), GOOD, key=day)
+
+
+@pytest.mark.parametrize("check", ["row_ids_new", "scores_valid", "drift", "adversarial_drift", "submission_valid"])
+def test_check_that_reads_rows_opens_no_database_of_other_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
+    """Every database of these checks, also those opened further down, has the limits of the configuration."""
+    config = project(tmp_path, compute={"threads": 1, "duckdb_memory_gb": 0.25}).config
+    p = Project(config, Horizon((), (date(2025, 10, 1),), 2, 7, 0, frozenset()), Warehouse(tmp_path))
+    two_days_of_random_features(p)
+    scores(p)
+    submit(p, 2)
+    opened: list[tuple[Any, Any]] = []
+    connect = duckdb.connect
+
+    def watched(*place: Any, config: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+        opened.append((config.get("threads"), config.get("memory_limit")))
+        return connect(*place, config=config)
+
+    monkeypatch.setattr("duckdb.connect", watched)
+    spec = next(spec for spec in CHECKS if spec.name == check)
+    spec.function(p, {"flattened_features": LATER, "predictions": DAY, "submission": p.submission_key}[spec.asset])
+    assert opened and set(opened) == {(1, "0.25GB")}
+
+
+def test_window_that_was_never_evaluated_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holdout_metrics 2025-10-01: metric rmsle is missing or undefined; materialize holdout_metrics"):
+        checks.rmsle(project(tmp_path), DAY)
+
+
+def test_verdict_on_repeated_row_ids_depends_on_how_many_days_were_compared(tmp_path: Path) -> None:
+    assert project(tmp_path, windows={"max_train_days": 7}).lineage().bounds_hash("row_ids_new") != (
+        project(tmp_path, windows={"max_train_days": 14}).lineage().bounds_hash("row_ids_new")
+    )
+
+
+@pytest.mark.parametrize("check", [c for c in BLOCKING_CHECKS["holdout_metrics"] if c in CHECK_BOUNDS])
+def test_bound_of_a_check_that_blocks_a_window_makes_it_another_window(tmp_path: Path, check: str) -> None:
+    """Automation asks for a window once for each set of inputs; a bound that was loosened lets it ask again."""
+    day = date(2025, 10, 1)
+    days = tuple(day + timedelta(days=d) for d in range(3))
+
+    def identity(config: Config) -> str:
+        p = Project(config, Horizon(days, (), 2, 7, 0, frozenset()), Warehouse(tmp_path))
+        return readiness.identity(p.lineage(), "served_model", "2025-10-03")
+
+    (name, *_) = CHECK_BOUNDS[check]
+    section, key = name.split(".")
+    config = Config()
+    changed = getattr(config, section).model_copy(update={key: 0.123})
+    assert identity(config.model_copy(update={section: changed})) != identity(config)
 
 
 def test_lost_rows_are_noticed(tmp_path: Path) -> None:
@@ -246,14 +323,17 @@ def test_rows_lost_between_holdout_and_figures_are_noticed(tmp_path: Path) -> No
     assert "8 flattened rows, 7 evaluated" in checks.holdout_rows_reconciled(p, DAY).message
 
 
+def submit(p: Project, rows: int) -> None:
+    def fill(folder: Path) -> dict[str, int | None]:
+        (folder / "submission.csv").write_text("row_id,iap_revenue_d7\n" + "a,1\n" * rows)
+        return {"submission.csv": rows}
+
+    p.warehouse.write("submission", p.submission_key, fill, code_version="1", config="c", inputs={})
+
+
 def test_lines_lost_between_scores_and_submission_are_noticed(tmp_path: Path) -> None:
     p = Project(Config(), Horizon((), (date(2025, 10, 1),), 2, 7, 0, frozenset()), Warehouse(tmp_path))
     scores(p)
     for rows, passed in ((2, True), (1, False)):
-
-        def fill(folder: Path, rows: int = rows) -> dict[str, int | None]:
-            (folder / "submission.csv").write_text("row_id,iap_revenue_d7\n" + "a,1\n" * rows)
-            return {"submission.csv": rows}
-
-        p.warehouse.write("submission", "2025-10-01_2025-10-01", fill, code_version="1", config="c", inputs={})
+        submit(p, rows)
         assert checks.submission_rows_reconciled(p, "2025-10-01_2025-10-01").passed == passed

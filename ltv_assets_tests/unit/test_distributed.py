@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,12 @@ def test_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypatc
 
 def test_silent_scheduler_is_a_transient_failure_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltv_assets.distributed.CONNECT_SECONDS", 0.5)
-    config = Config.model_validate({"compute": {"engine": "dask", "scheduler": "tcp://127.0.0.1:9"}})
-    with pytest.raises(TransientError, match=r"tcp://127.0.0.1:9: no Dask scheduler answers within 0.5 s"):
-        workers_of(config)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        scheduler = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
+        config = Config.model_validate({"compute": {"engine": "dask", "scheduler": scheduler}})
+        with pytest.raises(TransientError, match=rf"{scheduler}: no Dask scheduler answers within 0.5 s"):
+            workers_of(config)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets import drifting
 from ltv_assets.champion import Champion, write_champion
 from ltv_assets.checks import STANDING_CHECKS, champion_fresh, standing_failures
+from ltv_assets.config import load_config
 from ltv_assets.drifting import adversarial_separation, score_shift
 from ltv_assets.errors import DataError
 from ltv_assets.evaluating import SCORES_FILE
+from ltv_assets.features.drift import without_calendar
+from ltv_assets.features.registry import load_registry
+from ltv_assets.features.schema import feature_names
 from ltv_assets.project import Project
+from ltv_assets.sampling.draws import row_hashes
 from ltv_assets.watching import look, watched
 
 FEATURES = ["spend", "sessions", "country", "weekday", "hour__sin"]
+LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "1GB"}
 
 
 def rows(seed: int, size: int = 3000, shift: float = 0.0, countries: tuple[str, ...] = ("us", "de", "fr")) -> pd.DataFrame:
@@ -43,7 +50,8 @@ def stored(path: Path, frame: pd.DataFrame) -> list[Path]:
 
 
 def separation(tmp_path: Path, before: pd.DataFrame, new: pd.DataFrame, **settings: Any) -> Any:
-    return adversarial_separation(stored(tmp_path / "a.parquet", before), stored(tmp_path / "b.parquet", new), FEATURES, **settings)
+    sides = stored(tmp_path / "a.parquet", before), stored(tmp_path / "b.parquet", new)
+    return adversarial_separation(*sides, list(before.columns[1:]), **LIMITS, **settings)
 
 
 def test_rows_of_one_distribution_cannot_be_told_apart(tmp_path: Path) -> None:
@@ -63,6 +71,41 @@ def test_new_categories_are_found_and_named(tmp_path: Path) -> None:
     found = separation(tmp_path, rows(1), rows(2, countries=("us", "jp", "br")))
     assert found.auc > 0.7
     assert found.features[0][0] == "country"
+
+
+def test_only_features_of_calendar_columns_are_left_out() -> None:
+    """What users do by the hour is theirs: its columns begin like the hour of the impression, and are watched all the same."""
+    features = feature_names(load_registry(load_config().features))
+    left_out = set(features) - set(without_calendar(features))
+    assert left_out == {
+        *("hour", "hour__sin", "hour__cos", "weekday", "weekday__sin", "weekday__cos"),
+        "release_date__age_months",
+    }
+    assert "hour_ratio__max" in without_calendar(features)
+
+
+def test_shift_of_a_feature_that_begins_like_a_calendar_column_is_found(tmp_path: Path) -> None:
+    renamed = {"spend": "hour_ratio__max"}
+    found = separation(tmp_path, rows(1).rename(columns=renamed), rows(2, shift=3.0).rename(columns=renamed))
+    assert found.auc > 0.7
+    assert found.features[0][0] == "hour_ratio__max"
+
+
+@pytest.mark.parametrize("block", [7, 1000, 65_536])
+def test_sample_is_of_the_smallest_hashes_whatever_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Over two files; the hash is that of the project's own draws, which no new version of DuckDB changes."""
+    monkeypatch.setattr(drifting, "HASHED_ROWS", block)
+    parts = [rows(1, 800), rows(2, 500)]
+    files = [path for number, part in enumerate(parts) for path in stored(tmp_path / f"{number}.parquet", part)]
+    found = drifting._sample(files, ["spend", "country"], 300, **LIMITS)
+    everything = pd.concat(parts, ignore_index=True)
+    wanted = everything.assign(h=row_hashes(everything["row_id"])).sort_values("h", ignore_index=True).head(300)
+    pd.testing.assert_frame_equal(found, wanted[["h", "spend", "country"]], check_dtype=False)
+    assert len(drifting._sample(files, ["spend"], 5000, **LIMITS)) == 1300
+
+
+def test_hashes_that_choose_the_sample_are_the_same_everywhere() -> None:
+    assert row_hashes(["row-1", "row-2"]).tolist() == [5196174240566528515, 2711793334054562430]
 
 
 def test_order_of_rows_changes_nothing(tmp_path: Path) -> None:
@@ -87,8 +130,8 @@ def scores(seed: int, factor: float = 1.0, size: int = 4000) -> pd.DataFrame:
 
 
 def test_shift_of_scores_is_small_for_equal_laws_and_large_for_others(tmp_path: Path) -> None:
-    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), threads=1)
-    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), threads=1)
+    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), **LIMITS)
+    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), **LIMITS)
     assert same < 0.02
     assert other > 0.25
 

@@ -304,6 +304,9 @@ def test_names_with_brackets_and_quotes_are_files_not_patterns(tmp_path: Path, r
     assert table.num_rows == 3
 
 
+LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "1GB"}
+
+
 def test_stability_is_zero_against_itself_and_sees_a_shift(tmp_path: Path, registry: Registry) -> None:
     rows = awkward_rows(400, 0, START)
     flatten([write(tmp_path, "part-0.parquet", rows)], registry, tmp_path / "a.parquet")
@@ -311,9 +314,9 @@ def test_stability_is_zero_against_itself_and_sees_a_shift(tmp_path: Path, regis
         row["country"] = "br"
         row["cpm"] = None if row["cpm"] is None else [(k, None if v is None else v * 100) for k, v in row["cpm"]]
     flatten([write(tmp_path, "part-0.parquet", rows)], registry, tmp_path / "b.parquet")
-    same = population_stability([tmp_path / "a.parquet"], [tmp_path / "a.parquet"], feature_names(registry))
+    same = population_stability([tmp_path / "a.parquet"], [tmp_path / "a.parquet"], feature_names(registry), **LIMITS)
     assert same["psi"].abs().max() < 1e-12 and len(same) == len(registry.features)
-    moved = population_stability([tmp_path / "a.parquet"], [tmp_path / "b.parquet"], feature_names(registry)).set_index("feature")
+    moved = population_stability([tmp_path / "a.parquet"], [tmp_path / "b.parquet"], feature_names(registry), **LIMITS).set_index("feature")
     assert moved.loc["country", "psi"] > 0.25 and moved.loc["cpm__sum", "psi"] > 0.25
     assert moved.loc["bcat__sum", "psi"] < 1e-12
     assert moved.loc["country", "missing_current"] == 0
@@ -324,14 +327,14 @@ def test_stability_follows_its_formula(tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"row_id": [f"{name}{i}" for i in range(100)], "x": pa.array(values, pa.float32())}), tmp_path / f"{name}.parquet"
         )
-    (psi,) = population_stability([tmp_path / "a.parquet"], [tmp_path / "b.parquet"], ["x"])["psi"]
+    (psi,) = population_stability([tmp_path / "a.parquet"], [tmp_path / "b.parquet"], ["x"], **LIMITS)["psi"]
     shares = [((50.5) / 101, (20.5) / 101), ((50.5) / 101, (80.5) / 101)]
     assert psi == pytest.approx(sum((c - r) * math.log(c / r) for r, c in shares))
 
 
 def test_bench_reports_speed_against_a_full_scan(tmp_path: Path, registry: Registry) -> None:
     write(tmp_path / "train", "part-0.parquet", awkward_rows(300, 0, START))
-    figures = bench_flatten(tmp_path, registry=registry, threads=2)
+    figures = bench_flatten(tmp_path, registry=registry, **LIMITS)
     assert figures["rows"] == 300
     assert figures["ratio"] == pytest.approx(figures["rows_per_second"] / figures["scan_rows_per_second"], rel=0.02)
     assert 0 < figures["peak_rss_mb"] < 4096

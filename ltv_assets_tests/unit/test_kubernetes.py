@@ -14,7 +14,10 @@ from unittest import mock
 
 import pytest
 import yaml
+from dagster import AssetKey
 from dagster._config import Shape, validate_config
+from dagster._core.definitions.automation_tick_evaluation_context import build_run_requests_with_backfill_policies
+from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.instance.config import dagster_instance_config_schema
 
 from ltv_assets.config import PROJECT_ROOT, parse_config
@@ -90,12 +93,18 @@ def test_job_of_a_run_is_what_was_asked_for(launcher: dict[str, Any], monkeypatc
 
 
 def test_backfill_makes_one_run_per_partition() -> None:
+    """Asked of Dagster's own planner: three partitions of every asset on a clock are three runs of one partition each."""
     from ltv_assets.definitions import build_defs
 
-    for asset in build_defs().resolve_asset_graph().asset_nodes:
-        if asset.key.to_user_string() in (*DAY_ASSETS, *WINDOW_ASSETS):
-            policy = asset.backfill_policy
-            assert policy is None or policy.max_partitions_per_run == 1, asset.key  # None is Dagster's default, one partition a run
+    graph = build_defs().resolve_asset_graph()
+    for assets in (DAY_ASSETS, WINDOW_ASSETS):
+        keys = [AssetKey(asset) for asset in assets]
+        definition = graph.get(keys[0]).partitions_def
+        assert definition is not None
+        partitions = list(definition.get_partition_keys()[:3])
+        wanted = [AssetKeyPartitionKey(key, partition) for key in keys for partition in partitions]
+        runs = build_run_requests_with_backfill_policies(wanted, graph, mock.Mock())
+        assert sorted((run.partition_key or "", len(run.asset_selection or ())) for run in runs) == [(p, len(keys)) for p in partitions]
 
 
 def test_runs_find_data_and_warehouse_on_the_shared_volume(launcher: dict[str, Any], instance: dict[str, Any]) -> None:

@@ -71,6 +71,26 @@ def test_arrows_point_down_only() -> None:
             assert not upward, f"{path.name} imports {upward}"
 
 
+@pytest.mark.parametrize("words", ["import duckdb\n\nduckdb.connect()\n", "from duckdb import connect\n\nconnect()\n"])
+@pytest.mark.parametrize("place", ["ltv_assets/watching.py", "ltv_assets/storage/catalogue.py", "benchmarks/serving.py"])
+def test_duckdb_is_opened_in_one_place(place: str, words: str) -> None:
+    """Elsewhere the linter refuses it: DuckDB's own defaults are every core, 80 % of the memory and the machine's time zone."""
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251", "--stdin-filename", place, "-"]
+    done = subprocess.run(command, input=words, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "open_duckdb" in done.stdout, done.stdout + done.stderr
+
+
+def test_folder_of_comparisons_is_named_in_one_place() -> None:
+    named = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in ("comparisons", "_against_")
+    }
+    assert named == {"storage/warehouse.py"}
+
+
 def test_asset_functions_are_thin() -> None:
     for path in sorted((PACKAGE / "assets").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -88,14 +88,14 @@ def test_hours_that_may_be_missing_are_configured(tmp_path: Path, place: Callabl
 
 
 def test_day_still_being_written_is_left_alone(tmp_path: Path, place: Callable[..., Path], states: dict[Any, str]) -> None:
-    place(tmp_path / "data", "automation: {settle_seconds: 300}\n")
+    place(tmp_path / "data", "automation: {settle_seconds: 3600}\n")
     land(tmp_path / "data", DAYS[0])
     eye = Eye("days_landed")
     requests, reason = eye.look()
     assert requests == []
     assert reason is not None and "its files changed" in reason
     for path in (tmp_path / "data").rglob("*.parquet"):
-        os.utime(path, (time.time() - 400, time.time() - 400))
+        os.utime(path, (time.time() - 4000, time.time() - 4000))
     assert len(eye.look()[0]) == 1
 
 
@@ -154,15 +154,13 @@ def test_day_beyond_the_known_partitions_says_what_to_do(data: Path, states: dic
     assert reason is not None and "reload the code location" in reason
 
 
-def test_looking_without_news_opens_no_file(data: Path, states: dict[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_without_news_judges_no_day(data: Path, states: dict[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for day in DAYS:
         land(data, day)
     eye = Eye("days_landed")
     eye.look()
     monkeypatch.setattr(Lineage, "status", lambda *a: pytest.fail("judged a day that did not change"))
-    started = time.perf_counter()
     assert eye.look()[0] == []
-    assert time.perf_counter() - started < 5.0
 
 
 def test_test_days_land_too(data: Path, states: dict[Any, str]) -> None:

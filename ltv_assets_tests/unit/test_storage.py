@@ -89,10 +89,10 @@ def test_killed_writer_leaves_a_whole_partition_and_no_orphan(tmp_path: Path, de
     ready = context.Event()
     process = context.Process(target=_write_until_killed, args=(str(tmp_path), ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     time.sleep(delay)
     os.kill(process.pid or 0, signal.SIGKILL)
-    process.join(30)
+    process.join(600)
     warehouse = Warehouse(tmp_path)
     (path,) = warehouse.files("flattened_features", KEY)
     values = set(pq.read_table(path)["x"].to_pylist())
@@ -180,7 +180,7 @@ def test_atomic_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None
 def _hold(path: str, ready) -> None:
     with file_lock(Path(path), timeout_seconds=1, what="test"):
         ready.set()
-        time.sleep(60)
+        time.sleep(3600)
 
 
 def test_lock_waits_a_bounded_time_and_dies_with_its_holder(tmp_path: Path) -> None:
@@ -188,13 +188,13 @@ def test_lock_waits_a_bounded_time_and_dies_with_its_holder(tmp_path: Path) -> N
     ready = context.Event()
     process = context.Process(target=_hold, args=(str(tmp_path / "lock"), ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     with (
         pytest.raises(TransientError, match="the thing is held by another process"),
         file_lock(tmp_path / "lock", timeout_seconds=0.2, what="the thing"),
     ):
         pass
     os.kill(process.pid or 0, signal.SIGKILL)
-    process.join(30)
-    with file_lock(tmp_path / "lock", timeout_seconds=5, what="the thing"):
+    process.join(600)
+    with file_lock(tmp_path / "lock", timeout_seconds=600, what="the thing"):
         pass

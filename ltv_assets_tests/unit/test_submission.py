@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from ltv_assets.errors import DataError
 from ltv_assets.submission import validate_submission, write_submissions
 
+LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "0.5GB"}
+
 
 def predictions(path: Path, ids: list[str], values: list[float]) -> Path:
     pq.write_table(pa.table({"row_id": ids, "iap_revenue_d7": [0.0 if v < 1 else v for v in values], "ltv_d7": values}), path)
@@ -21,7 +24,7 @@ def predictions(path: Path, ids: list[str], values: list[float]) -> Path:
 
 def write(tmp_path: Path, files: list[Path], sample: Path | None = None) -> Path:
     (tmp_path / "out").mkdir(exist_ok=True)
-    write_submissions(files, sample, tmp_path / "out", threads=2, memory_gb=0.5)
+    write_submissions(files, sample, tmp_path / "out", **LIMITS)
     return tmp_path / "out"
 
 
@@ -30,7 +33,7 @@ def test_rows_keep_the_order_of_days_and_rows(tmp_path: Path) -> None:
     out = write(tmp_path, files)
     assert (out / "submission.csv").read_text() == "row_id,iap_revenue_d7\nb,2.5\na,0.0\nc,7.0\n"
     assert (out / "submission_ungated.csv").read_text() == "row_id,iap_revenue_d7\nb,2.5\na,0.25\nc,7.0\n"
-    assert validate_submission(out / "submission.csv", expected=files) == []
+    assert validate_submission(out / "submission.csv", expected=files, **LIMITS) == []
 
 
 def test_sample_file_gives_the_order(tmp_path: Path) -> None:
@@ -38,7 +41,7 @@ def test_sample_file_gives_the_order(tmp_path: Path) -> None:
     sample.write_text("row_id,iap_revenue_d7\nc,0\na,0\nb,0\n")
     out = write(tmp_path, [predictions(tmp_path / "a.parquet", ["a", "b", "c"], [1.0, 2.0, 3.0])], sample)
     assert (out / "submission.csv").read_text().splitlines()[1:] == ["c,3.0", "a,1.0", "b,2.0"]
-    assert validate_submission(out / "submission.csv", sample) == []
+    assert validate_submission(out / "submission.csv", sample, **LIMITS) == []
 
 
 @settings(max_examples=20, deadline=None)
@@ -86,17 +89,17 @@ def test_sample_and_scores_must_have_the_same_ids(tmp_path: Path) -> None:
 def test_damage_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     expected = predictions(tmp_path / "a.parquet", ["a", "b"], [1.0, 1.0])
     (tmp_path / "s.csv").write_text(text)
-    problems = validate_submission(tmp_path / "s.csv", expected=[expected])
+    problems = validate_submission(tmp_path / "s.csv", expected=[expected], **LIMITS)
     assert any(words in p for p in problems), problems
 
 
 def test_wrong_order_names_the_first_line_that_differs(tmp_path: Path) -> None:
     (tmp_path / "sample.csv").write_text("row_id,iap_revenue_d7\na,0\nb,0\nc,0\n")
     (tmp_path / "s.csv").write_text("row_id,iap_revenue_d7\na,0\nc,0\nb,0\n")
-    assert validate_submission(tmp_path / "s.csv", tmp_path / "sample.csv") == [
+    assert validate_submission(tmp_path / "s.csv", tmp_path / "sample.csv", **LIMITS) == [
         "line 3: expected row_id 'b' as in the sample file, found 'c'"
     ]
 
 
 def test_missing_file_is_a_problem_not_a_traceback(tmp_path: Path) -> None:
-    assert "file not found" in validate_submission(tmp_path / "none.csv")[0]
+    assert "file not found" in validate_submission(tmp_path / "none.csv", **LIMITS)[0]

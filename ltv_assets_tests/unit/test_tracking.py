@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,18 +29,34 @@ def tracker(tmp_path: Path, uri: str | None = None) -> Tracker:
     return Tracker(Config(), Warehouse(tmp_path), uri=uri)
 
 
-def closed_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+@pytest.fixture
+def closed() -> Iterator[str]:
+    """A server that refuses every connection: its port is taken, so nobody else can, and nothing listens there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_closed_server_costs_little_and_loses_nothing(tmp_path: Path) -> None:
-    started = time.monotonic()
-    result = tracker(tmp_path, f"http://127.0.0.1:{closed_port()}").log(
-        record(curves={"curve": [0.5, 0.4]}, artifacts={"pictures/p.png": b"png"})
-    )
-    assert time.monotonic() - started < 5
+def test_server_is_given_the_configured_time_to_answer_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+
+    asked: list[float] = []
+
+    def silent(url: str, *, timeout: float, **more: object) -> None:
+        asked.append(timeout)
+        raise requests.exceptions.ReadTimeout
+
+    monkeypatch.setattr(requests, "get", silent)
+    config = Config.model_validate({"tracking": {"timeout_seconds": 7}})
+    result = Tracker(config, Warehouse(tmp_path), uri="http://tracking.invalid").log(record())
+    assert asked == [7]
+    assert "does not answer (no answer in time)" in (result.problem or "")
+
+
+def test_closed_server_is_not_handed_to_mlflow_and_loses_nothing(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "_client", lambda self: pytest.fail("MLflow's client would try again and again"))
+        result = tracker(tmp_path, closed).log(record(curves={"curve": [0.5, 0.4]}, artifacts={"pictures/p.png": b"png"}))
     assert result.waiting == ("stacker",)
     assert "does not answer" in (result.problem or "")
     assert "ltv mlflow-sync" in (result.problem or "")
@@ -86,14 +102,14 @@ def test_run_that_was_created_and_not_noted_is_taken_up_again(tmp_path: Path, mo
 
 
 @contextmanager
-def silent_server() -> Iterator[str]:
-    """Accepts every connection and never answers."""
+def silent_server() -> Iterator[tuple[str, list[socket.socket]]]:
+    """Accepts every connection and never answers; its address, and the connections so far."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         held: list[socket.socket] = []
         threading.Thread(target=_accept, args=(listening, held), daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", held
         for connection in held:
             connection.close()
 
@@ -109,53 +125,85 @@ def _accept(listening: socket.socket, held: list[socket.socket]) -> None:
 STAGES = ("histos_train", "hhistus_buyers", "buyer_classifier", "buyer_gating", "revenue_regressor", "stacker", WINDOW_STAGE)
 
 
-def time_of_a_window(tmp_path: Path, uri: str) -> tuple[float, PushResult, str | None]:
-    """Seconds that tracking takes out of a window's run: every asset with a tracker of its own, the check, the champion."""
-    started = time.monotonic()
-    for stage in STAGES:
-        beside(tmp_path, uri).log(record(stage))
-    checked = beside(tmp_path, uri).settle(WINDOW)
-    problem = beside(tmp_path, uri).mirror_champion(Champion(WINDOW, "aaaa", "because"), trained=WINDOW)
-    return time.monotonic() - started, checked, problem
+PATIENCE = 0.5
 
 
-def beside(tmp_path: Path, uri: str) -> Tracker:
-    return Tracker(Config(), Warehouse(tmp_path), uri=uri, beside=True)
+@dataclass
+class Told:
+    """What a window's run sees of tracking: every asset with a tracker of its own, the check, the champion.
+
+    ``waits``: seconds it was ready to wait, each time; ``threads``: those that a server was spoken to from.
+    """
+
+    checked: PushResult
+    problem: str | None
+    waits: list[float]
+    threads: set[str]
 
 
-def test_silent_server_costs_a_whole_window_less_than_five_seconds(tmp_path: Path) -> None:
-    with silent_server() as uri:
-        seconds, checked, problem = time_of_a_window(tmp_path, uri)
-    assert seconds < 5
-    assert set(checked.waiting) == set(STAGES)
-    for message in (checked.problem, problem):
-        assert "ltv mlflow-sync" in (message or "")
+def tell_of_a_window(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, patience: float = PATIENCE) -> Told:
+    config = Config.model_validate({"tracking": {"patience_seconds": patience, "timeout_seconds": 600}})
+    waits: list[float] = []
+    threads: set[str] = set()
+    wait_for, probe = threading.Condition.wait_for, Tracker.probe
+
+    def waiting(self: threading.Condition, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        assert timeout is not None, "waits for a server without a bound"
+        waits.append(timeout)
+        return wait_for(self, predicate, timeout)
+
+    def probing(self: Tracker) -> str | None:
+        threads.add(threading.current_thread().name)
+        return probe(self)
+
+    def beside() -> Tracker:
+        return Tracker(config, Warehouse(tmp_path), uri=uri, beside=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Condition, "wait_for", waiting)
+        patch.setattr(Tracker, "probe", probing)
+        for stage in STAGES:
+            beside().log(record(stage))
+        checked = beside().settle(WINDOW)
+        problem = beside().mirror_champion(Champion(WINDOW, "aaaa", "because"), trained=WINDOW)
+    return Told(checked, problem, waits, threads)
 
 
-def test_closed_server_costs_a_whole_window_less_than_five_seconds(tmp_path: Path) -> None:
-    seconds, checked, problem = time_of_a_window(tmp_path, f"http://127.0.0.1:{closed_port()}")
-    assert seconds < 5
-    assert set(checked.waiting) == set(STAGES)
-    assert "does not answer" in (checked.problem or "") and "does not answer" in (problem or "")
+def test_silent_server_is_waited_for_as_long_as_patience_lasts_and_once_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes would pass until the server is given up; the run goes on without it after half a second in all."""
+    with silent_server() as (uri, connections):
+        told = tell_of_a_window(tmp_path, uri, monkeypatch)
+        assert len(connections) <= 1, "each connection would take its time"
+    assert told.waits == [PATIENCE, 0.0]
+    assert told.threads <= {"mlflow-delivery"}
+    assert set(told.checked.waiting) == set(STAGES)
+    for message in (told.checked.problem, told.problem):
+        assert "is slow; what it has not got yet waits for `ltv mlflow-sync`" in (message or "")
+
+
+def test_closed_server_is_spoken_to_from_a_thread_and_reported(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tell_of_a_window(tmp_path, closed, monkeypatch, patience=600)
+    assert told.threads == {"mlflow-delivery"}
+    assert set(told.checked.waiting) == set(STAGES)
+    assert "does not answer" in (told.checked.problem or "") and "does not answer" in (told.problem or "")
 
 
 def test_server_that_drips_is_left_to_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that answers every call, but so slowly that a whole window would take minutes."""
     released = threading.Event()
     monkeypatch.setattr(Tracker, "probe", lambda self: None)
-    monkeypatch.setattr(Tracker, "_client", lambda self: released.wait(60))
-    seconds, checked, problem = time_of_a_window(tmp_path, "http://127.0.0.1:9")
+    monkeypatch.setattr(Tracker, "_client", lambda self: released.wait(600))
+    told = tell_of_a_window(tmp_path, "http://tracking.invalid", monkeypatch)
     released.set()
-    assert seconds < 5
-    assert "is slow" in (checked.problem or "") and "is slow" in (problem or "")
+    assert told.waits == [PATIENCE, 0.0]
+    assert "is slow" in (told.checked.problem or "") and "is slow" in (told.problem or "")
 
 
-def test_outage_keeps_the_records_of_an_earlier_configuration(tmp_path: Path) -> None:
+def test_outage_keeps_the_records_of_an_earlier_configuration(tmp_path: Path, closed: str) -> None:
     from mlflow.tracking import MlflowClient
 
-    down = f"http://127.0.0.1:{closed_port()}"
     for identity in ("one", "two"):
-        assert not tracker(tmp_path, down).log(record(WINDOW_STAGE, identity, finished=True)).complete
+        assert not tracker(tmp_path, closed).log(record(WINDOW_STAGE, identity, finished=True)).complete
     assert tracker(tmp_path).push(WINDOW).complete
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("ltv")
@@ -236,8 +284,8 @@ def test_new_data_or_configuration_starts_a_new_run(tmp_path: Path) -> None:
     assert tracker(tmp_path).run_id(WINDOW) not in (None, first)
 
 
-def test_secrets_of_the_address_are_not_stored(tmp_path: Path) -> None:
-    tracker(tmp_path, f"http://user:hunter2@127.0.0.1:{closed_port()}").log(record())
+def test_secrets_of_the_address_are_not_stored(tmp_path: Path, closed: str) -> None:
+    tracker(tmp_path, closed.replace("://", "://user:hunter2@")).log(record())
     stored = b"".join(p.read_bytes() for p in (tmp_path / "tracking").rglob("*") if p.is_file())
     assert b"hunter2" not in stored
 
