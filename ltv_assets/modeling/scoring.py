@@ -81,7 +81,7 @@ class WindowModels:
         zero = self.stacker.gate.is_zero(score, signals.log_odds, whale)
         ltv_d7 = np.expm1(score)
         columns = {
-            "buyer_probability": signals.probability,
+            "buyer_probability": self.gating.at_level(signals.probability),
             "log_revenue_if_buyer": signals.log_revenue,
             "ltv_d7": ltv_d7,
             "expected_revenue_d7": self.regressor.expected.predict(signals.probability, signals.log_revenue, signals.whale),
