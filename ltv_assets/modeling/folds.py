@@ -9,8 +9,8 @@ score earlier ones; this cannot leak a label, because a row's label is a functio
 encodings are refitted inside each fold.
 
 The time-last fold is special: its models have seen nothing but the past. Tree counts and penalties are chosen on it, whether
-the stacker is kept is decided on it. Calibration uses the other folds' rows, which
-neither trained nor stopped the boosters that score them.
+the stacker is kept is decided on it. Calibration uses the other folds' rows, which neither trained nor stopped the boosters that
+score them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from ltv_assets.modeling.trees import log_odds, sigmoid
 from ltv_assets.modeling.window import Floats, Ints
 
 LASTING_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of a movement's variance that stay, the rest being the day's own: equally likely beforehand, and together as likely as no movement."""
+"""Shares of a movement's variance that stay, the rest being the day's own: alike beforehand, and together as likely as no movement."""
 MAX_SHIFT = float(np.log(4.0))
 """Largest shift of log-odds to a followed level; more would say that something else is wrong."""
 
@@ -108,8 +108,8 @@ def follow_level(payer: Floats, period: Ints, names: Sequence[str], *, follow: b
         variance = movement(payers / rows, noise)
         if variance > 0.0:
             weights, lasting = follow_days(payers / rows, noise, variance)
-    counts = (tuple(int(n) for n in values) for values in (rows, np.rint(payers)))
-    return Level(tuple(names), *counts, tuple(weights.tolist()), float(np.sqrt(variance)), lasting)
+    whole_rows, whole_payers = (tuple(int(n) for n in values) for values in (rows, np.rint(payers)))
+    return Level(tuple(names), whole_rows, whole_payers, tuple(weights.tolist()), float(np.sqrt(variance)), lasting)
 
 
 def movement(values: Floats, noise: Floats) -> float:

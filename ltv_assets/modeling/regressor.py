@@ -76,8 +76,9 @@ class ExpectedRevenue:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ExpectedRevenue:
         """Inverse of ``to_dict``."""
+        numbers = (float(state[k]) for k in ("cap_usd", "tail_factor", "intercept"))
         vectors = (np.asarray(state[k], dtype=np.float64) for k in ("coefficients", "center", "scale"))
-        return cls(float(state["cap_usd"]), float(state["tail_factor"]), float(state["intercept"]), *vectors, float(state["level"]))
+        return cls(*numbers, *vectors, level=float(state["level"]))
 
 
 def _expected_inputs(probability: Floats, log_revenue: Floats, whale_probability: Floats) -> Floats:
