@@ -296,7 +296,8 @@ def zero_rate(project: Project, key: str) -> Outcome:
     carried_allowance = sampling_allowance(variance + newest_variance, tolerance)
     figure |= {"newest_day_zero_rate": newest, "newest_day_gap": carried, "newest_day_allowance": carried_allowance}
     text += f" is more than zero_rate_tolerance = {tolerance:g} plus {allowance:.4f} for sampling error"
-    missed = f"{carried:.4f} by which the {newest:.4f} of the newest training day {day} misses, plus {carried_allowance:.4f} for that"
+    missed = f"{carried:.4f} by which the {newest:.4f} of the newest training day {day} misses"
+    missed += f", plus {carried_allowance:.4f} for sampling error"
     if gap > carried + carried_allowance:
         return Outcome(False, f"window {key}: {text}, and more than the {missed}: the gate is off", figure, rows)
     return Outcome(True, f"window {key}: {text}, but not more than the {missed}: the day itself moved", figure | {WARNING: True}, rows)

@@ -76,9 +76,9 @@ class ExpectedRevenue:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ExpectedRevenue:
         """Inverse of ``to_dict``."""
-        numbers = (float(state[k]) for k in ("cap_usd", "tail_factor", "intercept"))
-        vectors = (np.asarray(state[k], dtype=np.float64) for k in ("coefficients", "center", "scale"))
-        return cls(*numbers, *vectors, level=float(state["level"]))
+        coefficients, center, scale = (np.asarray(state[k], dtype=np.float64) for k in ("coefficients", "center", "scale"))
+        cap_usd, tail_factor, intercept, level = (float(state[k]) for k in ("cap_usd", "tail_factor", "intercept", "level"))
+        return cls(cap_usd, tail_factor, intercept, coefficients, center, scale, level)
 
 
 def _expected_inputs(probability: Floats, log_revenue: Floats, whale_probability: Floats) -> Floats:
