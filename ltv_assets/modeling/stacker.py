@@ -11,7 +11,7 @@ components have seen nothing but the past, three candidates are compared: meta l
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -278,6 +278,7 @@ def fit_stacker(
     digests = staged_digests(classifier, gating, regressor)
     window = {"first": design.data.period_names[0], "last": design.data.period_names[-1]}
     if not models.stacker.enabled:
+        signals = replace(signals, probability=gating.at_level(signals.probability))
         score = np.clip(signals.two_part, 0.0, log_max)
         gate = _gate(design, score, signals, gating, models)
         empty = Stacker("component", "two_part", None, None, None, (), None, 0, log_max, gate, {}, window, {"score": score})

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from ltv_assets.contract import BLOCKING_CHECKS, RELATIONS
 from ltv_assets.horizon import Horizon
 from ltv_assets.modeling.levels import follow_level
 from ltv_assets.project import Project
+from ltv_assets.running import _warnings
 from ltv_assets.storage.warehouse import Warehouse
 
 DAY = "2025-10-01"
@@ -194,6 +196,23 @@ def test_a_gate_that_is_off_blocks_on_a_day_that_moved_as_well(tmp_path: Path, p
     assert not outcome.passed
     assert outcome.message.endswith("the gate is off")
     assert f"and more than the {abs(newest - observed):.4f} by which" in outcome.message
+
+
+def test_a_blocking_check_that_passes_with_a_warning_is_among_the_warnings_of_a_run() -> None:
+    @dg.asset
+    def holdout() -> None: ...
+
+    @dg.asset_check(asset=holdout, blocking=True)
+    def warns() -> dg.AssetCheckResult:
+        return checks._result(checks.Outcome(True, "the day itself moved", {"warning": True}), blocking=True)
+
+    @dg.asset_check(asset=holdout, blocking=True)
+    def passes() -> dg.AssetCheckResult:
+        return checks._result(checks.Outcome(True, "all is well"), blocking=True)
+
+    result = dg.materialize([holdout, warns, passes])
+    assert result.success
+    assert _warnings(result) == ["holdout: warns: the day itself moved"]
 
 
 def test_a_gate_as_right_as_it_can_be_says_nothing_of_movement(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ltv_assets.config import GatingConfig
+from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.folds import TimeFolds, make_folds
 from ltv_assets.modeling.levels import (
     MAX_SHIFT,
@@ -21,6 +23,7 @@ from ltv_assets.modeling.levels import (
     shifted,
 )
 from ltv_assets.modeling.trees import sigmoid
+from ltv_assets_tests.model_world import SMALL, world
 
 ROWS, RATE = 14_400, 0.029
 NAMES = tuple("abcdef")
@@ -159,3 +162,49 @@ class TestWindowLevel:
             assert shifted(p, shift_to(p, weight, rate)).mean() == pytest.approx(rate, rel=1e-6)
         assert shift_to(p, weight, 0.0) == -MAX_SHIFT
         assert shift_to(p, weight, 1.0) == MAX_SHIFT
+
+
+class TestServed:
+    """A window whose payer rate doubles on its last two of five days, whatever the rows are like."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def models() -> dict[str, tuple[LTVModel, dict[str, float]]]:
+        data = world(12_000, 6)
+        rng = np.random.default_rng(1)
+        keep = (data.revenue["d7"] == 0).to_numpy() | (data.period >= 3) | (rng.random(12_000) < 0.5)
+        past, last = data.rows(keep & (data.period < 5)), data.rows(data.period == 5)
+        found = {}
+        for level in ("follow", "window"):
+            settings = SMALL.model_copy(update={"gating": GatingConfig(level=level)})
+            model = LTVModel(models=settings).fit(past.X, past.revenue, past.period, past.row_id)
+            frame, paid = model.predict_frame(last.X), (last.revenue["d7"] > 0).mean()
+            found[level] = (
+                model,
+                {
+                    "probability": float(frame["buyer_probability"].mean() / paid),
+                    "open": float((~frame["predicted_zero"]).mean() / paid),
+                    "ltv_d7": float(frame["ltv_d7"].sum()),
+                    "expected": float(frame["expected_revenue_d7"].sum() / np.minimum(last.revenue["d7"], model.models_.cap_usd).sum()),
+                },
+            )
+        return found
+
+    def test_gate_probability_and_money_are_nearer_to_the_next_day(self, models: dict[str, tuple[LTVModel, dict[str, float]]]) -> None:
+        followed, pooled = models["follow"][1], models["window"][1]
+        for name in ("probability", "open", "expected"):
+            assert abs(np.log(followed[name])) < abs(np.log(pooled[name])), name
+        assert 0.8 < followed["probability"] < 1.2
+        assert 0.8 < followed["open"] < 1.2
+
+    def test_what_rmsle_is_decided_by_does_not_follow(self, models: dict[str, tuple[LTVModel, dict[str, float]]]) -> None:
+        assert models["follow"][1]["ltv_d7"] == models["window"][1]["ltv_d7"]
+
+    def test_a_saved_model_scores_at_the_same_level(
+        self, models: dict[str, tuple[LTVModel, dict[str, float]]], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        model, rows = models["follow"][0], world(12_000, 6).X.iloc[:200]
+        folder = tmp_path_factory.mktemp("level") / "model"
+        model.save(folder)
+        assert model.models_.gating.level_ratio > 1.1
+        assert LTVModel.load(folder).predict_frame(rows).equals(model.predict_frame(rows))
