@@ -218,7 +218,12 @@ class GatingConfig(Section):
     """Which predictions become zero, and how far a probability may go."""
 
     zero_rate: Literal["match", "off"] = Field(
-        "match", description="match: gate the smallest scores until the observed zero rate is met; off: no gate"
+        "match", description="match: gate the smallest scores until the zero rate of `level` is met; off: no gate"
+    )
+    level: Literal["follow", "window"] = Field(
+        "follow",
+        description="payer rate that the gate, expected revenue and probabilities are set to: follow = of the newest days, shrunk to the "
+        "window's as far as its days differ by chance; window = all days alike",
     )
     cap_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.002, description="share of rows in the top bin whose outcome rate caps probabilities"

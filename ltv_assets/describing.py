@@ -352,6 +352,11 @@ def _gate(told: WindowFacts) -> tuple[Block, ...]:
         ("cap of the probability", _number(whale.cap)),
         ("how the zero rate is set", whale.zero_rate),
         ("zero rate aimed at", _number(gate.target_zero_rate)),
+        ("share of payers followed", _number(whale.level.rate)),
+        ("share of payers, all days of the window", _number(whale.level.pooled)),
+        ("share of payers, newest day of the window", _number(float(whale.level.daily[-1]))),
+        ("weight of that day", _number(whale.level.weights[-1])),
+        ("change of the share from day to day beyond chance, sd", _number(whale.level.movement_sd)),
         ("zero rate recorded on the holdout", _number(told.value("zero_rate_observed"))),
         ("zero rate predicted on the holdout", _number(told.value("zero_rate_predicted"))),
         ("score below which a row is set to zero, log1p USD", "no gate" if gate.cutoff is None else _number(gate.cutoff)),
@@ -582,7 +587,8 @@ def _checks(told: WindowFacts) -> tuple[Block, ...]:
     for asset in ("buyer_classifier", "holdout_metrics"):
         for verdict in told.project.warehouse.verdicts(asset, told.key):
             if verdict.blocking:  # the others may run later than this is written
-                rows.append((f"`{asset}`", f"`{verdict.check}`", "passed" if verdict.passed else "failed", verdict.message))
+                said = "failed" if not verdict.passed else "passed, with a warning" if verdict.remark else "passed"
+                rows.append((f"`{asset}`", f"`{verdict.check}`", said, verdict.message))
     if not rows:
         return ("No blocking check has run on the present content.",)
     return (Table(("asset", "check", "verdict", "what it found"), tuple(rows)),)

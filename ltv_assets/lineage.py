@@ -31,12 +31,12 @@ CODE_VERSIONS: dict[str, str] = {
     "histos_train": "1",
     "hhistus_buyers": "1",
     "buyer_classifier": "4",
-    "buyer_gating": "4",
-    "revenue_regressor": "4",
-    "stacker": "5",
-    "holdout_metrics": "1",
-    "served_model": "5",
-    "predictions": "2",
+    "buyer_gating": "5",
+    "revenue_regressor": "5",
+    "stacker": "6",
+    "holdout_metrics": "2",
+    "served_model": "6",
+    "predictions": "3",
     "submission": "1",
 }
 """Raised by hand when the meaning of an asset's output changes; older partitions then count as stale."""

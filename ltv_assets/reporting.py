@@ -91,6 +91,6 @@ def partition_states(project: Project) -> list[dict[str, Any]]:
 
 
 def _remarks(lineage: Lineage, asset: str, key: str) -> str:
-    """Failed checks that do not block, so that a fresh partition does not hide them."""
-    failed = [v for v in lineage.warehouse.verdicts(asset, key) if not v.passed]
-    return "; ".join(f"warning: {v.message}" for v in failed)
+    """What checks warn of without blocking, so that a fresh partition does not hide it."""
+    remarks = [v.remark for v in lineage.warehouse.verdicts(asset, key)]
+    return "; ".join(f"warning: {remark}" for remark in remarks if remark)

@@ -22,7 +22,7 @@ from ltv_assets.lineage import has_raw_data
 from ltv_assets.project import Project
 from ltv_assets.storage.files import STAGING_FOLDER, staging
 from ltv_assets.storage.inventory import unknown_entries
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
+from ltv_assets.storage.warehouse import WARNING, WINDOW_ASSETS
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
@@ -274,5 +274,5 @@ def _warnings(result: ExecuteInProcessResult) -> list[str]:
     return [
         f"{check.asset_key.to_user_string()}: {check.check_name}: {check.description}"
         for check in result.get_asset_check_evaluations()
-        if not check.passed and check.severity == AssetCheckSeverity.WARN
+        if WARNING in check.metadata or (not check.passed and check.severity == AssetCheckSeverity.WARN)
     ]

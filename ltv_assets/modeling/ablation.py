@@ -42,6 +42,7 @@ VARIANTS: Mapping[str, Change] = {
     "no HHISTUS": _sampling(regressor="none"),
     "no calibration": _models("calibration", method="none"),
     "no gate": _models("gating", zero_rate="off"),
+    "no followed level": _models("gating", level="window"),
     "no stacker": _models("stacker", enabled=False),
 }
 """Name of a variant and what it changes in the settings."""

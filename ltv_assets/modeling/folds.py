@@ -9,8 +9,8 @@ score earlier ones; this cannot leak a label, because a row's label is a functio
 encodings are refitted inside each fold.
 
 The time-last fold is special: its models have seen nothing but the past. Tree counts and penalties are chosen on it, whether
-the stacker is kept is decided on it, and the gate is set on its last day. Calibration uses the other folds' rows, which
-neither trained nor stopped the boosters that score them.
+the stacker is kept is decided on it. Calibration uses the other folds' rows, which neither trained nor stopped the boosters that
+score them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from ltv_assets.modeling.window import InputError, Ints
 
 @dataclass(frozen=True)
 class TimeFolds:
-    """fold : (n,) 0..n_folds-1 in time order. last_period : (n,) the last inner day."""
+    """fold : (n,) 0..n_folds-1 in time order."""
 
     fold: Ints
     n_folds: int
-    last_period: NDArray[np.bool_]
 
     @property
     def last_fold(self) -> NDArray[np.bool_]:
@@ -57,23 +56,21 @@ def make_folds(period: Ints, n_folds: int) -> TimeFolds:
     Fewer periods than folds: one fold per period. One period only: contiguous blocks in row order, with a warning.
     Raises InputError when there are fewer than four rows.
     """
-    period, last_period = _periods_or_blocks(np.asarray(period, dtype=np.int64), n_folds)
+    period = _periods_or_blocks(np.asarray(period, dtype=np.int64), n_folds)
     used = np.unique(period)
     groups = np.array_split(used, min(n_folds, len(used)))
     fold = np.zeros(len(period), dtype=np.int64)
     for k, group in enumerate(groups):
         fold[np.isin(period, group)] = k
-    return TimeFolds(fold=fold, n_folds=len(groups), last_period=last_period)
+    return TimeFolds(fold=fold, n_folds=len(groups))
 
 
-def _periods_or_blocks(period: Ints, n_folds: int) -> tuple[Ints, NDArray[np.bool_]]:
-    last_period = period == period.max()
-    if not last_period.all():
-        return period, last_period
+def _periods_or_blocks(period: Ints, n_folds: int) -> Ints:
+    if period.min() < period.max():
+        return period
     n = len(period)
     warnings.warn("all rows are in one period: folds are contiguous blocks in row order", UserWarning, stacklevel=4)
-    block = time_blocks(n, max(n_folds, 3))
-    return block, block == block[-1]
+    return time_blocks(n, max(n_folds, 3))
 
 
 def time_blocks(n: int, count: int) -> Ints:

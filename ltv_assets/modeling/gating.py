@@ -1,8 +1,8 @@
 """What may be said at most, and what is said to be zero.
 
-What belongs here: the stage ``buyer_gating`` (cap, whale classifier and rule, the zero rate to be met and a provisional
-cut-off) and the final gate, which the stacker's stage adds once final scores exist. What does not: applying them to rows
-(``scoring``). Next to read: ``regressor``.
+What belongs here: the stage ``buyer_gating`` (cap, level of the payer rate, whale classifier and rule, the zero rate to be met and a
+provisional cut-off) and the final gate, which the stacker's stage adds once final scores exist. What does not: how a level is followed
+(``levels``), applying it all to rows (``scoring``). Next to read: ``regressor``.
 
 Two steps, because they know different things. ``buyer_gating`` runs before any revenue is predicted: it fixes the cap, the
 whale rule and *which share* of rows is to be zero, with a cut-off on the probability that would meet it. The cheapest rows
@@ -26,11 +26,12 @@ from ltv_assets.errors import ModelFileError
 from ltv_assets.modeling.calibration import top_rows, upper_bound
 from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
 from ltv_assets.modeling.design import Design, Matrix, Split
+from ltv_assets.modeling.levels import Level, follow_level, on_window_level, shift_to, shifted
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
 from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
 from ltv_assets.modeling.window import Floats
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MIN_WHALES = 20
 """With fewer whales in the window there is nothing to learn: the whale probability is their share and no rule is made."""
 MIN_FLAGGED = 20
@@ -39,12 +40,19 @@ MIN_FLAGGED = 20
 
 @dataclass(eq=False)
 class BuyerGating:
-    """Result of the stage. ``whale_cutoff`` None: no rule. ``oof``: ``whale_probability``, ``capped_probability``."""
+    """Result of the stage. ``whale_cutoff`` None: no rule. ``oof``: ``whale_probability``, ``capped_probability``.
+
+    ``level_ratio``: payers at the followed level over payers at the window's, among rows alike: the factor of expected revenue.
+    ``level_shift``: what is added to the log-odds of calibrated probabilities, so that their mean is the followed level.
+    """
 
     window: dict[str, str]
     classifier_digest: str
     zero_rate: str
     cap: float
+    level: Level
+    level_ratio: float
+    level_shift: float
     target_zero_rate: float
     probability_cutoff: float | None
     whale_usd: float
@@ -55,6 +63,12 @@ class BuyerGating:
     summary: dict[str, float]
     oof: Arrays = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
+
+    def at_level(self, probability: Floats) -> Floats:
+        """Capped probabilities at the followed level, (n,)."""
+        if not self.level_shift:
+            return probability
+        return np.minimum(shifted(probability, self.level_shift), self.cap)
 
     def whale_probability(self, matrix: Matrix) -> Floats:
         """P(revenue >= whale_usd), (n,)."""
@@ -86,6 +100,7 @@ class BuyerGating:
         gating = {
             **shared,
             "probability_cap": self.cap,
+            "level": {**self.level.to_dict(), "expected_revenue_factor": self.level_ratio, "log_odds_shift": self.level_shift},
             "probability_cutoff": self.probability_cutoff,
             "whale": {
                 "revenue_usd": self.whale_usd,
@@ -114,12 +129,15 @@ class BuyerGating:
                 "buyer_gating.json: the whale classifier beside it is not the one it was fitted with; materialize it again"
             )
         whale = gating["whale"]
-        known = {"schema_version", "window", "models", "probability_cap", "probability_cutoff", "whale"}
+        known = {"schema_version", "window", "models", "probability_cap", "level", "probability_cutoff", "whale"}
         return cls(
             window=gating["window"],
             classifier_digest=gating["models"]["buyer_classifier"],
             zero_rate=threshold["zero_rate"],
             cap=float(gating["probability_cap"]),
+            level=Level.from_dict(gating["level"]),
+            level_ratio=float(gating["level"]["expected_revenue_factor"]),
+            level_shift=float(gating["level"]["log_odds_shift"]),
             target_zero_rate=float(threshold["target_zero_rate"]),
             probability_cutoff=threshold["probability_cutoff"],
             whale_usd=float(whale["revenue_usd"]),
@@ -146,10 +164,21 @@ def fit_buyer_gating(
     whale_usd = float(np.quantile(design.data.d7[design.data.d7 > 0], whale_quantile))
     model, whale_probability, rounds = _fit_whales(design, whale_usd, models, trainer, rounds)
     whale_cutoff = None if model is None else _whale_cutoff(whale_probability, payer, config.whale_precision)
-    last = design.folds.last_period
-    target = float(1.0 - payer[last].mean())
-    cutoff, summary = _provisional(capped, payer, design.aux.log_d7, last, target, config)
+    follow = config.level == "follow"
+    level = follow_level(design.data.payer, design.data.period, design.data.period_names, follow=follow)
+    weight = level.row_weights(design.aux.period)
+    served, ratio, shift = capped, 1.0, 0.0
+    if follow:
+        odds = on_window_level(np.asarray(classifier.oof["buyer_log_odds"], dtype=np.float64), payer, design.folds)
+        served = np.minimum(classifier.probability(odds), cap)
+        if level.movement_sd > 0.0:
+            ratio = float(level.rate / (weight @ served) / (payer.mean() / served.mean()))
+        shift = shift_to(served, weight, level.rate)
+        served = np.minimum(shifted(served, shift), cap)
+    target = 1.0 - level.rate
+    cutoff, summary = _provisional(served, payer, design.aux.log_d7, weight, target, config)
     diagnostics = {"probability_cap": cap, "target_zero_rate": target, **summary, "rounds": float(rounds)}
+    diagnostics |= {**level.figures(), "level_ratio": ratio, "level_shift": shift}
     whale = (design.aux.d7 >= whale_usd).astype(np.float64)
     if 0 < whale.sum() < len(whale):
         diagnostics["whale_auc"] = float(roc_auc_score(whale, whale_probability))
@@ -158,6 +187,9 @@ def fit_buyer_gating(
         classifier_digest=digest(classifier.to_files()),
         zero_rate=config.zero_rate,
         cap=cap,
+        level=level,
+        level_ratio=ratio,
+        level_shift=shift,
         target_zero_rate=target,
         probability_cutoff=cutoff,
         whale_usd=whale_usd,
@@ -213,23 +245,31 @@ def _whale_cutoff(whale_probability: Floats, payer: Floats, precision: float) ->
 
 
 def _provisional(
-    capped: Floats, payer: Floats, log_revenue: Floats, last: NDArray[np.bool_], target: float, config: GatingConfig
+    probability: Floats, payer: Floats, log_revenue: Floats, weight: Floats, target: float, config: GatingConfig
 ) -> tuple[float | None, dict[str, float]]:
-    """Probability cut-off that meets the target on the last inner day, with its figures.
+    """Probability cut-off that meets the target on rows weighted by how far their day is followed, with its figures.
 
     The score of a row at this stage is probability x mean log revenue of payers; its gate's cost is in MSLE.
     """
-    observed = float(1.0 - payer[last].mean())
+    observed = float(1.0 - weight @ payer)
     if config.zero_rate == "off":
         return None, {"observed_zero_rate": observed, "predicted_zero_rate": 0.0, "gate_cost_msle": 0.0}
-    cutoff = float(np.quantile(capped[last], target))
-    gated = capped[last] < cutoff
-    score = capped[last] * float(log_revenue[payer > 0].mean())
+    order = np.argsort(probability, kind="stable")
+    cutoff = float(probability[order[min(_matching_count(weight[order], target), len(order) - 1)]])
+    gated = probability < cutoff
+    score = probability * float(log_revenue[payer > 0].mean())
     return cutoff, {
         "observed_zero_rate": observed,
-        "predicted_zero_rate": float(gated.mean()),
-        "gate_cost_msle": float(np.mean(score**2 * gated)),
+        "predicted_zero_rate": float(weight @ gated),
+        "gate_cost_msle": float(weight @ (score**2 * gated)),
     }
+
+
+def _matching_count(weight: Floats, target: float) -> int:
+    """How many of the first rows have together the weight nearest to ``target``."""
+    reached = np.concatenate([[0.0], np.cumsum(weight)])
+    count = int(np.searchsorted(reached, target))
+    return count - 1 if count == len(reached) or (count and target - reached[count - 1] < reached[count] - target) else count
 
 
 @dataclass(frozen=True)
@@ -275,36 +315,36 @@ class ScoreGate:
 
 
 def fit_score_gate(
-    score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_], log_revenue: Floats, last: NDArray[np.bool_], gating: BuyerGating
+    score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_], log_revenue: Floats, weight: Floats, gating: BuyerGating
 ) -> ScoreGate:
-    """The gate on final scores that meets ``gating.target_zero_rate`` on the last inner day's out-of-fold scores.
+    """The gate on final scores that meets ``gating.target_zero_rate`` on weighted out-of-fold rows.
 
-    score, tie_breaker (the raw log-odds), likely_whale, log_revenue, last: aligned out-of-fold rows.
+    score, tie_breaker (the raw log-odds), likely_whale, log_revenue, weight (sum 1): aligned out-of-fold rows; scores from one level.
     """
     factor = _whale_factor(score, log_revenue, likely_whale)
-    s, t, w = score[last], tie_breaker[last], likely_whale[last]
-    s = np.where(w, s * factor, s)
+    s = np.where(likely_whale, score * factor, score)
     cutoff, tie_cutoff = None, 0.0
     if gating.zero_rate == "match":
-        cutoff, tie_cutoff = _matching_cutoff(s, t, w, gating.target_zero_rate)
+        cutoff, tie_cutoff = _matching_cutoff(s, tie_breaker, likely_whale, weight, gating.target_zero_rate)
     gate = ScoreGate(cutoff, tie_cutoff, factor, gating.target_zero_rate, {})
-    zero = gate.is_zero(s, t, w)
-    y = log_revenue[last]
+    zero = gate.is_zero(s, tie_breaker, likely_whale)
     summary = {
-        "observed_zero_rate": float(np.mean(y == 0)),
-        "predicted_zero_rate": float(zero.mean()),
-        "gate_cost_msle": float(np.mean(s**2 * zero)),
-        "rmsle_ungated": float(np.sqrt(np.mean((s - y) ** 2))),
-        "rmsle_gated": float(np.sqrt(np.mean((np.where(zero, 0.0, s) - y) ** 2))),
+        "observed_zero_rate": float(weight @ (log_revenue == 0)),
+        "predicted_zero_rate": float(weight @ zero),
+        "gate_cost_msle": float(weight @ (s**2 * zero)),
+        "rmsle_ungated": float(np.sqrt(weight @ (s - log_revenue) ** 2)),
+        "rmsle_gated": float(np.sqrt(weight @ (np.where(zero, 0.0, s) - log_revenue) ** 2)),
     }
     return ScoreGate(cutoff, tie_cutoff, factor, gating.target_zero_rate, summary)
 
 
-def _matching_cutoff(score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_], target: float) -> tuple[float, float]:
-    """Cut-offs below which the wanted number of rows lies; whales do not count as gated, so others are gated in their place."""
-    wanted = round(target * len(score))
+def _matching_cutoff(
+    score: Floats, tie_breaker: Floats, likely_whale: NDArray[np.bool_], weight: Floats, target: float
+) -> tuple[float, float]:
+    """Cut-offs below which rows of the wanted weight lie; whales do not count as gated, so others are gated in their place."""
     candidates = np.flatnonzero(~likely_whale)
     order = candidates[np.lexsort((tie_breaker[candidates], score[candidates]))]
+    wanted = _matching_count(weight[order], target)
     if wanted >= len(order):
         return (float(np.nextafter(score[order[-1]], np.inf)) if len(order) else 0.0), 0.0
     first_open = order[wanted]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class ExpectedRevenue:
     ``log E = intercept + coefficients . (x - center) / scale`` with x = (log p, log revenue if buyer, log whale probability).
     A Poisson likelihood with log link has the sums of predictions and outcomes equal on the rows it was fitted on
     (here: out-of-fold rows), which is the property asked for; the outcome need not be a count (Gourieroux et al. 1984).
+    ``level``: factor from the window's payers to those of the level that is followed.
     """
 
     cap_usd: float
@@ -53,11 +54,12 @@ class ExpectedRevenue:
     coefficients: Floats
     center: Floats
     scale: Floats
+    level: float = 1.0
 
     def predict(self, probability: Floats, log_revenue: Floats, whale_probability: Floats) -> Floats:
         """Expected capped revenue in USD, (n,), at most ``cap_usd``."""
         z = (_expected_inputs(probability, log_revenue, whale_probability) - self.center) / self.scale
-        return np.minimum(np.exp(np.minimum(self.intercept + row_dot(z, self.coefficients), 50.0)), self.cap_usd)
+        return np.minimum(self.level * np.exp(np.minimum(self.intercept + row_dot(z, self.coefficients), 50.0)), self.cap_usd)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -68,13 +70,15 @@ class ExpectedRevenue:
             "coefficients": self.coefficients.tolist(),
             "center": self.center.tolist(),
             "scale": self.scale.tolist(),
+            "level": self.level,
         }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> ExpectedRevenue:
         """Inverse of ``to_dict``."""
-        vectors = (np.asarray(state[k], dtype=np.float64) for k in ("coefficients", "center", "scale"))
-        return cls(float(state["cap_usd"]), float(state["tail_factor"]), float(state["intercept"]), *vectors)
+        coefficients, center, scale = (np.asarray(state[k], dtype=np.float64) for k in ("coefficients", "center", "scale"))
+        cap_usd, tail_factor, intercept, level = (float(state[k]) for k in ("cap_usd", "tail_factor", "intercept", "level"))
+        return cls(cap_usd, tail_factor, intercept, coefficients, center, scale, level)
 
 
 def _expected_inputs(probability: Floats, log_revenue: Floats, whale_probability: Floats) -> Floats:
@@ -215,6 +219,7 @@ def fit_revenue_regressor(
     expected = fit_expected_revenue(design.aux.d7, cap_usd, tail_factor, *inputs)
     oof["expected_revenue"] = expected.predict(*inputs)
     diagnostics = _diagnostics(design, oof, expected, increments, rounds)
+    expected = replace(expected, level=gating.level_ratio)
     return RevenueRegressor(head, log_range, increments, expected, reference, monotone_kept, rounds, oof, diagnostics, curves)
 
 

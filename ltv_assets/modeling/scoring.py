@@ -9,7 +9,7 @@ Every step treats each row on its own, so neither the size of chunks nor the ord
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,12 +76,14 @@ class WindowModels:
         matrix = encode(self.classifier.encoder, frame)
         signals = self.signals(matrix)
         whale = self.gating.likely_whale(signals.whale)
-        score = self.stacker.score(signals, matrix)
+        probability = self.gating.at_level(signals.probability)
+        # The stacker's parts were fitted without the level; where there is none, the probability that is served makes the score.
+        score = self.stacker.score(replace(signals, probability=probability) if self.stacker.base is None else signals, matrix)
         score = np.where(whale, np.minimum(score * self.stacker.gate.whale_factor, self.stacker.log_max), score)
         zero = self.stacker.gate.is_zero(score, signals.log_odds, whale)
         ltv_d7 = np.expm1(score)
         columns = {
-            "buyer_probability": signals.probability,
+            "buyer_probability": probability,
             "log_revenue_if_buyer": signals.log_revenue,
             "ltv_d7": ltv_d7,
             "expected_revenue_d7": self.regressor.expected.predict(signals.probability, signals.log_revenue, signals.whale),

@@ -11,7 +11,7 @@ components have seen nothing but the past, three candidates are compared: meta l
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
 from ltv_assets.modeling.components import COMPONENTS, BaseLearners, BaseSettings, base_out_of_fold, choose_base_settings, fit_base
 from ltv_assets.modeling.design import Design, Matrix
 from ltv_assets.modeling.gating import SCHEMA_VERSION, BuyerGating, ScoreGate, fit_score_gate
+from ltv_assets.modeling.levels import scores_on_window_level
 from ltv_assets.modeling.linear import Penalties
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
@@ -277,8 +278,9 @@ def fit_stacker(
     digests = staged_digests(classifier, gating, regressor)
     window = {"first": design.data.period_names[0], "last": design.data.period_names[-1]}
     if not models.stacker.enabled:
+        signals = replace(signals, probability=gating.at_level(signals.probability))
         score = np.clip(signals.two_part, 0.0, log_max)
-        gate = _gate(design, score, signals, gating)
+        gate = _gate(design, score, signals, gating, models)
         empty = Stacker("component", "two_part", None, None, None, (), None, 0, log_max, gate, {}, window, {"score": score})
         return _sealed(empty, digests)
     last_linear = None
@@ -303,7 +305,7 @@ def fit_stacker(
         meta_rounds, kind, component, diagnostics = evaluated.meta_rounds, evaluated.kind, evaluated.component, dict(evaluated.diagnostics)
     blend, meta = _fit_meta(table, np.arange(len(log_revenue)), models, trainer, meta_rounds, kind)
     score = np.clip(_cross_fitted_score(design, table, models, trainer, meta_rounds, kind, component), 0.0, log_max)
-    gate = _gate(design, score, signals, gating)
+    gate = _gate(design, score, signals, gating, models, None if kind == "component" else blend.predict(table.components))
     oof: Arrays = {"score": score} | {f"component_{n}": table.components[:, i] for i, n in enumerate(COMPONENTS)}
     diagnostics |= {f"weight_{n}": float(w) for n, w in zip(COMPONENTS, blend.weights, strict=True)} | {"constant": blend.constant}
     diagnostics["rmsle"] = float(np.sqrt(np.mean((score - log_revenue) ** 2)))
@@ -316,9 +318,14 @@ def _sealed(stacker: Stacker, digests: dict[str, str]) -> Stacker:
     return stacker
 
 
-def _gate(design: Design, score: Floats, signals: Signals, gating: BuyerGating) -> ScoreGate:
+def _gate(
+    design: Design, score: Floats, signals: Signals, gating: BuyerGating, models: ModelsConfig, blended: Floats | None = None
+) -> ScoreGate:
     whale = gating.likely_whale(signals.whale)
-    return fit_score_gate(score, signals.log_odds, whale, design.aux.log_d7, design.folds.last_period, gating)
+    if models.gating.level == "follow":
+        score = scores_on_window_level(score, design.aux.log_d7, design.folds, blended)
+    weight = gating.level.row_weights(design.aux.period)
+    return fit_score_gate(score, signals.log_odds, whale, design.aux.log_d7, weight, gating)
 
 
 def _context_names(regressor: RevenueRegressor, design: Design, count: int) -> list[str]:

@@ -55,6 +55,8 @@ DAMAGE_NAME = ".damaged"
 """Left in a partition whose files were found to differ from their hashes; the partition then counts as stale."""
 
 _KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(_[0-9]{4}-[0-9]{2}-[0-9]{2})?")
+WARNING = "warning"
+"""The figure that is true where a blocking check passes and yet warns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Verdict:
     bounds: str
     message: str
     figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def remark(self) -> str:
+        """The message where there is something to be told: a failure, or a blocking check that passed with a warning."""
+        return self.message if not self.passed or self.figures.get(WARNING) else ""
 
 
 class Warehouse:

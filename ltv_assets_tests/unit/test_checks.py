@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -22,8 +23,10 @@ from ltv_assets.errors import DataError
 from ltv_assets.features.schema import categorical_names, feature_names
 from ltv_assets.horizon import Horizon
 from ltv_assets.lineage import CHECK_BOUNDS
+from ltv_assets.modeling.levels import follow_level
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource
+from ltv_assets.running import _warnings
 from ltv_assets.storage.warehouse import Warehouse
 
 DAY, LATER = "2025-10-01", "2025-10-02"
@@ -192,6 +195,15 @@ def metrics(p: Project, **values: float | tuple[float, float, float]) -> None:
         rows.append({"window_key": DAY, "metric": name, "segment": "all", "value": middle, "low": low, "high": high})
     schema = pa.schema([(c.name, pa.string() if c.type == "VARCHAR" else pa.float64()) for c in RELATIONS["holdout_metrics"]])
     publish(p, "holdout_metrics", pa.Table.from_pylist(rows, schema=schema))
+    newest_day(p, payers=300, rows=10_000)
+
+
+def newest_day(p: Project, payers: int, rows: int) -> None:
+    """The level that the window's gate was set to, after training days of which only the newest counts here."""
+    days = np.repeat([0, 1], rows)
+    paid = np.concatenate([np.ones(rows), np.arange(rows) < payers]).astype(np.float64)
+    level = follow_level(paid, days, ("2025-09-29", "2025-09-30"))
+    publish(p, "buyer_gating", buyer_gating=json.dumps({"level": level.to_dict()}))
 
 
 @pytest.mark.parametrize(
@@ -226,9 +238,65 @@ def test_tolerance_of_nothing_passes_nothing_but_equality(tmp_path: Path) -> Non
     p = project(tmp_path, checks={"zero_rate_tolerance": 0.0})
     metrics(p)
     assert not checks.zero_rate(p, DAY).passed
-    assert sampling_allowance(0.97, 100, 0.0) == 0.0
-    assert sampling_allowance(0.97, 1e9, 0.006) < 1e-4
-    assert sampling_allowance(0.97, 100, 0.006) == 0.006
+    assert sampling_allowance(0.03 * 0.97 / 100, 0.0) == 0.0
+    assert sampling_allowance(0.03 * 0.97 / 1e9, 0.006) < 1e-4
+    assert sampling_allowance(0.03 * 0.97 / 100, 0.006) == 0.006
+
+
+MOVED_DAY = {"rows": 23_570.0, "zero_rate_observed": 0.9740, "zero_rate_predicted": 0.9823}
+"""Real purchases: a week in which 2.6 % of the customers paid, after weeks of 1.8 %."""
+
+
+def test_a_day_that_moved_by_itself_passes_and_says_so(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    metrics(p, **MOVED_DAY)
+    newest_day(p, payers=424, rows=23_570)
+    spec = next(s for s in CHECKS if s.name == "zero_rate")
+    outcome = run_check(p, spec, DAY)
+    assert outcome.passed
+    assert "gap 0.0083 is more than zero_rate_tolerance = 0.006 plus 0.0021" in outcome.message
+    assert "not more than the 0.0080 by which the 0.9820 of the newest training day 2025-09-30 misses" in outcome.message
+    assert outcome.message.endswith("the day itself moved")
+    assert outcome.figures["warning"] is True
+    [verdict] = p.warehouse.verdicts("holdout_metrics", DAY)
+    assert verdict.passed  # what makes a window eligible as champion
+    assert verdict.remark == outcome.message  # what `ltv status` and the report show
+
+
+@pytest.mark.parametrize(("predicted", "observed", "newest"), [(0.990, 0.974, 0.982), (0.960, 0.970, 0.970), (0.975, 0.960, 0.970)])
+def test_a_gate_that_is_off_blocks_on_a_day_that_moved_as_well(tmp_path: Path, predicted: float, observed: float, newest: float) -> None:
+    p = project(tmp_path)
+    metrics(p, rows=50_000.0, zero_rate_observed=observed, zero_rate_predicted=predicted)
+    newest_day(p, payers=round((1 - newest) * 50_000), rows=50_000)
+    outcome = checks.zero_rate(p, DAY)
+    assert not outcome.passed
+    assert outcome.message.endswith("the gate is off")
+    assert f"and more than the {abs(newest - observed):.4f} by which" in outcome.message
+
+
+def test_a_blocking_check_that_passes_with_a_warning_is_among_the_warnings_of_a_run() -> None:
+    @dg.asset
+    def holdout() -> None: ...
+
+    @dg.asset_check(asset=holdout, blocking=True)
+    def warns() -> dg.AssetCheckResult:
+        return checks._result(checks.Outcome(True, "the day itself moved", {"warning": True}), blocking=True)
+
+    @dg.asset_check(asset=holdout, blocking=True)
+    def passes() -> dg.AssetCheckResult:
+        return checks._result(checks.Outcome(True, "all is well"), blocking=True)
+
+    result = dg.materialize([holdout, warns, passes])
+    assert result.success
+    assert _warnings(result) == ["holdout: warns: the day itself moved"]
+
+
+def test_a_gate_as_right_as_it_can_be_says_nothing_of_movement(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    metrics(p)
+    outcome = checks.zero_rate(p, DAY)
+    assert outcome.passed
+    assert "warning" not in outcome.figures
 
 
 def test_gate_that_is_off_is_not_judged(tmp_path: Path) -> None:

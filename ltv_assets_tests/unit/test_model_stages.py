@@ -226,9 +226,9 @@ class TestGate:
     def test_matching_gate_meets_the_target_and_costs_what_it_says(self) -> None:
         model, train, _ = fitted()
         gating, gate = model.models_.gating, model.models_.stacker.gate
-        assert gate.summary["predicted_zero_rate"] == pytest.approx(gating.target_zero_rate, abs=1e-9)
-        last = train.period == train.period.max()
-        assert gating.target_zero_rate == pytest.approx(float((train.revenue["d7"][last] == 0).mean()))
+        assert gate.summary["predicted_zero_rate"] == pytest.approx(gating.target_zero_rate, abs=1 / len(train.X))
+        zero = (train.revenue["d7"] == 0).groupby(train.period).mean()
+        assert gating.target_zero_rate == pytest.approx(float(zero @ gating.level.weights))
 
     def test_cost_of_the_gate_is_the_mean_square_of_gated_scores_when_scores_are_right(self) -> None:
         rng = np.random.default_rng(0)
@@ -248,7 +248,7 @@ class TestGate:
         gating = model.models_.gating
         target, gating.target_zero_rate = gating.target_zero_rate, 0.6
         try:
-            gate = fit_score_gate(score, tie, whale, np.zeros(10), np.ones(10, dtype=bool), gating)
+            gate = fit_score_gate(score, tie, whale, np.zeros(10), np.full(10, 0.1), gating)
         finally:
             gating.target_zero_rate = target
         assert gate.is_zero(score, tie, whale).tolist() == [False] + [True] * 6 + [False] * 3
@@ -639,7 +639,8 @@ class TestComposition:
         assert served.regressor.rounds == evaluated.regressor.rounds
         assert len(served.classifier.oof["buyer_log_odds"]) == len(data.X)
         assert served.gating.window["last"] == "4"
-        assert served.gating.target_zero_rate == pytest.approx(float((last.revenue["d7"] == 0).mean()))
+        assert served.gating.level.days == ("0", "1", "2", "3", "4")
+        assert served.gating.level.payers[-1] == int((last.revenue["d7"] > 0).sum())
         assert served.to_files() != evaluated.to_files()
 
     def test_auxiliary_sample_bounds_out_of_fold_rows_only(self) -> None:
