@@ -80,7 +80,7 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     models = read_served(project.warehouse, window or (champion.window if champion else ""))
     features = feature_names(project.registry)
     days, warnings = inspect_source(source)
-    _refuse_unusable(project.config.data, days)
+    refuse_unusable(project.config.data, days)
     scored = Scored(warnings=warnings)
     config = project.config.compute
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,8 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     return scored
 
 
-def _refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:
+def refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:
+    """Raise DataError if a day has too many unreadable files, or files without a key."""
     problems: list[str] = []
     for day in days:
         aside = [(f.path, f.reason or "") for f in day.quarantined]

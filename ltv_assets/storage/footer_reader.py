@@ -31,11 +31,14 @@ IDLE_SECONDS = 10
 SMALL_PAGE = 64 << 20
 """Bytes that a page may claim in any case."""
 
-VARINTS = (4, 5, 6)
-"""Thrift's types of whole numbers."""
+FIXED = {1: 0, 2: 0, 3: 1, 7: 8}
+VARINTS, BINARY, STRUCT = (4, 5, 6), 8, 12
+"""Thrift's types: true, false, byte and double with their bytes; whole numbers; text; struct."""
 
-UNCOMPRESSED, COMPRESSED = 2, 3
-"""Fields of a page header."""
+PAGE_TYPE, UNCOMPRESSED, COMPRESSED = 1, 2, 3
+DATA_PAGES = {0: 5, 3: 8}
+VALUES = 1
+"""Fields of a page header; which field describes a page of data, by its type; the number of its values there."""
 
 ENCRYPTED_FOOTER = b"PARE"
 
@@ -81,21 +84,28 @@ def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
         row_group = metadata.row_group(group)
         rows += row_group.num_rows
         if row_group.num_columns != len(leaves) or row_group.num_rows < 0:
-            return f"row group {group} has {row_group.num_columns} columns and {row_group.num_rows} rows, the file {len(leaves)} columns"
+            found = f"row group {group} has {row_group.num_columns} columns and {row_group.num_rows} rows"
+            return f"{found}, the file {len(leaves)} columns; deliver the file again"
         for index, (_, _, repeated) in enumerate(leaves):
             chunk = row_group.column(index)
             start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
             if start is not None and not 0 <= start <= start + chunk.total_compressed_size <= end:
                 return f"column chunk {chunk.path_in_schema} lies beyond the data of the file; it was cut or pasted together"
             if chunk.num_values < row_group.num_rows or (chunk.num_values > row_group.num_rows and not repeated):
-                return f"column chunk {chunk.path_in_schema} holds {chunk.num_values} values, its row group {row_group.num_rows} rows"
+                found = f"holds {chunk.num_values} values, its row group {row_group.num_rows} rows"
+                return f"column chunk {chunk.path_in_schema} {found}; deliver the file again"
             _ = chunk.total_uncompressed_size
-    return None if rows == metadata.num_rows else f"its footer promises {metadata.num_rows} rows, its row groups hold {rows}"
+    return (
+        None
+        if rows == metadata.num_rows
+        else f"its footer promises {metadata.num_rows} rows, its row groups hold {rows}; deliver the file again"
+    )
 
 
 def _page_problem(path: str, metadata: pq.FileMetaData) -> str | None:
-    """A page that claims more bytes than its column chunk has: a reader that believes it needs that much memory.
+    """Pages that contradict their column chunk: one claims more bytes than it has, or together they hold other values.
 
+    A reader that believes the first needs that much memory; one that believes the second yields a column of another length.
     Other damage to pages is left to whoever reads the rows.
     """
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:  # noqa: PTH123
@@ -103,52 +113,74 @@ def _page_problem(path: str, metadata: pq.FileMetaData) -> str | None:
             row_group = metadata.row_group(group)
             for index in range(row_group.num_columns):
                 chunk = row_group.column(index)
-                most = max(chunk.total_uncompressed_size, SMALL_PAGE)
+                size, values = chunk.total_uncompressed_size, chunk.num_values
                 at = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
                 stop = at + chunk.total_compressed_size
-                # A damaged header cannot be read any further.
+                held = 0
+                # Behind a damaged header nothing can be found.
                 with suppress(IndexError):
-                    while at < stop:
-                        at, sizes = _page_header(data, at)
-                        if sizes.get(UNCOMPRESSED, 0) > most:
-                            claim = f"claims {sizes[UNCOMPRESSED]} bytes, the chunk {chunk.total_uncompressed_size}"
-                            return f"a page of column chunk {chunk.path_in_schema} {claim}; deliver the file again"
-                        at += max(0, sizes.get(COMPRESSED, stop))
+                    while at < stop and held < values:
+                        at, page = _struct(data, at)
+                        claim = _number(page, UNCOMPRESSED)
+                        if claim > max(size, SMALL_PAGE):
+                            problem = f"a page of column chunk {chunk.path_in_schema} claims {claim} bytes, the chunk {size}"
+                            return f"{problem}; deliver the file again"
+                        kind = DATA_PAGES.get(_number(page, PAGE_TYPE))
+                        header = page.get(kind, {}) if kind is not None else {}
+                        held += _number(header, VALUES) if isinstance(header, dict) else 0
+                        at += max(0, _number(page, COMPRESSED))
+                if held != values:
+                    return (
+                        f"the pages of column chunk {chunk.path_in_schema} hold {held} values, the chunk {values}; deliver the file again"
+                    )
     return None
 
 
-def _page_header(data: mmap.mmap, at: int) -> tuple[int, dict[int, int]]:
-    """(where the page header at ``at`` ends, its whole numbers by field) of Thrift's compact protocol.
+Struct = dict[int, "int | Struct"]
+
+
+def _number(struct: Struct, field: int) -> int:
+    number = struct.get(field, 0)
+    return number if isinstance(number, int) else 0
+
+
+def _struct(data: mmap.mmap, at: int) -> tuple[int, Struct]:
+    """(where the struct at ``at`` ends, its whole numbers and structs by field) of Thrift's compact protocol.
 
     Raises IndexError if it is none.
     """
-    numbers: dict[int, int] = {}
+    found: Struct = {}
     field = 0
     while (head := data[at]) != 0:
         at += 1
-        field += head >> 4
-        if head & 15 in VARINTS:
-            at, number = _varint(data, at)
-            numbers[field] = (number >> 1) ^ -(number & 1)
+        if head >> 4:
+            field += head >> 4
         else:
-            at = _skip(data, at, head & 15)
-    return at + 1, numbers
+            at, number = _varint(data, at)
+            field = _signed(number)
+        kind = head & 15
+        if kind in VARINTS:
+            at, number = _varint(data, at)
+            found[field] = _signed(number)
+        elif kind == STRUCT:
+            at, found[field] = _struct(data, at)
+        else:
+            at = _skip(data, at, kind)
+    return at + 1, found
 
 
 def _skip(data: mmap.mmap, at: int, kind: int) -> int:
-    """Where a value ends that stands at ``at``."""
-    if kind in (1, 2):
-        return at
-    if kind in VARINTS:
-        return _varint(data, at)[0]
-    if kind in (3, 7):
-        return at + (1 if kind == 3 else 8)
-    if kind == 8:
+    """Where a value ends that stands at ``at`` and is neither a whole number nor a struct."""
+    if kind == BINARY:
         at, size = _varint(data, at)
         return at + size
-    if kind == 12:
-        return _page_header(data, at)[0]
-    raise IndexError(f"type {kind} does not stand in a page header")
+    if kind not in FIXED:
+        raise IndexError(f"type {kind} does not stand in a page header")
+    return at + FIXED[kind]
+
+
+def _signed(number: int) -> int:
+    return (number >> 1) ^ -(number & 1)
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
@@ -169,7 +201,11 @@ def _missing_rows(parquet: pq.ParquetFile) -> str | None:
     rows = 0
     for batch in parquet.iter_batches(columns=[parquet.schema_arrow.names[0]], use_threads=False):
         rows += batch.num_rows
-    return None if rows == parquet.metadata.num_rows else f"its footer promises {parquet.metadata.num_rows} rows, {rows} are there"
+    return (
+        None
+        if rows == parquet.metadata.num_rows
+        else f"its footer promises {parquet.metadata.num_rows} rows, {rows} are there; deliver the file again"
+    )
 
 
 def _limit_memory(most: int) -> None:

@@ -66,7 +66,7 @@ class FooterReader:
             try:
                 answer = self._ask(path)
             except _EndedError:
-                # A second reader tells a file that ends its reader from a reader that somebody ended, or that had waited too long.
+                # A second reader tells a file that ends its reader from a reader that somebody ended, or that had nothing to do.
                 try:
                     answer = self._ask(path)
                 except _EndedError as error:
