@@ -1,8 +1,9 @@
-"""The fast path: statistics of MAP and LIST columns by segmented reductions over their flat parquet leaves.
+"""Statistics of MAP and LIST columns by segmented reductions over their flat parquet leaves.
 
 What belongs here: the same statistics that ``statistics.py`` defines in SQL, computed with numpy for the layouts the
-source data really has (MAP of numbers or timestamps, MAP of MAP, LIST of text). What does not: scalars, JSON text and
-other layouts, which the generated SQL computes; a test holds both to the same values. Next to read: ``flatten.py``.
+source data really has (MAP of numbers or timestamps, MAP of MAP, LIST of text), read from canonical arrays. What does not:
+physical types (``canonical.py``), scalars (``sql.py``); a test holds both derivations to the same values. Next to read:
+``flatten.py``.
 
 Why it is faster: a list function of an SQL engine is paid for every row, here only entries that exist are touched, and
 keys stay dictionary codes, so that looking up the impression's own key compares integers.
@@ -20,8 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ltv_assets.contract import Column
-from ltv_assets.features.normalise import form_of, unwrap
-from ltv_assets.features.sql import FLOAT32_MAX, OLDEST_TIMESTAMP
+from ltv_assets.features.canonical import FLOAT32_MAX
+from ltv_assets.features.sql import OLDEST_TIMESTAMP
 from ltv_assets.features.statistics import kind_of
 
 Floats = NDArray[np.float64]
@@ -90,6 +91,13 @@ class Entries:
     code: Ints
     dictionary: pa.Array
     value: Floats | None = None
+    complete: bool = False
+
+    @property
+    def known(self) -> Entries:
+        """The entries that have a value; ``complete`` says that all do."""
+        assert self.value is not None, "a list has no values"
+        return self if self.complete else self.select(~np.isnan(self.value))
 
     @cached_property
     def present_rows(self) -> Ints:
@@ -114,7 +122,7 @@ class Entries:
         if keep.all():
             return self
         value = None if self.value is None else self.value[keep]
-        return Entries(self.size, self.present, self.lengths, self.row[keep], self.code[keep], self.dictionary, value)
+        return Entries(self.size, self.present, self.lengths, self.row[keep], self.code[keep], self.dictionary, value, True)
 
     @cached_property
     def segments(self) -> tuple[Ints, Ints, Ints]:
@@ -131,29 +139,10 @@ class Entries:
         return Sparse(rows, function.reduceat(values, starts) if len(starts) else np.empty(0))
 
 
-def readable_text(column: pa.DictionaryArray) -> pa.DictionaryArray:
-    """Return a text column whose bytes that are not UTF-8 are replaced, as Python's ``errors="replace"`` does."""
-    try:
-        column.dictionary.validate(full=True)
-    except pa.ArrowInvalid:
-        words = [word.decode("utf-8", errors="replace") for word in column.dictionary.cast(pa.binary()).to_pylist()]
-        return pa.DictionaryArray.from_arrays(column.indices, pa.array(words, pa.string()))
-    return column
-
-
-def unreadable_texts(column: pa.DictionaryArray, readable: pa.DictionaryArray) -> int:
-    """Count the rows whose text `readable_text` had to change."""
-    if readable is column:
-        return 0
-    before, after = column.dictionary.cast(pa.binary()), readable.dictionary.cast(pa.binary())
-    changed = np.append(pc.not_equal(before, after).to_numpy(zero_copy_only=False), False)
-    return int(changed[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)].sum())
-
-
 def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | None]:
-    """Return the entries of an Arrow column and, for nested maps, also those of the outer level (without values)."""
+    """Return the entries of a canonical column and, for nested maps, also those of the outer level (without values)."""
     kind = kind_of(column)
-    array, lengths, row = _layout(array)
+    lengths, row = _layout(array)
     present = pc.is_valid(array).to_numpy(zero_copy_only=False)
     if kind == "list":
         code, dictionary = _codes(array.flatten())
@@ -161,9 +150,9 @@ def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | No
     keys, items = _flat(array)
     code, dictionary = _codes(keys)
     if not kind.startswith("nested"):
-        return Entries(len(array), present, lengths, row, code, dictionary, _numbers(items)), None
+        return Entries(len(array), present, lengths, row, code, dictionary, _values(items), not items.null_count), None
     outer = Entries(len(array), present, lengths, row, code, dictionary)
-    items, inner_lengths, _ = _layout(items)
+    inner_lengths, _ = _layout(items)
     _, values = _flat(items)
     inner_row = np.repeat(row, inner_lengths)
     inner = Entries(
@@ -173,34 +162,19 @@ def read_entries(column: Column, array: pa.Array) -> tuple[Entries, Entries | No
         inner_row,
         np.repeat(code, inner_lengths),
         dictionary,
-        _numbers(values),
+        _values(values),
+        not values.null_count,
     )
     return inner, outer
-
-
-def is_native(column: Column, kind: pa.DataType) -> bool:
-    """Tell whether a physical type is one this module reads; every other readable type is left to the SQL."""
-    logical = kind_of(column)
-    if logical == "list":
-        return form_of(kind) == "list" and form_of(kind.value_type) == "text"
-    if form_of(kind) != "map" or form_of(kind.key_type) != "text":
-        return False
-    item = kind.item_type
-    if logical.startswith("nested"):
-        if form_of(item) != "map":
-            return False
-        item = item.item_type
-    wanted = ("number", "timestamp") if logical.endswith(("timestamps", "timestamp_map")) else ("number",)
-    return form_of(item) in wanted and not pa.types.is_decimal(item)
 
 
 def column_statistics(
     column: Column, array: pa.Array, own: OwnKey | None, hour_start: Ints, counts: dict[str, int]
 ) -> tuple[dict[str, Sparse], Entries]:
-    """Return every statistic of a native map or list column, and its entries.
+    """Return every statistic of a canonical map or list column, and its entries.
 
-    ``hour_start`` holds the unix seconds of each row's hour; unusable values are added to ``counts`` under the names of
-    the SQL's bookkeeping columns.
+    ``hour_start`` holds the unix seconds of each row's hour; timestamps that cannot be are added to ``counts`` under the
+    names of the SQL's bookkeeping columns.
     """
     entries, outer = read_entries(column, array)
     kind = kind_of(column)
@@ -211,7 +185,7 @@ def column_statistics(
         if kind in ("timestamp_map", "nested_timestamps"):
             statistics = _timestamp_statistics(name, entries, own, hour_start, counts)
         else:
-            statistics = _number_statistics(name, entries, own, counts)
+            statistics = _number_statistics(entries, own)
         if outer is None:
             statistics["n_keys"] = entries.n_entries()
             if own is not None and kind == "histogram":
@@ -244,16 +218,10 @@ def shared_elements(of: Entries, within: Entries) -> Sparse:
     return Sparse(rows, shared[rows])
 
 
-def _number_statistics(name: str, entries: Entries, own: OwnKey | None, counts: dict[str, int]) -> dict[str, Sparse]:
+def _number_statistics(entries: Entries, own: OwnKey | None) -> dict[str, Sparse]:
+    entries = entries.known
     value = entries.value
     assert value is not None
-    finite = np.isfinite(value)
-    if not finite.all():
-        # Nulls arrive as NaN; only values that were there and are not finite count as such.
-        counts[f"_nonfinite_{name}"] = int(np.count_nonzero(~finite)) - int(np.count_nonzero(_is_null(value)))
-        entries = entries.select(finite)
-        value = entries.value
-        assert value is not None
     rows, starts, segment = entries.segments
     total, low, high = entries.reduce(np.add), entries.reduce(np.minimum), entries.reduce(np.maximum)
     lengths = np.diff(starts, append=len(value))
@@ -333,21 +301,10 @@ def _own_actions(inner: Entries, outer: Entries, own: OwnKey) -> Sparse:
     return Sparse(owners, actions[owners])
 
 
-def _is_null(value: Floats) -> NDArray[np.bool_]:
-    # _numbers() marks NULL with this one NaN pattern, so that NaN that was in the data can be told apart.
-    return value.view(np.uint64) == _NULL_BITS
-
-
-_NULL_BITS = np.uint64(0x7FF80000000005CA)
-_NULL = np.array([_NULL_BITS]).view(np.float64)[0]
-
-
-def _layout(array: pa.Array) -> tuple[pa.Array, Ints, Ints]:
-    """Return a list-like array whose offsets start at 0, the length of each row, and the row of each entry."""
+def _layout(array: pa.Array) -> tuple[Ints, Ints]:
+    """Return the length of each row of a canonical list or map, and the row of each entry."""
     lengths = np.diff(array.offsets.to_numpy(zero_copy_only=False))
-    if array.null_count:
-        lengths = np.where(pc.is_valid(array).to_numpy(zero_copy_only=False), lengths, 0)
-    return array, lengths, np.repeat(np.arange(len(array), dtype=np.int32), lengths)
+    return lengths, np.repeat(np.arange(len(array), dtype=np.int32), lengths)
 
 
 def _flat(array: pa.MapArray) -> tuple[pa.Array, pa.Array]:
@@ -356,28 +313,12 @@ def _flat(array: pa.MapArray) -> tuple[pa.Array, pa.Array]:
     return array.keys.slice(first, last - first), array.items.slice(first, last - first)
 
 
-def _codes(keys: pa.Array) -> tuple[Ints, pa.Array]:
-    encoded = keys if pa.types.is_dictionary(keys.type) else keys.dictionary_encode()
+def _codes(encoded: pa.DictionaryArray) -> tuple[Ints, pa.Array]:
     indices = encoded.indices.fill_null(-1) if encoded.null_count else encoded.indices
     return indices.to_numpy(zero_copy_only=False), encoded.dictionary
 
 
-def _numbers(values: pa.Array) -> Floats:
-    kind = unwrap(values.type)
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        seconds = values.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False).cast(pa.int64())
-        return (
-            np.asarray(_as_float(seconds)) / 1e6 if not seconds.null_count else np.where(_valid(seconds), _as_float(seconds) / 1e6, _NULL)
-        )
-    return _as_float(values)
-
-
-def _as_float(values: pa.Array) -> Floats:
-    out = values.cast(pa.float64(), safe=False)
-    if out.null_count:
-        return np.where(_valid(out), out.fill_null(0.0).to_numpy(zero_copy_only=False), _NULL)
-    return out.to_numpy(zero_copy_only=False)
-
-
-def _valid(values: pa.Array) -> NDArray[np.bool_]:
-    return pc.is_valid(values).to_numpy(zero_copy_only=False)
+def _values(values: pa.Array) -> Floats:
+    """Values with NaN for NULL."""
+    floats: Floats = values.to_numpy(zero_copy_only=False)
+    return floats

@@ -1,27 +1,24 @@
 """From the hourly files of one day to one parquet file of flattened rows, streaming, in bounded memory.
 
-What belongs here: grouping files by their physical types, running the generated query over them in order, setting rows
-aside that have no key or no usable label, writing deterministic row groups, and counting everything that was missing or
-unusable. What does not: the SQL (``sql.py``), deciding which files to read, publishing the result (``storage/``).
-Next to read: ``sql.py``.
+What belongs here: reading files block by block, flattening the blocks in order, setting rows aside that have no key or no
+usable label, writing deterministic row groups, and counting everything that was missing or unusable. What does not:
+physical types (``canonical.py``), the SQL (``sql.py``), deciding which files to read, publishing the result
+(``storage/``). Next to read: ``canonical.py``, ``sql.py``.
 
-Files that share their physical types are read by one query; a file with other types gets a query of its own, because an
-engine that is given both takes the types of the first. Rows keep the order of the files and, inside a file, their own.
+Each file's columns are made canonical by themselves, so no file's types decide another's. Rows keep the order of the
+files and, inside a file, their own.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -33,21 +30,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError, TransientError
-from ltv_assets.features.arrays import (
-    Entries,
-    OwnKey,
-    Sparse,
-    column_statistics,
-    is_native,
-    readable_text,
-    shared_elements,
-    unreadable_texts,
-)
-from ltv_assets.features.normalise import form_of, is_readable
+from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, shared_elements
+from ltv_assets.features.canonical import TEXT, Findings, Query, UnreadableTypeError, canonical_type, read_column, reads
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
-from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, nested_sql, own_keys, row_sql
+from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, own_keys, row_columns, row_sql
 from ltv_assets.features.statistics import own_key_of
 from ltv_assets.parallel import Workers, in_order
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
@@ -61,10 +50,7 @@ is divided between its row groups where it has several."""
 DECODED_AT_ONCE = 32 << 20
 """Bytes of nested columns, as the files' footers state them, that a block decodes at once."""
 
-ODD_AT_ONCE = 4
-"""Nested columns in an unusual layout that one query handles."""
-
-COUNTED = ("_future_", "_ancient_", "_nonfinite_", "_malformed_", "_unreadable_", "_disagree")
+COUNTED = ("_future_", "_ancient_", "_rounded_", "_disagree")
 NOT_UTF8 = "row_id is not UTF-8"
 SAMPLE_DRAW = 1_000_003
 """Number of the draw that samples rows, far from the copy numbers of the sampling plans."""
@@ -98,6 +84,7 @@ class FlattenResult:
     ``rows_in`` = ``rows_out`` + ``rows_sampled_out`` + the rows of ``rows_quarantined`` + those of ``files_aside``.
     ``quarantine`` has the columns row_id, file, row_number (from 0), reason and value (the offending value as text);
     ``missing`` is the share of NULL cells by feature group; the counts by raw column are of single values, not rows.
+    ``lost_values`` has what is there and cannot be read: {column: (values, the first of them and its file)}.
     """
 
     rows_in: int = 0
@@ -110,10 +97,9 @@ class FlattenResult:
     future_timestamps: dict[str, int] = field(default_factory=dict)
     ancient_timestamps: dict[str, int] = field(default_factory=dict)
     nonfinite_values: dict[str, int] = field(default_factory=dict)
-    malformed_json: dict[str, int] = field(default_factory=dict)
+    lost_values: dict[str, tuple[int, str]] = field(default_factory=dict)
     unreadable_text: dict[str, int] = field(default_factory=dict)
-    unexpected_columns: list[str] = field(default_factory=list)
-    absent_columns: dict[str, int] = field(default_factory=dict)
+    rounded_labels: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -153,23 +139,17 @@ def flatten_files(
     sources = [_inspect(file, labelled) for file in files]
     aside: list[FileAside] = []
     sample = Sample(sampling_fraction, seed)
-    copies = Path(out).with_name(f".{Path(out).name}.copies")
-    try:
-        while True:
-            try:
-                result = _flatten_sources(sources, registry, labelled, Path(out), threads, memory_limit, progress, sample, workers)
-                break
-            except UndecodableError:
-                # Only now is each file tried alone: whole days cost too much to decode twice.
-                broken = _undecodable(sources, registry, labelled, memory_limit)
-                if not broken:
-                    raise
-                readable = {source: _with_readable_ids(source, labelled, copies) for source in broken}
-                aside += [FileAside(source.file.path, source.rows, broken[source]) for source in broken if readable[source] is None]
-                sources = [usable for source in sources if (usable := readable.get(source, source)) is not None]
-    finally:
-        if copies.exists():
-            shutil.rmtree(copies)
+    while True:
+        try:
+            result = _flatten_sources(sources, registry, labelled, Path(out), threads, memory_limit, progress, sample, workers)
+            break
+        except UndecodableError:
+            # Only now is each file tried alone: whole days cost too much to decode twice.
+            broken = _undecodable(sources, registry, labelled, memory_limit)
+            if not broken:
+                raise
+            aside += [FileAside(source.file.path, source.rows, broken[source]) for source in broken]
+            sources = [source for source in sources if source not in broken]
     result.files_aside = aside
     result.rows_in += sum(file.rows for file in aside)
     return result
@@ -186,6 +166,8 @@ def _decoding(what: str) -> Iterator[None]:
         yield
     except (duckdb.OutOfMemoryException, MemoryError) as error:
         raise TransientError(f"{what}: not enough memory ({_one_line(error)}); raise compute.duckdb_memory_gb or free memory") from error
+    except (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, UndecodableError):
+        raise
     except (duckdb.Error, pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise TransientError(f"{what}: the disk is full ({_one_line(error)}); make room and run again") from error
@@ -199,12 +181,11 @@ def _one_line(error: BaseException) -> str:
 def _undecodable(sources: Sequence[_Source], registry: Registry, labelled: bool, memory_limit: str) -> dict[_Source, str]:
     """The reason of every file that cannot be flattened even when it is alone."""
     found: dict[_Source, str] = {}
-    with closing(_connect(1, memory_limit)) as connection:
+    with closing(open_duckdb(threads=1, memory_limit=memory_limit)) as connection:
         engine = FlattenEngine(connection, registry, labelled)
         for source in sources:
             try:
                 if source.rows:
-                    _repeated_rows(connection, [source])
                     engine.flatten(_Block((source,)))
             except UndecodableError as error:
                 found[source] = f"its rows cannot be decoded ({_one_line(error.__cause__ or error)}); deliver the file again"
@@ -227,18 +208,18 @@ def _flatten_sources(
     result.rows_in = sum(source.rows for source in sources)
     try:
         with (
-            closing(_connect(threads, memory_limit, spill=out.with_name(f".{out.name}.spill"))) as connection,
+            closing(open_duckdb(threads=threads, memory_limit=memory_limit, spill=out.with_name(f".{out.name}.spill"))) as connection,
             ThreadPoolExecutor(threads) as pool,
             _RowGroupWriter(out, registry) as writer,
         ):
-            repeated = _repeated_rows(connection, sources)
+            engine = FlattenEngine(connection, registry, labelled)
+            repeated = _repeated_rows(engine.query, sources)
             release_memory()
             sink = _Sink(registry, sources, repeated, result, writer, sample)
             # Whole blocks side by side keep every core busy.
             lanes = threads if workers is None else workers.lanes
             blocks = _blocks(_divided(sources, BLOCK_ROWS), largest=min(BLOCK_ROWS, -(-result.rows_in // lanes)))
             if workers is None:
-                engine = FlattenEngine(connection, registry, labelled)
                 flattened = in_order(lambda block: pool.submit(engine.flatten, block), blocks, ahead=threads)
             else:
                 flattened = workers.map(flatten_block, blocks, registry=registry, labelled=labelled, memory_limit=memory_limit)
@@ -258,8 +239,7 @@ def _flatten_sources(
 class _Source:
     """A file after its footer was read; or ``part``, some of its row groups, beginning at its row ``first_row``.
 
-    ``copy`` is read instead of the file if some of its keys are no text: those rows, {row: bytes of the key, escaped}, are
-    ``illegible`` and have no key in the copy.
+    ``coded`` are the leaves of text that can be read as dictionary codes.
     """
 
     file: RawFile
@@ -267,20 +247,10 @@ class _Source:
     types: Mapping[str, pa.DataType]
     hour_start: int
     metadata: pq.FileMetaData
-    text_leaves: tuple[str, ...]
+    coded: tuple[str, ...]
     sizes: Mapping[str, int]
     part: range | None = None
     first_row: int = 0
-    copy: Path | None = None
-    illegible: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        return self.copy or self.file.path
-
-    @property
-    def layout(self) -> str:
-        return ";".join(f"{name}:{self.types[name]}" for name in sorted(self.types) if name in BY_NAME)
 
 
 def _inspect(file: RawFile, labelled: bool) -> _Source:
@@ -292,7 +262,7 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
         raise DataError(f"{file.path}: cannot be read as parquet: {error}") from error
     required = REQUIRED_TRAIN_COLUMNS if labelled else REQUIRED_TEST_COLUMNS
     for name in required:
-        if name not in types or not is_readable(BY_NAME[name], types[name]):
+        if name not in types or not reads(BY_NAME[name], types[name]):
             found = f"found {types[name]}" if name in types else "found none"
             raise DataError(
                 f"{file.path}: column {name}: expected {BY_NAME[name].type}, {found}; without it no row of the file can be used"
@@ -301,51 +271,24 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
         hour = datetime.strptime(file.datetime_key, "%Y-%m-%d-%H-00").replace(tzinfo=UTC)
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
-    leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    text = tuple(leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY")
-    return _Source(file, metadata.num_rows, types, int(hour.timestamp()), metadata, text, _sizes(metadata, range(metadata.num_row_groups)))
+    sizes = _sizes(metadata, range(metadata.num_row_groups))
+    return _Source(file, metadata.num_rows, types, int(hour.timestamp()), metadata, _coded_leaves(metadata), sizes)
 
 
-def _with_readable_ids(source: _Source, labelled: bool, folder: Path) -> _Source | None:
-    """The file without its keys that are not UTF-8, in a copy in ``folder``; None if there are no such keys, or if it was one already.
+def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
+    """Paths of the text leaves whose values Arrow can hand over as dictionary codes.
 
-    Engines refuse a column of text with one such value as a whole, so it is read as bytes here.
+    It cannot where a page is delta-encoded or the text has a type of its own; identifiers repeat too rarely to gain by it.
     """
-    if source.copy is not None:
-        return None
-    folder.mkdir(exist_ok=True)
-    copy = folder / f"{sha256(bytes(source.file.path)).hexdigest()}.parquet"
-    illegible: dict[int, str] = {}
-    row = 0
-    with (
-        suppress(UndecodableError),
-        _decoding(str(source.file.path)),
-        pq.ParquetFile(source.file.path, metadata=source.metadata) as parquet,
-    ):
-        index = parquet.schema_arrow.get_field_index("row_id")
-        schema = parquet.schema_arrow.set(index, pa.field("row_id", pa.string()))
-        with pq.ParquetWriter(copy, schema) as writer:
-            for batch in parquet.iter_batches(batch_size=ROW_GROUP, use_threads=False):
-                keys = _decoded(batch.column(index)).cast(pa.large_binary()).to_pylist()
-                texts = [None if key is None else _text_or_none(key) for key in keys]
-                bad = [i for i, text in enumerate(texts) if text is None and keys[i] is not None]
-                illegible |= {row + i: keys[i].decode("utf-8", errors="backslashreplace") for i in bad}
-                writer.write_batch(batch.set_column(index, schema.field(index), pa.array(texts, pa.string())))
-                row += batch.num_rows
-        if illegible:
-            return replace(_inspect(RawFile(copy, source.file.datetime_key), labelled), file=source.file, copy=copy, illegible=illegible)
-    return None
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def _text_or_none(key: bytes) -> str | None:
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return None
+    leaves = []
+    for index in range(metadata.num_columns):
+        leaf = metadata.schema.column(index)
+        if leaf.physical_type != "BYTE_ARRAY" or leaf.logical_type.type not in ("NONE", "STRING", "ENUM") or leaf.path == "row_id":
+            continue
+        encodings = {e for group in range(metadata.num_row_groups) for e in metadata.row_group(group).column(index).encodings}
+        if not any(encoding.startswith("DELTA") for encoding in encodings):
+            leaves.append(leaf.path)
+    return tuple(leaves)
 
 
 def _sizes(metadata: pq.FileMetaData, groups: range) -> Mapping[str, int]:
@@ -385,93 +328,66 @@ def _note_schema_findings(sources: Sequence[_Source], registry: Registry, labell
         for name, where in columns.items():
             result.warnings.append(f"{name}: {text} in {len(where)} of {len(sources)} files, first {where[0].file.path}")
 
-    absent: dict[str, list[_Source]] = {}
     unusable: dict[str, list[_Source]] = {}
     ignored: dict[str, list[_Source]] = {}
-    unexpected: set[str] = set()
     for source in sources:
         for name in (*registry.source_columns, *(STORED_LABELS if labelled else ())):
             kind = source.types.get(name)
-            if kind is None:
-                absent.setdefault(name, []).append(source)
-            elif not is_readable(BY_NAME[name], kind):
+            if kind is not None and not reads(BY_NAME[name], kind):
                 unusable.setdefault(f"{name} ({kind})", []).append(source)
-        unexpected.update(name for name in source.types if name not in BY_NAME)
         if not labelled:
             for name in LABEL_NAMES:
                 if name in source.types and not pa.types.is_null(source.types[name]):
                     ignored.setdefault(name, []).append(source)
-    result.absent_columns = {name: len(where) for name, where in sorted(absent.items())}
     note(unusable, "type cannot be read, taken as missing,")
     note(ignored, "label column on a day without labels, ignored,")
-    result.unexpected_columns = sorted(unexpected)
-
-
-def _connect(threads: int, memory_limit: str, spill: Path | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory database; ``spill`` is where it puts what exceeds its memory, and removes it when it is closed."""
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "threads": threads,
-        "memory_limit": memory_limit,
-        "preserve_insertion_order": True,
-    }
-    if spill is not None:
-        config["temp_directory"] = str(spill)
-    return duckdb.connect(":memory:", config=config)
-
-
-def _literal(path: Path) -> str:
-    # Files are listed one by one; a bracket or an asterisk in a name must not be taken for a pattern.
-    escaped = re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''")
-    return f"'{escaped}'"
-
-
-def _read(sources: Sequence[_Source]) -> str:
-    paths = ", ".join(_literal(source.path) for source in sources)
-    return f"read_parquet([{paths}], hive_partitioning = false)"
 
 
 def _blocks(sources: Sequence[_Source], *, largest: int = BLOCK_ROWS) -> Iterator[_Block]:
-    """Yield stretches of files, in order, that share their physical types and together have at most ``largest`` rows.
-
-    A part of a file stands alone.
-    """
-    for _, run in groupby((source for source in sources if source.rows), key=lambda source: source.layout):
-        members: list[_Source] = []
-        for source in run:
-            apart = bool(members) and (source.part is not None or members[-1].part is not None)
-            if members and (apart or sum(member.rows for member in members) + source.rows > largest):
-                yield _Block(tuple(members))
-                members = []
-            members.append(source)
+    """Yield stretches of files, in order, that together have at most ``largest`` rows; a part of a file stands alone."""
+    members: list[_Source] = []
+    for source in sources:
+        if not source.rows:
+            continue
+        apart = bool(members) and (source.part is not None or members[-1].part is not None)
+        if members and (apart or sum(member.rows for member in members) + source.rows > largest):
+            yield _Block(tuple(members))
+            members = []
+        members.append(source)
+    if members:
         yield _Block(tuple(members))
 
 
-def _repeated_rows(connection: duckdb.DuckDBPyConnection, sources: Sequence[_Source]) -> np.ndarray:
+def _repeated_rows(query: Query, sources: Sequence[_Source]) -> np.ndarray:
     """Return the positions (in the day's order) of rows whose row_id occurred before, ascending."""
-    starts = np.concatenate([[0], np.cumsum([source.rows for source in sources])])
-    first = {source.file.path: int(start) for source, start in zip(sources, starts, strict=False)}
-    parts = []
-    for run in (list(block.sources) for block in _blocks(sources)):
-        offsets = ", ".join(str(first[source.file.path]) for source in run)
-        position = f"([{offsets}]::BIGINT[])[file_index::BIGINT + 1] + file_row_number"
-        parts.append(f"SELECT row_id::VARCHAR AS row_id, {position} AS position FROM {_read(run)}")
-    if not parts:
+
+    def identifiers(source: _Source) -> pa.Array:
+        with _decoding(f"{source.file.path}: row_id"):
+            (column,) = _read_columns(source, ["row_id"]).columns
+            return pa.concat_arrays([read_column(BY_NAME["row_id"], chunk, query)[0] for chunk in column.chunks])
+
+    # Hashes first: they are a fraction of the ids' memory, and a day without repetitions needs nothing more.
+    hashes = [
+        query("SELECT CASE WHEN t <> '' THEN hash(t) END AS h FROM cells", pa.table({"t": identifiers(s)})) for s in sources if s.rows
+    ]
+    if not hashes:
         return np.empty(0, np.int64)
-    ids = f"ids AS ({' UNION ALL '.join(parts)})"
-    with _decoding(f"{sources[0].file.path.parent.parent}: row_id"):
-        # Hashes first: they are a fraction of the ids' memory, and a day without repetitions needs nothing more.
-        repeated = connection.sql(
-            f"WITH {ids} SELECT hash(row_id) AS h FROM ids WHERE row_id <> '' GROUP BY h HAVING count(*) > 1"
-        ).fetchnumpy()["h"]
-        if len(repeated) == 0:
-            return np.empty(0, np.int64)
-        connection.register("repeated", pa.table({"h": pa.array(np.asarray(repeated))}))
-        positions = connection.sql(
-            f"WITH {ids} SELECT position FROM ids WHERE row_id <> '' AND hash(row_id) IN (SELECT h FROM repeated)"
-            " QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY position) > 1 ORDER BY position"
-        ).fetchnumpy()["position"]
-        connection.unregister("repeated")
-    return np.asarray(positions, dtype=np.int64)
+    column = pa.concat_tables(hashes).column("h")
+    known = np.flatnonzero(pc.is_valid(column).to_numpy())
+    values = column.drop_null().to_numpy()
+    ordered = np.sort(values)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if len(twice) == 0:
+        return np.empty(0, np.int64)
+    suspects = known[np.isin(values, twice)]
+    starts = np.concatenate([[0], np.cumsum([source.rows for source in sources])])
+    texts = []
+    for source, start, stop in zip(sources, starts[:-1], starts[1:], strict=True):
+        rows = suspects[(suspects >= start) & (suspects < stop)] - start
+        if len(rows):
+            texts.append(identifiers(source).take(pa.array(rows)))
+    _, first = np.unique(pa.concat_arrays(texts).to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    return np.delete(suspects, first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,13 +403,10 @@ class Sample:
 
 
 class Block(Protocol):
-    """Rows with one set of physical types that are flattened together, wherever they are: in files, or in memory."""
+    """Rows that are flattened together, wherever they are: in files, or in memory."""
 
     @property
     def rows(self) -> int: ...
-
-    @property
-    def types(self) -> Mapping[str, pa.DataType]: ...
 
     @property
     def name(self) -> str:
@@ -504,12 +417,8 @@ class Block(Protocol):
         """Unix seconds of each row's hour, (rows,)."""
         ...
 
-    def relation(self, cursor: duckdb.DuckDBPyConnection) -> str:
-        """SQL that yields the raw columns and ``hour_start`` on this cursor."""
-        ...
-
-    def read(self, names: list[str]) -> list[pa.Table]:
-        """The named raw columns, in order of rows."""
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+        """The named raw columns piece by piece, in order of rows, each piece with the name of its file."""
         ...
 
     def sizes(self) -> Mapping[str, int]:
@@ -519,7 +428,7 @@ class Block(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Consecutive files with equal physical types that are flattened together."""
+    """Consecutive files that are flattened together."""
 
     sources: tuple[_Source, ...]
 
@@ -528,28 +437,16 @@ class _Block:
         return sum(source.rows for source in self.sources)
 
     @property
-    def types(self) -> Mapping[str, pa.DataType]:
-        return self.sources[0].types
-
-    @property
     def name(self) -> str:
         return ", ".join(str(source.file.path) for source in self.sources[:3]) + (" ..." if len(self.sources) > 3 else "")
 
     def hour_start(self) -> np.ndarray:
         return np.repeat([source.hour_start for source in self.sources], [source.rows for source in self.sources])
 
-    def relation(self, cursor: duckdb.DuckDBPyConnection) -> str:
-        hours = ", ".join(str(source.hour_start) for source in self.sources)
-        # By name, so that no column of the file can pass for one of ours.
-        columns = ", ".join(f'"{name}"' for name in self.types if name in BY_NAME)
-        query = f"SELECT {columns}, ([{hours}]::BIGINT[])[file_index::BIGINT + 1] AS hour_start FROM {_read(self.sources)}"
-        first = self.sources[0]
-        if first.part is None:
-            return query
-        return f"{query} WHERE file_row_number >= {first.first_row} AND file_row_number < {first.first_row + first.rows}"
-
-    def read(self, names: list[str]) -> list[pa.Table]:
-        return [_read_columns(source, names) for source in self.sources]
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+        for source in self.sources:
+            with _decoding(str(source.file.path)):
+                yield str(source.file.path), _read_columns(source, names)
 
     def sizes(self) -> Mapping[str, int]:
         together: Counter[str] = Counter()
@@ -559,140 +456,123 @@ class _Block:
 
 
 class FlattenEngine:
-    """Computes the flattened columns of a block: SQL for scalars and unusual layouts, array reductions for maps and lists."""
+    """Computes the flattened columns of a block: SQL for scalars, array reductions for maps and lists."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, registry: Registry, labelled: bool) -> None:
         self._connection = connection
         self._registry = registry
-        self._labelled = labelled
         self._inputs = frozenset(interaction_inputs(registry))
         self._overlaps = [overlap for group in registry.groups.values() if group.enabled for overlap in group.overlaps]
         self._wanted = frozenset(feature.name for feature in registry.features)
+        self._scalars = row_columns(registry, labelled)
+        self._texts = tuple(name for name in self._scalars if not BY_NAME[name].is_label and canonical_type(BY_NAME[name]) == TEXT)
+        self._nested = [name for name in registry.source_columns if BY_NAME[name].is_nested]
+        self._row_sql = row_sql(registry, source="SELECT * FROM cells", labelled=labelled)
+        self._interaction_sql = interaction_sql(registry, "cells") if self._inputs else ""
+
+    def query(self, sql: str, cells: pa.Table) -> pa.Table:
+        """Run SQL over a table that the SQL calls ``cells``; rows keep their order."""
+        with self._connection.cursor() as cursor:
+            cursor.register("cells", cells)
+            return self._fetch(cursor, sql)
+
+    def _fetch(self, cursor: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+        return cursor.sql(sql).to_arrow_table()
 
     def flatten(self, block: Block) -> _Flat:
         """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
-        with _decoding(block.name):
-            native = self._native_columns(block)
-            texts = self._native_texts(block)
-            flat = self._rows(block, texts)
-            own = self._read_texts(block, texts, flat)
-            for columns in self._odd_columns(native):
-                query = partial(nested_sql, self._registry, block.types, columns=columns)
-                self._run(block, query, flat)
-            self._by_arrays(block, native, own, flat)
-            self._finish(flat)
-            for feature in self._registry.features:
-                if feature.categorical and not pa.types.is_dictionary(flat.columns[feature.name].type):
-                    flat.columns[feature.name] = flat.columns[feature.name].dictionary_encode()
-        return flat
-
-    def _native_columns(self, block: Block) -> frozenset[str]:
-        native = {
-            name
-            for name in self._registry.source_columns
-            if BY_NAME[name].is_nested and name in block.types and is_native(BY_NAME[name], block.types[name])
-        }
-        # Lists that are compared with one another need the same engine.
-        for overlap in self._overlaps:
-            if not {overlap.of, overlap.within} <= native:
-                native -= {overlap.of, overlap.within}
-        return frozenset(native)
-
-    def _native_texts(self, block: Block) -> frozenset[str]:
-        columns = {*own_keys(), *(feature.name for feature in self._registry.features if feature.categorical)} - {"hour"}
-        return frozenset(name for name in columns if form_of(block.types.get(name)) == "text")
-
-    def _odd_columns(self, native: frozenset[str]) -> Iterator[list[str]]:
-        """Yield the nested columns that are left to SQL, a few at a time: parsed JSON takes much memory."""
-        together = [[overlap.of, overlap.within] for overlap in self._overlaps if overlap.of not in native]
-        yield from together
-        odd = [name for name in self._registry.source_columns if BY_NAME[name].is_nested and name not in native]
-        odd = [name for name in odd if not any(name in pair for pair in together)]
-        for start in range(0, len(odd), ODD_AT_ONCE):
-            yield odd[start : start + ODD_AT_ONCE]
-
-    def _rows(self, block: Block, texts: frozenset[str]) -> _Flat:
         flat = _Flat(block.rows)
-        self._run(block, partial(row_sql, self._registry, block.types, labelled=self._labelled, texts=texts), flat)
+        with _decoding(block.name):
+            shares = self._shares(block)
+            # Small files are opened once; of large ones only a share is decoded at a time.
+            whole = len(shares) <= 1
+            columns = self._read(block, [*self._scalars, *(shares[0] if whole and shares else ())], flat)
+            own = self._rows(block, {name: columns.pop(name) for name in self._scalars}, flat)
+            for names in shares:
+                self._reduce(block, columns if whole else self._read(block, names, flat), own, flat)
+            self._finish(flat)
         return flat
 
-    def _sql(self, query: Callable[..., str], source: str) -> str:
-        return query(source=source)
+    def _read(self, block: Block, names: Sequence[str], flat: _Flat) -> dict[str, pa.Array]:
+        """The named columns of a block in their canonical types; what they lose is added to the block's findings."""
+        pieces = list(block.read(names))
+        columns = {}
+        for name in names:
+            parts: list[pa.Array] = []
+            start = 0
+            # Pieces that share their type are converted at once; no file's type decides another's.
+            for _, run in groupby(_chunks(pieces, name), key=lambda piece: piece[1].type):
+                files, chunks = zip(*run, strict=True)
+                array = pa.concat_arrays(chunks)
+                values, findings = self._canonical(name, array, files[0])
+                if findings.lost:
+                    flat.lose(name, findings, self._first_to_lose(name, files, chunks))
+                flat.note(name, findings, start)
+                parts.append(values)
+                start += len(array)
+            columns[name] = pa.concat_arrays(parts) if parts else pa.nulls(0, canonical_type(BY_NAME[name]))
+        return columns
 
-    def _table(self, cursor: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-        return cursor.sql(query).to_arrow_table()
+    def _canonical(self, name: str, array: pa.Array, file: str) -> tuple[pa.Array, Findings]:
+        column = BY_NAME[name]
+        try:
+            return read_column(column, array, self.query)
+        except UnreadableTypeError:
+            # Every value that is there is lost.
+            findings = Findings()
+            findings.lose(array.is_valid().to_numpy(zero_copy_only=False), lambda i: array[i])
+            return pa.nulls(len(array), canonical_type(column)), findings
+        except (pa.ArrowException, duckdb.DataError, ValueError) as error:
+            raise UndecodableError(f"{file}: column {name} ({array.type}): {_one_line(error)}") from error
 
-    def _run(self, block: Block, query: Callable[..., str], flat: _Flat) -> None:
-        """Run a query over the block and sort its columns into counts, absences, inputs of interactions and finished columns."""
-        with self._connection.cursor() as cursor:
-            table = self._table(cursor, self._sql(query, block.relation(cursor)))
+    def _first_to_lose(self, name: str, files: Sequence[str], chunks: Sequence[pa.Array]) -> str:
+        return next(file for file, chunk in zip(files, chunks, strict=True) if self._canonical(name, chunk, file)[1].lost)
+
+    def _shares(self, block: Block) -> list[list[str]]:
+        """Divide the nested columns into shares of similar size, small enough that what is decoded at once stays small."""
+        sizes = block.sizes()
+        weight = {name: sizes.get(name, 0) for name in sorted(self._nested)}
+        # Lists that are compared with one another stay together.
+        units = [[overlap.of, overlap.within] for overlap in self._overlaps]
+        units += [[name] for name in weight if not any(name in unit for unit in units)]
+        weights = [sum(weight[name] for name in unit) for unit in units]
+        shares: list[list[str]] = [[] for _ in range(max(1, -(-sum(weight.values()) // DECODED_AT_ONCE)))]
+        filled = [0] * len(shares)
+        for index in sorted(range(len(units)), key=lambda i: -weights[i]):
+            lightest = filled.index(min(filled))
+            shares[lightest] += units[index]
+            filled[lightest] += weights[index]
+        return [share for share in shares if share]
+
+    def _rows(self, block: Block, columns: Mapping[str, pa.Array], flat: _Flat) -> dict[str, OwnKey]:
+        """Add everything about the rows but their nested columns, and return the impressions' own keys."""
+        for name, column in columns.items():
+            flat.absent[name] = column.is_null().to_numpy(zero_copy_only=False)
+        table = self.query(self._row_sql, pa.table({**columns, "hour_start": pa.array(block.hour_start())}))
         for name in table.column_names:
             column = table.column(name)
             if name.startswith(COUNTED):
                 flat.counts[name] = pc.sum(column).as_py() or 0
-            elif name.startswith("_absent_"):
-                flat.absent[name.removeprefix("_absent_")] = column.to_numpy()
             elif name.startswith("_input_"):
                 flat.inputs[name.removeprefix("_input_")] = column
             else:
                 flat.columns[name] = column
+        flat.columns |= {name: columns[name] for name in self._texts if name in self._wanted}
+        hours = flat.columns.pop("_own_hour").combine_chunks().dictionary_encode()
+        return {name: OwnKey.of(hours if name == "hour" else columns[name]) for name in own_keys()}
 
-    def _read_texts(self, block: Block, texts: frozenset[str], flat: _Flat) -> dict[str, OwnKey]:
-        """Add the text columns as dictionary codes, which no row's text is copied for, and return the impressions' own keys."""
-        tables = block.read(sorted(texts))
-        own = {}
-        for name in sorted({*texts, *own_keys()}):
-            if name in texts:
-                encoded = pa.concat_arrays([chunk for table in tables for chunk in table.column(name).chunks])
-                array = readable_text(encoded)
-                flat.counts[f"_unreadable_{name}"] = unreadable_texts(encoded, array)
-                flat.absent[name] = array.is_null().to_numpy(zero_copy_only=False)
-                if name in self._wanted:
-                    flat.columns[name] = array
-            else:
-                array = flat.columns.pop(f"_own_{name}").combine_chunks().dictionary_encode()
-            if name in own_keys():
-                own[name] = OwnKey.of(array)
-        return own
-
-    def _by_arrays(self, block: Block, native: frozenset[str], own: Mapping[str, OwnKey], flat: _Flat) -> None:
+    def _reduce(self, block: Block, columns: Mapping[str, pa.Array], own: Mapping[str, OwnKey], flat: _Flat) -> None:
+        """Add the statistics of nested columns and of the lists among them that are compared."""
         hour_start = block.hour_start()
-        for names in self._shares(block, native):
-            part = self._columns(block, names, own, hour_start)
-            flat.columns |= part.columns
-            flat.counts |= part.counts
-            flat.inputs |= part.inputs
-            flat.absent |= part.absent
-
-    def _shares(self, block: Block, native: frozenset[str]) -> list[list[str]]:
-        """Divide the columns into shares of similar size, small enough that what is decoded at once stays small."""
-        weight = dict.fromkeys(sorted(native), 0)
-        weight |= {name: size for name, size in block.sizes().items() if name in weight}
-        # Lists that are compared with one another stay together.
-        units = [[overlap.of, overlap.within] for overlap in self._overlaps if overlap.of in native]
-        units += [[name] for name in weight if not any(name in unit for unit in units)]
-        sizes = [sum(weight[name] for name in unit) for unit in units]
-        shares: list[list[str]] = [[] for _ in range(max(1, -(-sum(weight.values()) // DECODED_AT_ONCE)))]
-        filled = [0] * len(shares)
-        for index in sorted(range(len(units)), key=lambda i: -sizes[i]):
-            lightest = filled.index(min(filled))
-            shares[lightest] += units[index]
-            filled[lightest] += sizes[index]
-        return [share for share in shares if share]
-
-    def _columns(self, block: Block, names: list[str], own: Mapping[str, OwnKey], hour_start: np.ndarray) -> _Flat:
-        part = _Flat(block.rows)
-        tables = block.read(names)
         entries: dict[str, Entries] = {}
         distinct: dict[str, np.ndarray] = {}
         compared = {name for overlap in self._overlaps for name in (overlap.of, overlap.within)}
-        for name in names:
+        for name, array in columns.items():
             column = BY_NAME[name]
-            array = pa.concat_arrays([chunk for table in tables for chunk in table.column(name).chunks])
-            statistics, found = column_statistics(column, array, own.get(own_key_of(column) or ""), hour_start, part.counts)
-            part.absent[name] = ~found.present
+            statistics, found = column_statistics(column, array, own.get(own_key_of(column) or ""), hour_start, flat.counts)
+            flat.absent[name] = ~found.present
             for statistic, sparse in statistics.items():
-                part.put(feature_name(name, statistic), sparse, self._wanted, self._inputs)
+                flat.put(feature_name(name, statistic), sparse, self._wanted, self._inputs)
             if name in compared:
                 entries[name], distinct[name] = found, statistics["n_unique"].dense(block.rows)
         for overlap in self._overlaps:
@@ -700,9 +580,8 @@ class FlattenEngine:
                 shared = shared_elements(entries[overlap.of], entries[overlap.within])
                 with np.errstate(all="ignore"):
                     share = Sparse(shared.rows, shared.values / distinct[overlap.of][shared.rows])
-                part.put(overlap.name, shared, self._wanted, self._inputs)
-                part.put(f"{overlap.name}_share", share, self._wanted, self._inputs)
-        return part
+                flat.put(overlap.name, shared, self._wanted, self._inputs)
+                flat.put(f"{overlap.name}_share", share, self._wanted, self._inputs)
 
     def _finish(self, flat: _Flat) -> None:
         """Add what combines several columns: missing indicators and interactions."""
@@ -712,18 +591,22 @@ class FlattenEngine:
                     missing = np.logical_and.reduce([flat.absent[name] for name in columns])
                     flat.columns[f"missing__{indicator}"] = pa.array(missing.astype(np.float32))
         if self._inputs:
-            with self._connection.cursor() as cursor:
-                cursor.register("interaction_inputs", pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
-                result = self._table(cursor, self._sql(partial(interaction_sql, self._registry), "interaction_inputs"))
+            result = self.query(self._interaction_sql, pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
             flat.columns |= {name: result.column(name) for name in result.column_names}
         # A finished block waits for its turn; what only helped to make it shall not wait with it.
         flat.inputs.clear()
         flat.absent.clear()
 
 
+def _chunks(pieces: Sequence[tuple[str, pa.Table]], name: str) -> Iterator[tuple[str, pa.Array]]:
+    for file, table in pieces:
+        for chunk in table.column(name).chunks if name in table.column_names else [pa.nulls(table.num_rows)]:
+            yield file, chunk
+
+
 def flatten_block(block: Block, *, registry: Registry, labelled: bool, memory_limit: str) -> _Flat:
     """One block on its own, for another process: the same columns and counts whoever computes them."""
-    with closing(_connect(1, memory_limit)) as connection:
+    with closing(open_duckdb(threads=1, memory_limit=memory_limit)) as connection:
         return FlattenEngine(connection, registry, labelled).flatten(block)
 
 
@@ -736,6 +619,20 @@ class _Flat:
         self.counts: dict[str, int] = {}
         self.inputs: dict[str, pa.ChunkedArray | pa.Array] = {}
         self.absent: dict[str, np.ndarray] = {}
+        self.lost: dict[str, tuple[int, str]] = {}
+        self.illegible: dict[int, str] = {}
+
+    def lose(self, name: str, findings: Findings, file: str) -> None:
+        """Add the values of a column that are lost; ``file`` has the first of them."""
+        count, example = self.lost.get(name, (0, f"{findings.example!r} in {file}"))
+        self.lost[name] = count + findings.lost, example
+
+    def note(self, name: str, findings: Findings, start: int) -> None:
+        """Add what else was found in a column from row ``start`` of the block on."""
+        for key, count in (("_nonfinite_", findings.nonfinite), ("_unreadable_", findings.unreadable)):
+            if count:
+                self.counts[f"{key}{name}"] = self.counts.get(f"{key}{name}", 0) + count
+        self.illegible |= {start + row: key for row, key in findings.illegible.items()}
 
     def put(self, name: str, sparse: Sparse, wanted: frozenset[str], inputs: frozenset[str]) -> None:
         if name in wanted:
@@ -744,17 +641,35 @@ class _Flat:
             self.inputs[name] = pa.array(sparse.dense(self.rows), from_pandas=True)
 
 
-def _read_columns(source: _Source, names: list[str]) -> pa.Table:
-    if not names:
-        return pa.table({})
-    keys = [leaf for leaf in source.text_leaves if leaf.split(".", 1)[0] in names]
+def _read_columns(source: _Source, names: Sequence[str]) -> pa.Table:
+    """The named columns of a source that it has, with a chunk for each row group that is read."""
+    present = [name for name in names if name in source.types]
+    if not present:
+        return pa.table({"": pa.nulls(source.rows)})
+    fixed = [name for name in present if "fixed_size_list" in str(source.types[name])]
+    present = [name for name in present if name not in fixed]
+    coded = [leaf for leaf in source.coded if leaf.split(".", 1)[0] in present]
     # Not memory-mapped: a mapped file that its owner cuts short while it is read ends the process.
-    with pq.ParquetFile(source.path, metadata=source.metadata, read_dictionary=keys) as parquet:
+    with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=coded) as parquet:
         if source.metadata.num_row_groups <= 1:
-            return parquet.read(columns=names, use_threads=False)
-        # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
-        groups = range(source.metadata.num_row_groups) if source.part is None else source.part
-        return pa.concat_tables([parquet.read_row_group(group, columns=names, use_threads=False) for group in groups])
+            table = parquet.read(columns=present, use_threads=False)
+        else:
+            # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
+            groups = range(source.metadata.num_row_groups) if source.part is None else source.part
+            table = pa.concat_tables([parquet.read_row_group(group, columns=present, use_threads=False) for group in groups])
+    return _with_fixed_lists(table, source, fixed) if fixed else table
+
+
+def _with_fixed_lists(table: pa.Table, source: _Source, names: Sequence[str]) -> pa.Table:
+    """Add columns with lists of fixed size, read by DuckDB: Arrow refuses those that have a NULL."""
+    # A bracket or an asterisk in a name must not be taken for a pattern.
+    path = re.sub(r"([*?\[])", r"[\1]", str(source.file.path))
+    columns = ", ".join(f'"{name}"' for name in names)
+    query = f"SELECT {columns} FROM read_parquet(?, hive_partitioning = false) WHERE file_row_number BETWEEN ? AND ?"
+    with closing(open_duckdb(threads=1, memory_limit="500MB")) as connection:
+        found = connection.sql(query, params=[path, source.first_row, source.first_row + source.rows - 1]).to_arrow_table()
+    lists = {name: found.column(name) for name in names}
+    return pa.table(lists) if not table.num_columns else pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **lists})
 
 
 class _Sink:
@@ -774,8 +689,6 @@ class _Sink:
         self._sources = [source for source in sources if source.rows]
         self._ends = np.cumsum([source.rows for source in self._sources])
         self._repeated = repeated
-        starts = [0, *self._ends.tolist()]
-        self._illegible = {start + row: key for start, s in zip(starts, self._sources, strict=False) for row, key in s.illegible.items()}
         self._result = result
         self._writer = writer
         self._registry = registry
@@ -783,6 +696,7 @@ class _Sink:
         self._names = flattened_schema(registry).names
         self._counts: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
+        self._lost: dict[str, tuple[int, str]] = {}
         self._aside: list[pa.Table] = []
 
     def take(self, flat: _Flat) -> None:
@@ -797,9 +711,11 @@ class _Sink:
             newly = pc.and_(pa.chunked_array([again]), pc.is_null(reason))
             reason = pc.if_else(newly, "row_id repeated", reason)
             value = pc.if_else(newly, row_id, value)
-        illegible = {row - first: key for row, key in self._illegible.items() if first <= row < self.position}
-        if illegible:
-            keys = pa.array([illegible.get(row) for row in range(flat.rows)], pa.string())
+        for name, (count, example) in flat.lost.items():
+            before, earlier = self._lost.get(name, (0, example))
+            self._lost[name] = before + count, earlier
+        if flat.illegible:
+            keys = pa.array([flat.illegible.get(row) for row in range(flat.rows)], pa.string())
             reason = pc.if_else(pc.is_valid(keys), NOT_UTF8, reason)
             value = pc.coalesce(keys, value)
         datetimes = pa.DictionaryArray.from_arrays(files, self._keys)
@@ -823,10 +739,11 @@ class _Sink:
             ("_future_", result.future_timestamps),
             ("_ancient_", result.ancient_timestamps),
             ("_nonfinite_", result.nonfinite_values),
-            ("_malformed_", result.malformed_json),
             ("_unreadable_", result.unreadable_text),
+            ("_rounded_", result.rounded_labels),
         ):
             counts.update({key.removeprefix(name): int(n) for key, n in sorted(self._counts.items()) if key.startswith(name) and n})
+        result.lost_values = dict(sorted(self._lost.items()))
         sizes = Counter(feature.group for feature in registry.features)
         result.missing = {group: self._nulls[group] / max(1, size * result.rows_out) for group, size in sizes.items()}
         if self._aside:
@@ -841,10 +758,14 @@ class _Sink:
             (result.future_timestamps, "timestamps after the impression's hour began, taken as missing"),
             (result.ancient_timestamps, "timestamps before 2000, taken as missing"),
             (result.nonfinite_values, "NaN or infinite values, taken as missing"),
-            (result.malformed_json, "values that are not valid JSON, taken as missing"),
             (result.unreadable_text, "values that are not UTF-8, their unreadable bytes replaced by U+FFFD"),
+            (result.rounded_labels, "values differ from a shorter horizon by rounding, taken as equal to it"),
         ):
             result.warnings += [f"{name}: {count} {text}" for name, count in counts.items()]
+        result.warnings += [
+            f"{name}: {count} values cannot be read as {BY_NAME[name].type}, taken as missing; first {example}"
+            for name, (count, example) in result.lost_values.items()
+        ]
         if disagree := int(self._counts["_disagree"]):
             result.warnings.append(f"buyer_d7: {disagree} rows say 0 although iap_revenue_d7 is positive")
 

@@ -8,22 +8,21 @@ features do not depend on which way it came. Next to read: ``flatten.py``, ``imp
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ltv_assets.contract import BY_NAME
-from ltv_assets.features.flatten import Block, FlattenEngine
-from ltv_assets.features.impressions import read_impressions
+from ltv_assets.database import open_duckdb
+from ltv_assets.features.flatten import FlattenEngine
 from ltv_assets.features.registry import Registry
 from ltv_assets.features.schema import feature_names, flattened_schema
 
-_VIEW = "impressions"
+MEMORY_LIMIT = "500MB"
+"""DuckDB's memory limit; a request has few rows."""
 
 # The extra copy that DuckDB warns of is of a few rows.
 warnings.filterwarnings("ignore", message="Arrow output on a DB-API result", category=UserWarning)
@@ -39,10 +38,6 @@ class _Rows:
     def rows(self) -> int:
         return int(self.table.num_rows)
 
-    @cached_property
-    def types(self) -> Mapping[str, pa.DataType]:
-        return {field.name: field.type for field in self.table.schema if field.name in BY_NAME}
-
     @property
     def name(self) -> str:
         return f"{self.rows} impressions"
@@ -50,49 +45,19 @@ class _Rows:
     def hour_start(self) -> np.ndarray:
         return self.table.column("hour_start").to_numpy()
 
-    def relation(self, cursor: duckdb.DuckDBPyConnection) -> str:
-        # The queries over memory look at scalars only; nested columns are reduced without SQL.
-        scalars = [field.name for field in self.table.schema if not pa.types.is_nested(field.type)]
-        cursor.register(_VIEW, self.table.select(scalars))
-        return f"SELECT * FROM {_VIEW}"
-
-    def read(self, names: list[str]) -> list[pa.Table]:
-        chosen = self.table.select(names)
-        texts = [pa.types.is_string(field.type) for field in chosen.schema]
-        return [
-            pa.table(
-                [c.dictionary_encode() if text else c for c, text in zip(chosen.columns, texts, strict=True)],
-                names=names,
-            )
-        ]
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+        yield self.name, self.table.select([name for name in names if name in self.table.column_names])
 
     def sizes(self) -> Mapping[str, int]:
         return {name: column.nbytes for name, column in zip(self.table.column_names, self.table.columns, strict=True)}
 
 
 class _WarmEngine(FlattenEngine):
-    """The engine for rows that always have the same types: what follows from the types alone is worked out once."""
+    """The engine for a few rows at a time."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, registry: Registry) -> None:
-        super().__init__(connection, registry, labelled=False)
-        self._texts_of_queries: dict[str, str] = {}
-        rows = _Rows(read_impressions({}, 0).table)
-        self._native, self._texts = super()._native_columns(rows), super()._native_texts(rows)
-
-    def _native_columns(self, block: Block) -> frozenset[str]:
-        return self._native
-
-    def _native_texts(self, block: Block) -> frozenset[str]:
-        return self._texts
-
-    def _sql(self, query: Callable[..., str], source: str) -> str:
-        if source not in self._texts_of_queries:
-            self._texts_of_queries[source] = super()._sql(query, source)
-        return self._texts_of_queries[source]
-
-    def _table(self, cursor: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    def _fetch(self, cursor: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
         # A relation is bound before it runs and again when it runs; for a single row that is a third of the time.
-        result: Any = cursor.execute(query)
+        result: Any = cursor.execute(sql)
         return result.to_arrow_table() if hasattr(result, "to_arrow_table") else result.fetch_arrow_table()
 
 
@@ -103,8 +68,8 @@ class RowFlattener:
         self._names = feature_names(registry)
         schema = flattened_schema(registry)
         self._types = [schema.field(name).type for name in self._names]
-        self._connection = duckdb.connect(":memory:", config={"threads": threads})
-        self._engine = _WarmEngine(self._connection, registry)
+        self._connection = open_duckdb(threads=threads, memory_limit=MEMORY_LIMIT)
+        self._engine = _WarmEngine(self._connection, registry, labelled=False)
 
     def features(self, table: pa.Table) -> pa.Table:
         """Every feature of the rows of ``Impressions.table``, in the registry's order and the flattened columns' types.

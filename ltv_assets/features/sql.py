@@ -2,8 +2,11 @@
 
 What belongs here: the intermediate values behind the statistics, and the assembly of one query from layers of named
 expressions, each layer using only names of earlier ones, so that nothing is computed twice and any single column can be
-printed with just what it needs (``explain_sql``). What does not: reading files, writing files (``flatten.py``).
-Next to read: ``statistics.py`` (the formulas), ``normalise.py`` (the first layer).
+printed with just what it needs (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten.py``).
+Next to read: ``statistics.py`` (the formulas).
+
+The flattener runs ``row_sql`` over canonical scalars and reduces maps and lists as arrays; ``flatten_sql`` computes every
+feature from the contract's types, which people read and a test compares.
 
 A *step* is a name and its SQL over other names. The prefix says what it is: ``raw_`` the logical column, ``flat_`` the
 inner values of a nested map, ``finite_`` and ``valid_`` a list or scalar without unusable values, ``sum_ min_ max_
@@ -15,13 +18,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
 
-import pyarrow as pa
-
-from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS, REVENUE_LABELS, Column
 from ltv_assets.errors import ConfigError
-from ltv_assets.features.normalise import form_of, logical_columns, scalar_text
+from ltv_assets.features.canonical import FLOAT32_MAX
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.statistics import CYCLE_LENGTH, MONTHS, OWN_KEY, available, kind_of, own_key_of
 
@@ -29,8 +29,12 @@ OLDEST_TIMESTAMP = 946684800
 """2000-01-01 00:00:00 UTC: earlier timestamps are placeholders, not events."""
 
 ABSURD_REVENUE = 1e9
-FLOAT32_MAX = 3.4028234663852886e38
+ROUNDING_USD = 0.005
+"""Longer horizons may lie this far below shorter ones (or a millionth of them): half a cent is what rounding takes away."""
 
+ROUNDING_SHARE = 1e-6
+
+TARGET = REVENUE_LABELS[0]
 STORED_LABELS: tuple[str, ...] = tuple(name for name in LABEL_NAMES if name != "registration" and not name.startswith("retention"))
 """Label columns that are carried along, by role, for training and evaluation."""
 
@@ -45,70 +49,47 @@ _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 Steps = dict[str, str]
 
 
-def flatten_sql(
-    registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str = DEFAULT_SOURCE, labelled: bool = True
-) -> str:
-    """Return the one query that defines every flattened column of a source with the given physical types.
+def flatten_sql(registry: Registry, *, source: str = DEFAULT_SOURCE) -> str:
+    """Return the one query that computes ``row_id`` and every feature from a source with the contract's own types.
 
-    The source must yield ``hour_start`` (unix seconds, BIGINT) beside the raw columns; columns it does not have must be
-    absent from ``physical_types``. The result has ``row_id``, the stored labels, every feature in the registry's order,
-    and bookkeeping columns, whose names start with an underscore (see ``counts`` and ``verdict``).
-
-    The flattener computes the same columns in parts: ``row_sql`` and ``nested_sql``, with array reductions in the place
-    of the latter for the usual layouts, then ``interaction_sql``.
+    The source must yield ``hour_start`` (unix seconds, BIGINT) beside the raw columns.
     """
-    outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(registry.source_columns, physical_types)
-    outputs |= {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
-    return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+    outputs = {"row_id": "raw_row_id"} | {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
+    return _assemble(_contract_steps(), _derived_steps(registry), outputs, source)
 
 
-def row_sql(
-    registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str, labelled: bool, texts: frozenset[str] = frozenset()
-) -> str:
-    """Return the query for everything about a row but its nested columns.
+def row_sql(registry: Registry, *, source: str, labelled: bool) -> str:
+    """Return the query for everything about a row but its nested columns, from canonical scalars.
 
-    Besides keys, labels, the features of scalars and bookkeeping, it yields what is needed to go on: the impression's
-    own keys (``_own_<c>``), where columns are missing (``_absent_<c>``) and the inputs of interactions (``_input_<f>``).
-    ``texts`` names text columns whose values are at hand elsewhere and are left out.
+    Besides keys, labels, the numeric features of scalars and bookkeeping, it yields what is needed to go on: the hour as
+    own key (``_own_hour``) and the inputs of interactions (``_input_<f>``). Text features are the canonical text itself.
     """
     scalars = [name for name in registry.source_columns if not BY_NAME[name].is_nested]
-    outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(scalars, physical_types)
-    outputs |= {f"_own_{name}": own for name, own in own_keys().items() if name not in texts}
-    outputs |= _column_outputs(registry, scalars, texts)
-    return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+    outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(scalars)
+    outputs["_own_hour"] = own_keys()["hour"]
+    outputs |= _column_outputs(registry, scalars)
+    return _assemble(_canonical_steps(labelled), _derived_steps(registry), outputs, source)
 
 
-def nested_sql(registry: Registry, physical_types: Mapping[str, pa.DataType], *, source: str, columns: Sequence[str]) -> str:
-    """Return the query for the features, bookkeeping and ``_absent_`` and ``_input_`` columns of some nested columns."""
-    outputs = counts(columns, physical_types) | _column_outputs(registry, columns)
-    for group in registry.groups.values():
-        for overlap in group.overlaps if group.enabled else ():
-            if overlap.of in columns and overlap.within in columns:
-                outputs |= {name: _output_sql(name) for name in (overlap.name, f"{overlap.name}_share")}
-    return _assemble(_logical_steps(physical_types), _derived_steps(registry), outputs, source)
+def row_columns(registry: Registry, labelled: bool) -> tuple[str, ...]:
+    """Return the scalar columns of the contract that a row is made of: identifier, labels, sources of features, own keys."""
+    scalars = (name for name in registry.source_columns if not BY_NAME[name].is_nested)
+    return tuple(dict.fromkeys(("row_id", *(STORED_LABELS if labelled else ()), *scalars, *own_keys())))
 
 
 def _keys_and_labels(labelled: bool) -> Steps:
     return {"row_id": "raw_row_id"} | {name: _label_sql(name, labelled) for name in STORED_LABELS}
 
 
-def _column_outputs(registry: Registry, columns: Sequence[str], texts: frozenset[str] = frozenset()) -> Steps:
-    """Return the outputs made of single columns; what combines several of them is left to the caller."""
+def _column_outputs(registry: Registry, columns: Sequence[str]) -> Steps:
+    """Return the numeric outputs made of single columns; what combines several of them is left to the caller."""
     combined = {name for group in registry.groups.values() for name in group.expressions}
-    combined |= {f"missing__{indicator}" for group in registry.groups.values() for indicator in group.indicators}
-    combined |= {name for group in registry.groups.values() for o in group.overlaps for name in (o.name, f"{o.name}_share")}
     outputs = {
-        feature.name: _output_sql(feature.name, feature.categorical)
+        feature.name: _output_sql(feature.name)
         for feature in registry.features
-        if feature.name not in combined | texts and _column_of(feature.name) in columns
+        if not feature.categorical and feature.name not in combined and _column_of(feature.name) in columns
     }
-    outputs |= {
-        f"_absent_{name}": f"{_presence(BY_NAME[name])} IS NULL"
-        for name in indicator_columns(registry)
-        if name in columns and name not in texts
-    }
-    outputs |= {f"_input_{name}": f"{name}::DOUBLE" for name in interaction_inputs(registry) if _column_of(name) in columns}
-    return outputs
+    return outputs | {f"_input_{name}": f"{name}::DOUBLE" for name in interaction_inputs(registry) if _column_of(name) in columns}
 
 
 def _column_of(feature: str) -> str:
@@ -118,12 +99,6 @@ def _column_of(feature: str) -> str:
 def own_keys() -> dict[str, str]:
     """Return the SQL of the impression's own key (VARCHAR) by the column it is taken from."""
     return {name: "hour_key" if name == "hour" else f"raw_{name}" for name in OWN_KEY.values()}
-
-
-def indicator_columns(registry: Registry) -> tuple[str, ...]:
-    """Return the columns that any enabled missing indicator looks at."""
-    names = (name for group in registry.groups.values() if group.enabled for columns in group.indicators.values() for name in columns)
-    return tuple(dict.fromkeys(names))
 
 
 def interaction_inputs(registry: Registry) -> tuple[str, ...]:
@@ -156,60 +131,54 @@ def explain_sql(registry: Registry, column: str) -> str:
         raise ConfigError(f"{column}: no such feature, and no enabled feature is made of a raw column of this name{hint}")
     comments = [f"-- {feature.name} [{feature.unit or 'no unit'}]: {feature.description}" for feature in chosen]
     outputs = {"row_id": "raw_row_id", **{f.name: _output_sql(f.name, f.categorical) for f in chosen}}
-    return "\n".join([*comments, _assemble(_logical_steps(contract_types()), _derived_steps(registry), outputs, DEFAULT_SOURCE)])
+    return "\n".join([*comments, _assemble(_contract_steps(), _derived_steps(registry), outputs, DEFAULT_SOURCE)])
 
 
-@lru_cache(maxsize=1)
-def contract_types() -> Mapping[str, pa.DataType]:
-    """Return the Arrow type of every raw column as the contract declares it."""
-    numbers = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
-    nested = {
-        "list<string>": pa.list_(pa.string()),
-        "map<string,double>": pa.map_(pa.string(), pa.float64()),
-        "map<string,int64>": pa.map_(pa.string(), pa.int64()),
-        "map<string,map<string,int64>>": pa.map_(pa.string(), pa.map_(pa.string(), pa.int64())),
-    }
-    return {column.name: {**numbers, **nested}[column.type] for column in RAW_COLUMNS}
-
-
-def counts(columns: Sequence[str], physical_types: Mapping[str, pa.DataType]) -> Steps:
-    """Return the columns that count what is unusable in a row: name -> SQL.
-
-    ``_future_<c>`` and ``_ancient_<c>`` count timestamps after the hour began and before 2000, ``_nonfinite_<c>`` NaN and
-    infinite values, ``_malformed_<c>`` text that should be JSON and is not.
-    """
-    outputs: Steps = {}
-    for name in columns:
-        kind = kind_of(BY_NAME[name])
-        if kind in ("timestamp", "timestamp_map", "nested_timestamps"):
-            outputs |= {f"_future_{name}": f"future_{name}", f"_ancient_{name}": f"ancient_{name}"}
-        if kind in ("number", "number_map", "histogram", "nested_counts"):
-            outputs[f"_nonfinite_{name}"] = f"nonfinite_{name}"
-        if BY_NAME[name].is_nested and form_of(physical_types.get(name)) in ("text", "bytes"):
-            outputs[f"_malformed_{name}"] = f"malformed_{name}"
-    return outputs
+def counts(columns: Sequence[str]) -> Steps:
+    """Return the columns that count the timestamps that cannot be: ``_future_<c>`` after the hour began, ``_ancient_<c>`` before 2000."""
+    moments = [name for name in columns if kind_of(BY_NAME[name]) == "timestamp"]
+    return {f"_{when}_{name}": f"{when}_{name}" for name in moments for when in ("future", "ancient")}
 
 
 def verdict(labelled: bool) -> Steps:
     """Return the columns that judge a row: ``_reason`` says why it must be set aside, ``_value`` shows the offending value.
 
-    On labelled days ``_disagree`` is true where the payer flag contradicts the revenue, which is only counted.
+    On labelled days ``_disagree`` is true where the payer flag contradicts the revenue and ``_rounded_<label>`` where a
+    horizon was raised to the shorter one; both are only counted.
     """
     reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons() if labelled else [])]
     whens = " ".join(f"WHEN {test} THEN '{reason}'" for test, reason, _ in reasons)
     values = " ".join(f"WHEN {test} THEN {value}::VARCHAR" for test, _, value in reasons)
     outputs = {"_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}
-    return outputs | ({"_disagree": "raw_buyer_d7 = 0 AND raw_iap_revenue_d7 > 0"} if labelled else {})
+    if labelled:
+        outputs["_disagree"] = "raw_buyer_d7 = 0 AND label_iap_revenue_d7 > 0"
+        outputs |= {f"_rounded_{name}": f"(label_{name} <> raw_{name})::INTEGER" for name in REVENUE_LABELS}
+    return outputs
+
+
+def _label_steps() -> Steps:
+    """Return revenue as it is used: what differs from the shorter horizon by rounding is the shorter horizon."""
+
+    def raised(x: str, to: str) -> str:
+        near = f"{to} - {x} <= greatest({ROUNDING_USD!r}, {ROUNDING_SHARE!r} * {to})"
+        return f"CASE WHEN {x} < {to} AND {near} THEN {to} ELSE {x} END"
+
+    d7, d14, d28 = REVENUE_LABELS
+    return {
+        f"label_{d7}": raised(f"raw_{d7}", "0.0"),
+        f"label_{d14}": raised(f"raw_{d14}", f"label_{d7}"),
+        f"label_{d28}": raised(f"raw_{d28}", f"coalesce(label_{d14}, label_{d7})"),
+    }
 
 
 def _label_reasons() -> list[tuple[str, str, str]]:
-    d7, d14, d28 = "raw_iap_revenue_d7", "raw_iap_revenue_d14", "raw_iap_revenue_d28"
+    d7, d14, d28 = (f"label_{name}" for name in REVENUE_LABELS)
     reasons = [
         (f"{d7} IS NULL", "iap_revenue_d7 missing", d7),
         ("raw_buyer_d7 IS NULL", "buyer_d7 missing", "raw_buyer_d7"),
     ]
-    for x in (d7, d14, d28):
-        name = x.removeprefix("raw_")
+    for name in REVENUE_LABELS:
+        x = f"label_{name}"
         reasons += [
             (f"NOT isfinite({x})", f"{name} not finite", x),
             (f"{x} < 0", f"{name} negative", x),
@@ -224,7 +193,8 @@ def _label_reasons() -> list[tuple[str, str, str]]:
 
 def _label_sql(name: str, labelled: bool) -> str:
     kind = {"int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE"}[BY_NAME[name].type]
-    return f"try_cast(raw_{name} AS {kind})" if labelled else f"NULL::{kind}"
+    prefix = "label" if name in REVENUE_LABELS else "raw"
+    return f"try_cast({prefix}_{name} AS {kind})" if labelled else f"NULL::{kind}"
 
 
 def _output_sql(name: str, categorical: bool = False) -> str:
@@ -236,25 +206,42 @@ def _quote(name: str) -> str:
     return f'"{name}"'
 
 
-def _logical_steps(physical_types: Mapping[str, pa.DataType]) -> Steps:
-    """Return the first layer: every column of the contract as its logical type, labels as numbers."""
+def _canonical_steps(labelled: bool) -> Steps:
+    """Return the first layer over canonical scalars, which need no conversion."""
     steps: Steps = {"hour_start": "hour_start"}
     for column in RAW_COLUMNS:
-        kind = physical_types.get(column.name)
-        if column.name in STORED_LABELS:
-            column = Column(column.name, "label", "double", "number", column.description)
-        elif column.is_label or column.name == "datetime":
+        if column.name in STORED_LABELS and labelled:
+            # In the longer horizons and the flag NaN is how some writers say NULL; a target that is NaN is refused by its row.
+            known = column.name == TARGET
+            steps[f"raw_{column.name}"] = _quote(column.name) if known else f"CASE WHEN NOT isnan({column.name}) THEN {column.name} END"
+        elif not column.is_label and not column.is_nested and column.name != "datetime":
+            steps[f"raw_{column.name}"] = _quote(column.name)
+    return steps
+
+
+def _contract_steps() -> Steps:
+    """Return the first layer over columns that have the contract's own types."""
+    steps: Steps = {"hour_start": "hour_start"}
+    for column in RAW_COLUMNS:
+        name, quoted = column.name, _quote(column.name)
+        kind = "text" if column.role == "key" else kind_of(column)
+        if column.is_label or name == "datetime":
             continue
-        steps |= logical_columns(column, kind)
-        if column.is_nested and form_of(kind) in ("text", "bytes"):
-            text = scalar_text(_quote(column.name), kind)
-            steps[f"malformed_{column.name}"] = f"CASE WHEN NOT json_valid({text}) THEN 1 END"
+        if kind in ("text", "list"):
+            steps[f"raw_{name}"] = quoted
+        elif kind in ("number", "timestamp"):
+            number = f"try_cast({quoted} AS DOUBLE)"
+            steps[f"raw_{name}"] = f"CASE WHEN abs({number}) <= {FLOAT32_MAX!r} THEN {number} END" if kind == "number" else number
+        else:
+            inner = f"list_transform(map_values({quoted}), lambda e: map_values(e)::DOUBLE[])"
+            steps[f"raw_{name}_keys"] = f"map_keys({quoted})"
+            steps[f"raw_{name}_values"] = inner if kind.startswith("nested") else f"map_values({quoted})::DOUBLE[]"
     return steps
 
 
 def _derived_steps(registry: Registry) -> Steps:
     """Return every step any feature may need; those that nothing uses are dropped when the query is assembled."""
-    steps: Steps = {"hour_key": "lpad(try_cast(raw_hour AS INTEGER)::VARCHAR, 2, '0')"}
+    steps: Steps = {"hour_key": "lpad(try_cast(raw_hour AS INTEGER)::VARCHAR, 2, '0')", **_label_steps()}
     for column in RAW_COLUMNS:
         if not column.is_label and column.role != "key":
             steps |= _column_steps(column, registry)
@@ -289,10 +276,7 @@ def _column_steps(column: Column, registry: Registry) -> Steps:
             f"ancient_{c}": f"CASE WHEN raw_{c} < {OLDEST_TIMESTAMP} THEN 1 END",
         }
     elif kind == "number":
-        steps |= {
-            f"valid_{c}": f"CASE WHEN isfinite(raw_{c}) THEN raw_{c} END",
-            f"nonfinite_{c}": f"CASE WHEN NOT isfinite(raw_{c}) THEN 1 END",
-        }
+        steps[f"valid_{c}"] = f"raw_{c}"
     tier = _tier_sql(f"valid_{c}", registry.price_tiers)
     for name, statistic in available(column).items():
         steps[feature_name(c, name)] = statistic.sql.format(c=c, own=own, period=CYCLE_LENGTH.get(c), tier=tier, months=list(MONTHS))
@@ -304,7 +288,6 @@ def _number_steps(c: str, values: str, own: str | None) -> Steps:
     suspect = f"NOT isfinite(list_sum({values}))"
     steps = {
         f"finite_{c}": f"CASE WHEN {suspect} THEN list_transform({values}, lambda x: CASE WHEN isfinite(x) THEN x END) ELSE {values} END",
-        f"nonfinite_{c}": f"CASE WHEN {suspect} THEN len(list_filter({values}, lambda x: NOT isfinite(x))) END",
         **{f"{total}_{c}": f"list_{total}(finite_{c})" for total in ("sum", "min", "max", "count")},
         f"mass_{c}": f"CASE WHEN min_{c} >= 0 THEN sum_{c} ELSE list_sum(list_filter(finite_{c}, lambda x: x > 0)) END",
         f"entropy_{c}": f"0 - list_sum(list_transform(finite_{c}, lambda x: CASE WHEN x > 0 THEN x / mass_{c} * ln(x / mass_{c}) END))",
@@ -326,8 +309,6 @@ def _timestamp_steps(c: str, values: str, own: str | None) -> Steps:
     cleaned = f"list_transform({values}, lambda x: CASE WHEN {usable} THEN x END)"
     steps = {
         f"finite_{c}": f"CASE WHEN {future} OR {ancient} THEN {cleaned} ELSE {values} END",
-        f"future_{c}": f"CASE WHEN {future} THEN len(list_filter({values}, lambda x: x > hour_start)) END",
-        f"ancient_{c}": f"CASE WHEN {ancient} THEN len(list_filter({values}, lambda x: x < {OLDEST_TIMESTAMP})) END",
         **{f"{total}_{c}": f"list_{total}(finite_{c})" for total in ("min", "max")},
     }
     if own is not None and values.startswith("flat_"):

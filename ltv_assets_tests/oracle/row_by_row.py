@@ -228,7 +228,9 @@ INDICATORS = {
 
 def indicators(row: dict[str, Any]) -> dict[str, float]:
     assert all(name in BY_NAME for names in INDICATORS.values() for name in names.split())
-    return {f"missing__{key}": float(all(row[name] is None for name in names.split())) for key, names in INDICATORS.items()}
+    # NaN and infinity are missing, like NULL, before anybody asks what is there.
+    there = {name for name, value in row.items() if (tidy(value) if isinstance(value, float) else value) is not None}
+    return {f"missing__{key}": float(there.isdisjoint(names.split())) for key, names in INDICATORS.items()}
 
 
 def interactions(f: dict[str, Any]) -> dict[str, Any]:
