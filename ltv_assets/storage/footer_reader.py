@@ -78,7 +78,7 @@ def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
     """
     end = size - metadata.serialized_size - FOOTER_END_BYTES
     columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
-    leaves = [(column.path, column.physical_type, column.max_repetition_level) for column in columns]
+    leaves = [(column.max_repetition_level, column.path, column.physical_type, column.logical_type.type) for column in columns]
     rows = 0
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
@@ -86,7 +86,7 @@ def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
         if row_group.num_columns != len(leaves) or row_group.num_rows < 0:
             found = f"row group {group} has {row_group.num_columns} columns and {row_group.num_rows} rows"
             return f"{found}, the file {len(leaves)} columns; deliver the file again"
-        for index, (_, _, repeated) in enumerate(leaves):
+        for index, (repeated, *_) in enumerate(leaves):
             chunk = row_group.column(index)
             start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
             if start is not None and not 0 <= start <= start + chunk.total_compressed_size <= end:
@@ -94,7 +94,7 @@ def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
             if chunk.num_values < row_group.num_rows or (chunk.num_values > row_group.num_rows and not repeated):
                 found = f"holds {chunk.num_values} values, its row group {row_group.num_rows} rows"
                 return f"column chunk {chunk.path_in_schema} {found}; deliver the file again"
-            _ = chunk.total_uncompressed_size
+            _ = chunk.encodings, chunk.total_uncompressed_size
     return (
         None
         if rows == metadata.num_rows
