@@ -22,7 +22,7 @@ from ltv_assets.horizon import parse_day
 from ltv_assets.project import Project
 from ltv_assets.reporting import headline_figures, partition_states
 from ltv_assets.resources import ProjectResource, TrackingResource
-from ltv_assets.storage.inventory import files_problem
+from ltv_assets.storage.inventory import files_problem, rows_problem
 from ltv_assets.storage.warehouse import WARNING, Verdict
 
 MAX_FAILING_ROWS = 10
@@ -118,10 +118,9 @@ def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
     problem = files_problem(key, inventory["files_good"] - len(undecodable), aside, data.max_bad_file_share) if undecodable else None
     if problem is not None:
         return Outcome(False, problem, figures, rows)
-    if quarantined > data.max_bad_row_share * raw:
-        worst = max(facts["rows_quarantined"], key=facts["rows_quarantined"].get)
-        bound = f"max_bad_row_share = {data.max_bad_row_share:.1%}"
-        return Outcome(False, f"day {key}: {quarantined} of {raw} rows quarantined, more than {bound}; most: {worst}", figures, rows)
+    problem = rows_problem(key, raw, facts["rows_quarantined"], data.max_bad_row_share)
+    if problem is not None:
+        return Outcome(False, problem, figures, rows)
     least = project.config.checks.min_rows_per_day
     if manifest.rows < least:
         return Outcome(False, f"day {key}: {manifest.rows} rows, fewer than min_rows_per_day = {least}", figures, rows)

@@ -291,6 +291,8 @@ def status(as_json: bool, verify: bool) -> None:
 def predict(source: Path, target: Path, window: datetime | None) -> None:
     """Score a folder of impressions with the champion, without the graph.
 
+    Files and rows count, are set aside and warned of as in `ltv run`. Exit code 2, and no file, if a day is not usable.
+
     \b
     Example:
       ltv predict --in data/test --out scores.parquet
@@ -301,14 +303,19 @@ def predict(source: Path, target: Path, window: datetime | None) -> None:
     project = Project.open()
     with _progress() as bar:
         task = bar.add_task("scoring", total=None)
-        rows, quarantined = predict_folder(
+        scored = predict_folder(
             project,
             source,
             target,
             window=str(window.date()) if window else None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    console.print(f"{rows} rows scored, {quarantined} set aside without a usable key: {target}", markup=False)
+    for warning in scored.warnings:
+        err.print(f"[yellow]warning:[/] {escape(warning)}")
+    for reason, count in sorted(scored.rows_aside.items()):
+        console.print(f"{count} rows set aside: {reason}", markup=False)
+    aside = f"{scored.rows_aside.total()} rows and {scored.files_aside} files set aside"
+    console.print(f"{scored.rows} rows scored, {aside}: {target}", markup=False)
 
 
 # ----------------------------------------------------------------------------------------------------------- validation

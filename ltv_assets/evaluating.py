@@ -22,6 +22,7 @@ from ltv_assets import pictures
 from ltv_assets.modeling.evaluation import ALL, cold_start, decile_table, evaluate
 from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.project import Project
+from ltv_assets.storage.footers import Footer, read_footer
 from ltv_assets.windows import Rows, WindowRows, read_evaluated, window_context
 
 SCORES_FILE = "holdout_scores.parquet"
@@ -105,7 +106,8 @@ def _segments(rows: Rows, seen: pd.Series | None) -> pd.DataFrame:
 def oracle_scores(project: Project, rows: Rows) -> NDArray[np.float64] | None:
     """E[log1p(revenue) | row] of simulated data, in row order; None where the data carries no truth."""
     path = project.config.data.root / "truth" / "train.parquet"
-    if not path.is_file() or "oracle_log" not in pq.read_schema(path).names:
+    footer = read_footer(path) if path.is_file() else None
+    if not isinstance(footer, Footer) or "oracle_log" not in footer.schema.names:
         return None
     found = np.full(len(rows.row_id), np.nan)
     wanted = rows.row_id.combine_chunks()

@@ -17,11 +17,12 @@ from ltv_assets.assets.publishing import (
     readable_failures,
 )
 from ltv_assets.features.schema import feature_names
+from ltv_assets.horizon import parse_day
 from ltv_assets.lineage import CODE_VERSIONS, hash_cache_path
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
 from ltv_assets.storage import quarantine
-from ltv_assets.storage.inventory import DayInventory, HashCache, inspect_day
+from ltv_assets.storage.inventory import DayInventory, HashCache, inspect_day, refuse_unsound
 from ltv_assets.storage.manifest import Manifest
 from ltv_assets.storage.quarantine import FileAside
 
@@ -168,8 +169,11 @@ class FlattenedDay:
         config, warehouse = self.project.config, self.project.warehouse
         listed = [row for f in warehouse.files("raw_partitions", self.key) for row in pq.read_table(f).to_pylist()]
         labelled = warehouse.require("raw_partitions", self.key, "materialize it first").facts["split"] == "train"
+        good = [row for row in listed if row["verdict"] == "good"]
+        cache = HashCache.load(hash_cache_path(warehouse, parse_day(self.key)))
+        refuse_unsound([(config.data.root / row["path"], row["sha256"]) for row in good], cache)
         self.result = flatten_files(
-            [RawFile(config.data.root / row["path"], row["datetime"]) for row in listed if row["verdict"] == "good"],
+            [RawFile(config.data.root / row["path"], row["datetime"]) for row in good],
             registry=self.project.registry,
             labelled=labelled,
             out=folder / FLATTENED_FILE,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import date
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +23,11 @@ from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry
+from ltv_assets.horizon import Split
+from ltv_assets.storage.footers import end_reader
+from ltv_assets.storage.inventory import data_files, inspect_hours, scan_hours
+
+SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 def bench_flatten(data: Path, *, registry: Registry, threads: int, memory_limit: str) -> dict[str, float]:
@@ -76,16 +82,19 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int, memory_limit:
 
 
 def find_days(data: Path) -> dict[tuple[str, str], list[RawFile]]:
-    """Return the hourly files under a data root or one split's folder by (split, day), in order of hour and name."""
+    """Return the usable hourly files under a data root or one split's folder by (split, day), in order of hour and name."""
     data = Path(data)
-    splits = {name: data / name for name in ("train", "test") if (data / name).is_dir()} or {
-        data.name if data.name == "test" else "train": data
+    splits: dict[Split, Path] = {name: data / name for name in SPLITS if (data / name).is_dir()} or {
+        "test" if data.name == "test" else "train": data
     }
     days: dict[tuple[str, str], list[RawFile]] = {}
     for split, folder in splits.items():
-        files = [RawFile(path, path.parent.name.removeprefix("datetime=")) for path in sorted(folder.glob("datetime=*/*.parquet"))]
-        for day, members in groupby(files, key=lambda file: file.datetime_key[:10]):
-            days[split, day] = list(members)
+        for key, hours in groupby(scan_hours(folder)[0].items(), key=lambda hour: hour[0][:10]):
+            files = [(hour, data_files(path)) for hour, path in hours]
+            inventory = inspect_hours(folder, split, date.fromisoformat(key), files)
+            if inventory.good:
+                days[split, key] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
+    end_reader()
     return days
 
 

@@ -2,7 +2,8 @@
 
 Nothing is copied and no row is decoded here; footers, sizes and hashes decide. Row-level damage is found when the day is
 flattened (``features/flatten.py``). A file that cannot be used is *quarantined*: listed with its reason, never read, never
-silently dropped.
+silently dropped. Every raw file passes here before this process opens it, because a footer can end the process that reads
+it (``footers.py``).
 """
 
 from __future__ import annotations
@@ -10,27 +11,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ltv_assets.config import Config
 from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
+from ltv_assets.errors import DataError
+from ltv_assets.features.naming import contract_names, similar_name
 from ltv_assets.horizon import Horizon, Split, hour_of_folder, split_folder
 from ltv_assets.storage.files import sha256_file, write_atomic
+from ltv_assets.storage.footers import read_footer
 
+HIDDEN = (".", "_")
 IGNORED_SUFFIXES = (".crc",)
 ENGINE_COLUMNS = ("file_index", "file_row_number")
 """Columns DuckDB adds to every file it reads, unless the file has its own."""
 
-FOOTER_END_BYTES = 8
-"""The footer's length and the magic bytes, which end every parquet file."""
-
+HOURS = tuple(range(24))
 NO_PERMISSION = "no permission to read it"
 
 
@@ -57,12 +59,13 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class DayInventory:
-    """All files of one day with what was noticed about the day as a whole.
+    """All files of one day, below ``root``, with what was noticed about the day as a whole.
 
     ``schema_errors`` break the contract and reject the day; ``warnings`` do not. ``columns_missing`` and
     ``columns_unexpected`` compare the good files with the contract.
     """
 
+    root: Path
     day: date
     split: Split
     files: tuple[FileRecord, ...]
@@ -133,30 +136,72 @@ class HashCache:
         self.entries[str(file)] = (stat.st_size, stat.st_mtime_ns, digest)
         return digest
 
+    def knows(self, file: Path, digest: str | None) -> bool:
+        """Whether a file is still the one that had this hash, judged by its size and modification time."""
+        stat = file.stat()
+        return self.entries.get(str(file)) == (stat.st_size, stat.st_mtime_ns, digest)
+
     def save(self) -> None:
         """Write the cache back beside its partition."""
         if self.path is not None:
             write_atomic(self.path, json.dumps(self.entries, sort_keys=True).encode())
 
 
+def scan_hours(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """({hour key YYYY-MM-DD-HH-00: its folder} in order of time, other entries) of one folder.
+
+    Hidden entries, and those that begin with an underscore (markers, uncommitted output of a job), are neither.
+    """
+    if not folder.is_dir():
+        return {}, []
+    hours: dict[str, Path] = {}
+    others: list[Path] = []
+    for entry in os.scandir(folder):
+        if entry.is_dir() and hour_of_folder(entry.name) is not None:
+            hours[entry.name.removeprefix("datetime=")] = Path(entry.path)
+        elif not entry.name.startswith(HIDDEN):
+            others.append(Path(entry.path))
+    return dict(sorted(hours.items())), sorted(others)
+
+
+def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
+    """([(hour key, its folder)], entries left out) of a folder that need be no data root, in order of path.
+
+    The folder may be an hourly one itself. Beside hourly folders nothing else counts; above them, every folder is looked into
+    that is neither hidden nor begins with an underscore, as folders of jobs under way do.
+    """
+    key = hour_of_folder(source.absolute().name)
+    if key is not None:
+        return [(source.absolute().name.removeprefix("datetime="), source)], []
+    found: list[tuple[str, Path]] = []
+    left_out: list[Path] = []
+    seen: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        folder = waiting.pop(0)
+        hours, others = scan_hours(folder)
+        found += hours.items()
+        within = [] if hours else [other for other in others if other.is_dir() and other.resolve() not in seen]
+        seen |= {other.resolve() for other in within}
+        waiting += within
+        left_out += [other for other in others if hours or (other.suffix == ".parquet" and other not in within)]
+    return found, left_out
+
+
+def not_an_hour(path: Path) -> str:
+    """What is said of an entry beside hourly folders that is none."""
+    return f"{path}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
+
+
 def hourly_folders(config: Config, split: Split) -> dict[str, Path]:
-    """{hour key YYYY-MM-DD-HH-00: folder} of one split, in order of time, cut to ``max_partitions`` if it is set."""
-    base = split_folder(config, split)
-    if not base.is_dir():
-        return {}
-    found = {e.name.removeprefix("datetime="): Path(e.path) for e in os.scandir(base) if e.is_dir() and hour_of_folder(e.name) is not None}
+    """{hour key: folder} of one split, in order of time, cut to ``max_partitions`` if it is set."""
     limit = (config.data.train if split == "train" else config.data.test).max_partitions
-    return dict(sorted(found.items())[:limit])
+    return dict(list(scan_hours(split_folder(config, split))[0].items())[:limit])
 
 
 def unknown_entries(config: Config, split: Split) -> tuple[str, ...]:
     """A message for each entry beside the hourly folders that is neither hidden, nor a marker, nor readable as an hour."""
-    base = split_folder(config, split)
-    if not base.is_dir():
-        return ()
-    odd = (e for e in os.scandir(base) if not e.name.startswith((".", "_")))
-    names = sorted(e.name for e in odd if not (e.is_dir() and hour_of_folder(e.name) is not None))
-    return tuple(f"{base / name}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00" for name in names)
+    return tuple(not_an_hour(path) for path in scan_hours(split_folder(config, split))[1])
 
 
 def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | None = None) -> DayInventory:
@@ -165,20 +210,35 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
     Raises DataError if the day belongs to no split.
     """
     split = horizon.split_of(day)
-    cache = cache if cache is not None else HashCache()
     folders = _folders_of(config, split, day)
+    return inspect_hours(config.data.root, split, day, [(key, data_files(folder)) for key, folder in folders.items()], cache)
+
+
+def inspect_hours(
+    root: Path,
+    split: Split,
+    day: date,
+    hours: Sequence[tuple[str, Sequence[Path]]],
+    cache: HashCache | None = None,
+    *,
+    expected: Sequence[int] = HOURS,
+) -> DayInventory:
+    """Open and hash the files of one day, given as (hour key, files) in their order; wherever they lie below ``root``.
+
+    Args:
+        split: ``train`` if the files must have labels.
+        expected: hours of the day that are missed if they are not given.
+    """
+    cache = cache if cache is not None else HashCache()
     records: list[FileRecord] = []
-    empty: list[str] = []
     schemas: dict[str, pa.Schema] = {}
-    for key, folder in folders.items():
-        candidates = _candidates(folder)
-        if not candidates:
-            empty.append(key)
-        records += [_inspect_file(config, split, str(day), key, path, cache, schemas) for path in candidates]
+    for key, candidates in hours:
+        records += [_inspect_file(root, split, str(day), key, path, cache, schemas) for path in candidates]
     records = _mark_duplicates(records)
     cache.save()
-    expected = [f"{day:%Y-%m-%d}-{hour:02d}-00" for hour in range(24)]
-    missing_hours = tuple(h for h in expected if h not in folders)
+    given = {key for key, _ in hours}
+    missing_hours = tuple(h for h in (f"{day:%Y-%m-%d}-{hour:02d}-00" for hour in expected) if h not in given)
+    empty = tuple(key for key, candidates in hours if not candidates)
     good = [r for r in records if r.is_good]
     missing, unexpected, errors, warnings = _compare_schemas(split, good, schemas)
     if missing_hours:
@@ -186,7 +246,7 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
     if empty:
         warnings.append(f"day {day}: {len(empty)} hours hold no file: {_shorten(empty)}")
     warnings += [f"{r.path}: quarantined: {r.reason}" for r in records if not r.is_good]
-    return DayInventory(day, split, tuple(records), missing_hours, tuple(empty), missing, unexpected, tuple(errors), tuple(warnings))
+    return DayInventory(root, day, split, tuple(records), missing_hours, empty, missing, unexpected, tuple(errors), tuple(warnings))
 
 
 def _folders_of(config: Config, split: Split, day: date) -> dict[str, Path]:
@@ -196,24 +256,22 @@ def _folders_of(config: Config, split: Split, day: date) -> dict[str, Path]:
 
 def candidate_files(config: Config, horizon: Horizon, day: date) -> list[Path]:
     """Every entry of a day's hourly folders that is data or pretends to be, in order, unopened."""
-    return [path for folder in _folders_of(config, horizon.split_of(day), day).values() for path in _candidates(folder)]
+    return [path for folder in _folders_of(config, horizon.split_of(day), day).values() for path in data_files(folder)]
 
 
-def _candidates(folder: Path) -> list[Path]:
-    entries = (Path(e.path) for e in os.scandir(folder) if not e.name.startswith((".", "_")) and not e.name.endswith(IGNORED_SUFFIXES))
-    return sorted(entries)
+def data_files(folder: Path) -> list[Path]:
+    """Every entry of an hourly folder that is data or pretends to be, in order, unopened."""
+    return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(HIDDEN) and not e.name.endswith(IGNORED_SUFFIXES))
 
 
-def _inspect_file(
-    config: Config, split: Split, day: str, key: str, path: Path, cache: HashCache, schemas: dict[str, pa.Schema]
-) -> FileRecord:
-    relative = str(path.relative_to(config.data.root))
+def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cache: HashCache, schemas: dict[str, pa.Schema]) -> FileRecord:
+    relative = str(path.relative_to(root))
     size = path.lstat().st_size
 
     def quarantined(reason: str, sha256: str | None = None) -> FileRecord:
         return FileRecord(day, split, key, relative, None, size, None, sha256, "quarantined", reason)
 
-    if not path.resolve().is_relative_to(config.data.root.resolve()):
+    if not path.resolve().is_relative_to(root.resolve()):
         return quarantined("symbolic link that leaves the data root; copy the file instead")
     if path.is_dir():
         return quarantined("folder where a parquet file was expected")
@@ -222,35 +280,30 @@ def _inspect_file(
     if size == 0:
         return quarantined("zero bytes; upload the file again")
     try:
-        metadata = pq.read_metadata(path)
-        _refuse_contradictions(path, metadata)
-        schema = metadata.schema.to_arrow_schema()
+        footer = read_footer(path)
         digest = cache.digest(path)
     except PermissionError:
         return quarantined(NO_PERMISSION)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+    except OSError as error:
         # The hash makes a repair visible even when it changes neither size nor anything else of the folder.
         return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}", _digest_or_none(path, cache))
-    problem = _ambiguous_column(schema) or _chunk_problem(metadata, size)
-    if problem is not None:
-        return quarantined(problem, digest)
-    schemas[relative] = schema
-    return FileRecord(day, split, key, relative, metadata.num_rows, size, schema_fingerprint(schema), digest, "good")
+    problem = footer if isinstance(footer, str) else _naming_problem(footer.schema)
+    if isinstance(footer, str) or problem is not None:
+        return quarantined(str(problem), digest)
+    schemas[relative] = footer.schema
+    return FileRecord(day, split, key, relative, footer.rows, size, schema_fingerprint(footer.schema), digest, "good")
 
 
-def _refuse_contradictions(path: Path, metadata: pq.FileMetaData) -> None:
-    """Raise OSError for a column chunk whose level histograms contradict its type.
+def refuse_unsound(files: Iterable[tuple[Path, str | None]], cache: HashCache) -> None:
+    """Raise DataError if a file that was exchanged since the inventory would now be set aside by it.
 
-    Asking the metadata for such a chunk would end the process; reading a row of it is refused with an exception. Pages that
-    cannot be decoded are left to whoever reads the rows.
+    ``files`` are (path, hash in the inventory), ``cache`` the hashes of that inventory. A file that is gone is left to its reader.
     """
-    with pq.ParquetFile(path, metadata=metadata) as parquet:
-        for group in range(metadata.num_row_groups):
-            try:
-                next(parquet.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
-            except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-                if "histogram" in str(error):
-                    raise
+    for path, digest in files:
+        with suppress(OSError):
+            footer = None if cache.knows(path, digest) else read_footer(path)
+            if isinstance(footer, str):
+                raise DataError(f"{path}: {footer}; it was exchanged after the inventory of its day, run `ltv run` for a new one")
 
 
 def _digest_or_none(path: Path, cache: HashCache) -> str | None:
@@ -260,28 +313,13 @@ def _digest_or_none(path: Path, cache: HashCache) -> str | None:
         return None
 
 
-def _ambiguous_column(schema: pa.Schema) -> str | None:
+def _naming_problem(schema: pa.Schema) -> str | None:
     """A column of the contract that stands twice, or one that hides a column of the engine: nobody can say which is meant."""
     reserved = sorted(name for name in schema.names if name.casefold() in ENGINE_COLUMNS)
     if reserved:
         return f"column {reserved[0]} has a name that is reserved; deliver the file without it"
-    # SQL does not tell upper from lower case.
-    counts = Counter(name.casefold() for name in schema.names)
-    repeated = sorted(name for name in BY_NAME if counts[name.casefold()] > 1)
-    return f"column {repeated[0]} stands {counts[repeated[0].casefold()]} times; deliver the file again" if repeated else None
-
-
-def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
-    """A column chunk that lies outside the file betrays a footer that belongs to other bytes."""
-    end = size - metadata.serialized_size - FOOTER_END_BYTES
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for index in range(row_group.num_columns):
-            chunk = row_group.column(index)
-            start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-            if start is not None and start + chunk.total_compressed_size > end:
-                return f"column chunk {chunk.path_in_schema} lies beyond the data of the file; it was cut or pasted together"
-    return None
+    problems = contract_names(schema.names)[1]
+    return problems[0] if problems else None
 
 
 def _mark_duplicates(records: Iterable[FileRecord]) -> list[FileRecord]:
@@ -307,30 +345,41 @@ def _compare_schemas(
     split: Split, good: list[FileRecord], schemas: Mapping[str, pa.Schema]
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[str], list[str]]:
     required = REQUIRED_TRAIN_COLUMNS if split == "train" else REQUIRED_TEST_COLUMNS
+    wanted = set(BY_NAME) - {"datetime", *required, *(LABEL_NAMES if split == "test" else ())}
     present: set[str] = set()
+    unknown: set[str] = set()
     errors: list[str] = []
-    warnings: list[str] = []
     missing_in: dict[str, list[str]] = {}
+    renamed_in: dict[tuple[str, str], list[str]] = {}
     for record in good:
-        names = set(schemas[record.path].names)
-        present |= names
+        names = schemas[record.path].names
+        found, _ = contract_names(names)
+        present |= found.keys()
+        unknown |= set(names) - set(found.values())
         for name in required:
-            if name not in names:
+            if name not in found:
                 errors.append(
                     f"{record.path}: required column {name} is missing; expected it in every file of {split}/; deliver the file again"
                 )
-        for name in BY_NAME:
-            if name not in names and name != "datetime" and name not in required and not (split == "test" and name in LABEL_NAMES):
-                missing_in.setdefault(name, []).append(record.path)
+        for name in wanted - found.keys():
+            missing_in.setdefault(name, []).append(record.path)
+        for name, written in found.items():
+            if written != name:
+                renamed_in.setdefault((name, written), []).append(record.path)
+
+    def where(files: list[str]) -> str:
+        return "every file" if len(files) == len(good) else f"{len(files)} of {len(good)} files, first {files[0]}"
+
+    warnings = [f"column {written} is read as {name} in {where(files)}" for (name, written), files in sorted(renamed_in.items())]
     for name, files in sorted(missing_in.items()):
-        where = "every file" if len(files) == len(good) else f"{len(files)} of {len(good)} files, first {files[0]}"
-        warnings.append(f"column {name} is missing in {where}: read as NULL")
-    unexpected = tuple(sorted(present - set(BY_NAME)))
-    if unexpected:
-        warnings.append(f"unexpected columns are ignored: {_shorten(unexpected)}")
+        similar = similar_name(name, unknown)
+        hint = f"; {similar} has a similar name, and is ignored" if similar is not None else ""
+        warnings.append(f"column {name} is missing in {where(files)}: read as NULL{hint}")
+    if unknown:
+        warnings.append(f"unexpected columns are ignored: {_shorten(sorted(unknown))}")
     if split == "test" and present & set(LABEL_NAMES):
         warnings.append(f"label columns in test/ are ignored: {_shorten(sorted(present & set(LABEL_NAMES)))}")
-    return tuple(sorted(missing_in)), unexpected, errors, warnings
+    return tuple(sorted(missing_in)), tuple(sorted(unknown)), errors, warnings
 
 
 def _shorten(names: Iterable[str], most: int = 6) -> str:
@@ -352,3 +401,13 @@ def files_problem(day: object, good: int, quarantined: Sequence[tuple[str, str]]
         bound = f"max_bad_file_share = {max_bad_file_share:.0%}"
         return f"day {day}: {share:.0%} of the files are unreadable, more than {bound}; first: {path}: {reason}"
     return None
+
+
+def rows_problem(day: object, rows: int, quarantined: Mapping[str, int], max_bad_row_share: float) -> str | None:
+    """Why too many of a day's rows are set aside; None if they are not. ``quarantined`` is {reason: rows}."""
+    aside = sum(quarantined.values())
+    if aside <= max_bad_row_share * rows:
+        return None
+    worst = max(quarantined, key=lambda reason: quarantined[reason])
+    bound = f"max_bad_row_share = {max_bad_row_share:.1%}"
+    return f"day {day}: {aside} of {rows} rows quarantined, more than {bound}; most: {worst}"

@@ -301,17 +301,21 @@ def hour_table() -> pa.Table:
         return pq.read_table(Path(folder) / "hour.parquet", partitioning=None)
 
 
+def write_damaged(path: Path, kind: str, rng: random.Random) -> None:
+    """Write one good hour with damage. Raises an error of Arrow's if there is no such file."""
+    if kind == "bytes":
+        pq.write_table(hour_table(), path)
+        path.write_bytes(rng.choice(BYTE_DAMAGE)(path.read_bytes(), rng))
+    elif kind == "schema":
+        write(damage_schema(hour_table(), rng), path, rng)
+    else:
+        write(damage_values(hour_table(), rng, LABELS if kind == "labels" else ()), path, rng)
+
+
 def data_case(world: World, kind: str, rng: random.Random) -> str:
     """Damage hour 1 of a day whose hour 0 is good and look at both; returns the answer, or "unwritable" if there is no such file."""
-    path = world.file(1)
     try:
-        if kind == "bytes":
-            pq.write_table(hour_table(), path)
-            path.write_bytes(rng.choice(BYTE_DAMAGE)(path.read_bytes(), rng))
-        elif kind == "schema":
-            write(damage_schema(hour_table(), rng), path, rng)
-        else:
-            write(damage_values(hour_table(), rng, LABELS if kind == "labels" else ()), path, rng)
+        write_damaged(world.file(1), kind, rng)
     except (pa.ArrowException, OverflowError, ValueError):
         return "unwritable"
     findings = world.check()

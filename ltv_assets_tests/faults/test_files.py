@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from io import BytesIO
 from pathlib import Path
 
+import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.checks import files_readable, flattened_rows_reconciled
+from ltv_assets.errors import DataError
+from ltv_assets.features.bench import find_days
+from ltv_assets.horizon import discover
 from ltv_assets.project import Project
+from ltv_assets.storage.footers import Footer, FooterReader
+from ltv_assets.storage.inventory import HashCache, inspect_day, refuse_unsound
+from ltv_assets_tests.faults import fuzz
 from ltv_assets_tests.faults.catalogue import Fault, fault
+from ltv_assets_tests.faults.damaged_parquet import write_encrypted
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes
 from ltv_assets_tests.faults.world import DAY, ROWS, World, one_table
 
@@ -71,6 +85,97 @@ def pasted(path: Path) -> None:
     path.write_bytes(b"PAR1" + data[-int.from_bytes(data[-8:-4], "little") - 8 :])
 
 
+def encrypted_column(path: Path) -> None:
+    write_encrypted(pq.read_table(path, partitioning=None), path, ["wifi_ratio"], plaintext_footer=True)
+
+
+def encrypted_footer(path: Path) -> None:
+    write_encrypted(pq.read_table(path, partitioning=None), path, ["wifi_ratio"], plaintext_footer=False)
+
+
+def promised_rows(path: Path) -> None:
+    """The footer's number of rows (field 3, before the list of one row group) becomes 2^60."""
+    data = path.read_bytes()
+    rows = bytes([0x16, 2 * ROWS, 0x19, 0x1C])
+    at = data.rindex(rows)
+    number = bytes([0x16, *[0x80] * 8, 0x20, 0x19, 0x1C])
+    footer = int.from_bytes(data[-8:-4], "little") + len(number) - len(rows)
+    path.write_bytes(data[:at] + number + data[at + len(rows) : -8] + footer.to_bytes(4, "little") + b"PAR1")
+
+
+def huge_page(path: Path) -> None:
+    """The only page of the last column claims 1 GiB."""
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.select([n for n in table.column_names if n != "wifi_ratio"] + ["wifi_ratio"]), path, use_dictionary=False)
+    row_group = pq.read_metadata(path).row_group(0)
+    at = row_group.column(row_group.num_columns - 1).data_page_offset
+    data = path.read_bytes()
+    assert data[at : at + 3] == bytes([0x15, 0, 0x15])
+    end = next(i for i in range(at + 3, at + 13) if data[i] < 128) + 1
+    path.write_bytes(data[: at + 3] + bytes([0x80, 0x80, 0x80, 0x80, 0x08]) + data[end:])
+
+
+def missing_values(path: Path) -> None:
+    """The first page of a column says it holds half of its values."""
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table, path, use_dictionary=False, write_statistics=False, data_page_version="2.0")
+    data = bytearray(path.read_bytes())
+    column = table.column_names.index("wifi_ratio")
+    group = pq.read_metadata(path).row_group(0)
+    at = next(c.data_page_offset for c in map(group.column, range(group.num_columns)) if c.path_in_schema == table.column_names[column])
+    page = data.index(bytes([0x15, 2 * ROWS]), at)
+    data[page + 1] = ROWS
+    path.write_bytes(data)
+
+
+def contradicting_histograms(path: Path) -> None:
+    """Asked for a column of this file, the library ends the process."""
+    number = 1498
+    fuzz.write_damaged(path, "bytes", random.Random(number))
+
+
+@fault(
+    "files",
+    "an encrypted column, the footer in plain text",
+    answer="quarantine",
+    message="<file>: encrypted columns cannot be read; deliver the file unencrypted",
+    inject=encrypted_column,
+)
+@fault(
+    "files",
+    "an encrypted footer",
+    answer="quarantine",
+    message="<file>: its footer is encrypted; deliver the file unencrypted",
+    inject=encrypted_footer,
+)
+@fault(
+    "files",
+    "a footer that ends the process which reads it",
+    answer="quarantine",
+    message="<file>: reading its footer ends the reader (<how>); deliver the file again",
+    inject=contradicting_histograms,
+)
+@fault(
+    "files",
+    "a footer that promises 2^60 rows",
+    answer="quarantine",
+    message="<file>: its footer promises 1152921504606846976 rows, its row groups hold <rows>; deliver the file again",
+    inject=promised_rows,
+)
+@fault(
+    "files",
+    "a page that claims more bytes than its column has",
+    answer="quarantine",
+    message="<file>: a page of column chunk <column> claims 1073741824 bytes, the chunk <bytes>; deliver the file again",
+    inject=huge_page,
+)
+@fault(
+    "files",
+    "pages that hold fewer values than their column",
+    answer="quarantine",
+    message="<file>: the pages of column chunk wifi_ratio hold 6 values, the chunk 12; deliver the file again",
+    inject=missing_values,
+)
 @fault("files", "zero bytes", answer="quarantine", message="<file>: zero bytes; upload the file again", inject=empty)
 @fault("files", "truncated footer", answer="quarantine", message="<file>: not a readable parquet file: <detail>", inject=truncate)
 @fault("files", "not parquet", answer="quarantine", message="<file>: not a readable parquet file: <detail>", inject=text)
@@ -262,7 +367,6 @@ def test_undecodable_files_count_as_broken(fault: Fault, world: World) -> None:
     message="<file>: cannot be read as parquet: <detail>",
 )
 def test_file_that_is_cut_after_the_inventory_stops_the_day(fault: Fault, world: World) -> None:
-    from ltv_assets.errors import DataError
     from ltv_assets.features.flatten import RawFile, flatten_files
     from ltv_assets.features.registry import load_registry
 
@@ -273,6 +377,96 @@ def test_file_that_is_cut_after_the_inventory_stops_the_day(fault: Fault, world:
         flatten_files(files, registry=load_registry(world.config.features), labelled=True, out=world.root / "day.parquet")
     assert fault.told(str(caught.value))["file"] == str(world.file(1))
     assert not (world.root / "day.parquet").exists()
+
+
+@fault(
+    "files",
+    "a file exchanged after the inventory for one that ends its reader",
+    answer="reject",
+    message="<file>: encrypted columns cannot be read; deliver the file unencrypted; it was exchanged after the inventory of its day, "
+    "run `ltv run` for a new one",
+)
+def test_file_exchanged_after_the_inventory_is_looked_at_again_before_it_is_opened(fault: Fault, world: World) -> None:
+    cache = HashCache()
+    inventory = inspect_day(world.config, discover(world.config), date.fromisoformat(DAY), cache)
+    files = [(world.data / f.path, f.sha256) for f in inventory.good]
+    refuse_unsound(files, cache)
+    encrypted_column(world.file(1))
+    with pytest.raises(DataError) as raised:
+        refuse_unsound(files, cache)
+    assert fault.told(str(raised.value))["file"] == str(world.file(1))
+
+
+def own_reader() -> psutil.Process:
+    """The process of the reader that was started last."""
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return max((child for child in alive if "footer_reader" in str(child.cmdline())), key=lambda child: child.create_time())
+
+
+@fault(
+    "files",
+    "a footer that takes too long",
+    answer="quarantine",
+    message="<file>: reading its footer takes more than 1 s; deliver the file again",
+)
+def test_footer_that_takes_too_long_sets_its_file_aside(fault: Fault, world: World) -> None:
+    """Half a million row groups, all of them the same bytes of the file."""
+    path = world.file(0)
+    pq.write_table(pa.table({"row_id": ["a"]}), path)
+    metadata = pq.read_metadata(path)
+    for _ in range(19):
+        metadata.append_row_groups(metadata)
+    footer = BytesIO()
+    metadata.write_metadata_file(footer)
+    data = path.read_bytes()
+    path.write_bytes(data[: -8 - int.from_bytes(data[-8:-4], "little")] + footer.getvalue()[4:])
+    reader = FooterReader(seconds=1)
+    fault.told(f"{path}: {reader.read(path)}")
+    assert isinstance(reader.read(world.file(1)), Footer)
+    reader.close()
+
+
+def test_reader_that_does_not_answer_is_given_up_and_another_one_asked(world: World) -> None:
+    """A stopped process stands for a disk that does not answer."""
+    reader = FooterReader(seconds=1)
+    first = reader.read(world.file(0))
+    assert isinstance(first, Footer)
+    stopped = own_reader()
+    stopped.send_signal(signal.SIGSTOP)
+    assert reader.read(world.file(0)) == first
+    assert not stopped.is_running()
+    reader.close()
+
+
+def test_footers_are_read_by_threads_and_by_forked_processes_alike(world: World) -> None:
+    reader = FooterReader()
+    wanted = [reader.read(world.file(hour)) for hour in range(4)]
+    encrypted_column(world.file(2))
+    wanted[2] = reader.read(world.file(2))
+    assert isinstance(wanted[2], str)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: reader.read(world.file(i % 4)), range(40))) == wanted * 10
+    os.register_at_fork(after_in_child=reader.forget)
+    forked = os.fork()
+    if not forked:
+        os._exit(0 if [reader.read(world.file(hour)) for hour in range(4)] == wanted else 1)
+    assert [reader.read(world.file(i % 4)) for i in range(40)] == wanted * 10
+    assert os.waitpid(forked, 0)[1] == 0
+    reader.close()
+
+
+def test_reader_that_somebody_ended_costs_no_file(world: World) -> None:
+    reader = FooterReader()
+    first = reader.read(world.file(0))
+    own_reader().kill()
+    assert reader.read(world.file(0)) == first
+    reader.close()
+
+
+def test_measuring_leaves_out_files_that_cannot_be_used(world: World) -> None:
+    encrypted_column(world.file(2))
+    (files,) = find_days(world.data).values()
+    assert [file.path for file in files] == [world.file(hour) for hour in (0, 1, 3)]
 
 
 # ------------------------------------------------------------------------------------------------------------- check-data
@@ -323,6 +517,8 @@ BAD_DAYS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("found .tmp", temporary),
     ("leaves the data root", link_outside),
     ("lies beyond the data", pasted),
+    ("encrypted columns cannot be read", encrypted_column),
+    ("ends the reader", contradicting_histograms),
 )
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.faults import damaged_parquet
 from ltv_assets_tests.faults.fuzz import case, data_case, text_case
 from ltv_assets_tests.faults.world import World
 
@@ -72,6 +73,33 @@ def test_any_damage_to_the_feature_registry_is_refused_with_its_file_or_harmless
 def test_case_that_once_had_no_answer_has_one(world: World, number: int, answer: str) -> None:
     """691: an empty message; 1498: a footer whose level histograms ended the process."""
     assert case(world, number)[1] == answer
+
+
+def tries_mutations(folder: Path, numbers: range) -> Counter[str]:
+    """How often each answer came; fails with the numbers of the mutations that had none."""
+    counts, failures = damaged_parquet.soak(folder, numbers)
+    assert not failures, "\n".join(failures)
+    assert counts.total() == len(numbers)
+    assert set(counts) == {"read", "set aside", "refused"} & set(counts)
+    return counts
+
+
+def test_damaged_footers_and_pages_of_every_writer_get_an_answer(tmp_path: Path) -> None:
+    counts = tries_mutations(tmp_path / "fuzz", range(288))
+    assert counts["read"] > 0
+    assert counts["set aside"] > counts["read"]
+
+
+@pytest.mark.soak
+def test_twenty_thousand_damaged_footers_and_pages_end_no_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FUZZ_MUTATIONS sets how many, FUZZ_FIRST the first one."""
+    first = int(os.environ.get("FUZZ_FIRST", "0"))
+    numbers = range(first, first + int(os.environ.get("FUZZ_MUTATIONS", "20000")))
+    counts, failures = damaged_parquet.soak(tmp_path / "fuzz", numbers)
+    with capsys.disabled():
+        answers = ("set aside", "read", "refused", "aborts", "hangs", "tracebacks")
+        print(f"\nmutations: {counts.total()}, {', '.join(f'{name}: {counts[name]}' for name in answers)}")
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.soak

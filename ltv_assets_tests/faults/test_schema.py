@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.contract import RAW_COLUMNS
+from ltv_assets.features.naming import contract_names
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes
 from ltv_assets_tests.faults.world import DAY, ROWS, World, edit, rows_of, with_column
@@ -187,6 +189,53 @@ def test_column_that_stands_twice_sets_its_file_aside(fault: Fault, world: World
     findings = world.check()
     assert fault.told(findings.problems)["file"] == HOUR_1
     assert world.flatten()[0].num_rows == ROWS
+
+
+# ----------------------------------------------------------------------------------------------------------- names of columns
+
+
+@fault("schema", "names of columns in capitals", answer="degrade", message="column <written> is read as <column> in every file")
+def test_columns_in_capitals_are_there_and_said_to_be(fault: Fault, world: World) -> None:
+    for hour in (0, 1):
+        edit(world.file(hour), lambda table: table.rename_columns([name.upper() for name in table.column_names]))
+    inventory = world.inspect()
+    assert inventory.schema_errors == inventory.columns_missing == inventory.columns_unexpected == ()
+    renamed = [w for w in inventory.warnings if "is read as" in w]
+    assert len(renamed) == len(RAW_COLUMNS) - 1
+    assert fault.told([w for w in renamed if "wifi" in w]) == {"written": "WIFI_RATIO", "column": "wifi_ratio"}
+
+
+@fault(
+    "schema",
+    "two columns that differ only in case",
+    answer="quarantine",
+    message="<file>: columns WIFI_RATIO and wifi_ratio differ only in case; deliver the file with one of them",
+)
+def test_columns_that_differ_only_in_case_set_their_file_aside(fault: Fault, world: World) -> None:
+    edit(world.file(1), lambda table: table.append_column("WIFI_RATIO", table.column("wifi_ratio")))
+    findings = world.check()
+    assert fault.told(findings.problems)["file"] == HOUR_1
+    assert world.flatten()[0].num_rows == ROWS
+
+
+@fault(
+    "schema",
+    "a renamed column",
+    answer="degrade",
+    message="column wifi_ratio is missing in <where>: read as NULL; wifi-ratio has a similar name, and is ignored",
+)
+def test_missing_column_is_said_together_with_the_one_it_may_have_become(fault: Fault, world: World) -> None:
+    edit(world.file(1), lambda table: table.rename_columns([name.replace("_ratio", "-ratio") for name in table.column_names]))
+    warnings = world.check().warnings
+    assert fault.told(warnings)["where"] == f"1 of 2 files, first {HOUR_1}"
+    assert any(w.startswith("unexpected columns are ignored: ") and "wifi-ratio" in w for w in warnings)
+
+
+def test_names_of_a_file_are_matched_whatever_their_case() -> None:
+    assert contract_names(["ROW_ID", "Carrier", "cpm", "extra"]) == ({"row_id": "ROW_ID", "carrier": "Carrier", "cpm": "cpm"}, [])
+    assert contract_names(["cpm", "cpm"]) == ({}, ["column cpm stands 2 times; deliver the file again"])
+    assert contract_names(["extra", "EXTRA"]) == ({}, [])
+    assert contract_names([]) == ({}, [])
 
 
 # ---------------------------------------------------------------------------------------- the same data, laid out otherwise

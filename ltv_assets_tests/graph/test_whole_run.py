@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.contract import ASSET_NAMES, RELATIONS
 from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.faults.damaged_parquet import write_encrypted
 from ltv_assets_tests.graph.conftest import Ran, command, environment
 
 IMMUTABLE = ("lake", "models", "submissions", "verdicts", "reports")
@@ -132,6 +134,45 @@ def test_predict_scores_raw_impressions_like_the_graph(ran: Ran, tmp_path: Path)
         for one, other in ((files, [str(out)]), ([str(out)], files)):
             row = connection.execute("SELECT count(*) FROM (FROM read_parquet(?) EXCEPT ALL FROM read_parquet(?))", [one, other]).fetchone()
             assert row == (0,)
+
+
+def test_predict_says_what_it_set_aside_and_scores_the_rest(ran: Ran, tmp_path: Path) -> None:
+    """Uncommitted output is no data, an encrypted file and a repeated row are set aside, and a missing column is said."""
+    source, out = tmp_path / "in", tmp_path / "scores.parquet"
+    hours = sorted((ran.data / "test").glob("datetime=*"))[:3]
+    for hour in hours:
+        shutil.copytree(hour, source / hour.name)
+    shutil.copytree(hours[0].parent / hours[2].name, source / ".spark-staging-1" / "datetime=2025-10-09-00-00")
+    shutil.copytree(hours[0].parent / hours[2].name, source / "_temporary" / "0" / "datetime=2025-10-09-00-00")
+    files = [next((source / hour.name).glob("*.parquet")) for hour in hours]
+    table = pq.read_table(files[0], partitioning=None)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 2)]).drop_columns(["carrier"]), files[0])
+    write_encrypted(pq.read_table(files[1], partitioning=None), files[1], ["wifi_ratio"], plaintext_footer=True)
+    done = command("ltv", "predict", "--in", str(source), "--out", str(out), env=ran.environment())
+    assert done.returncode == 0, done.stderr
+    scored = pq.read_table(out)["row_id"].to_pylist()
+    wanted = [table["row_id"].to_pylist(), pq.read_table(files[2], partitioning=None)["row_id"].to_pylist()]
+    assert sorted(scored) == sorted(wanted[0] + wanted[1])
+    assert done.stdout.splitlines() == [
+        "2 rows set aside: row_id repeated",
+        f"{len(scored)} rows scored, 2 rows and 1 files set aside: {out}",
+    ]
+    encrypted = f"{hours[1].name}/{files[1].name}: quarantined: encrypted columns cannot be read; deliver the file unencrypted"
+    missing = f"column carrier is missing in 1 of 2 files, first {hours[0].name}/{files[0].name}: read as NULL"
+    assert {f"warning: {encrypted}", f"warning: {missing}"} <= set(done.stderr.splitlines())
+
+
+def test_predict_writes_nothing_and_exits_2_when_a_day_is_not_usable(ran: Ran, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "scores.csv"
+    hour = min((ran.data / "test").glob("datetime=*"))
+    shutil.copytree(hour, source / hour.name)
+    file = next((source / hour.name).glob("*.parquet"))
+    table = pq.read_table(file, partitioning=None)
+    pq.write_table(pa.concat_tables([table, table.slice(0, table.num_rows // 2)]), file)
+    done = command("ltv", "predict", "--in", str(source), "--out", str(out), env=ran.environment())
+    assert done.returncode == 2
+    assert "rows quarantined, more than max_bad_row_share = 5.0%; most: row_id repeated" in done.stderr
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_rewritten_hour_makes_its_day_and_all_below_stale(copied: Callable[[], Ran]) -> None:
