@@ -34,6 +34,7 @@ from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError, TransientError
 from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, shared_elements
 from ltv_assets.features.canonical import TEXT, Findings, Query, UnreadableTypeError, canonical_type, described, read_column, reads
+from ltv_assets.features.naming import contract_names
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
 from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, own_keys, row_columns, row_sql
@@ -239,11 +240,13 @@ def _flatten_sources(
 class _Source:
     """A file after its footer was read; or ``part``, some of its row groups, beginning at its row ``first_row``.
 
-    ``coded`` are the leaves of text that can be read as dictionary codes.
+    ``spelled`` has the file's own name of each column of the contract, by which ``types`` and ``sizes`` go; ``coded`` are
+    the leaves of text that can be read as dictionary codes.
     """
 
     file: RawFile
     rows: int
+    spelled: Mapping[str, str]
     types: Mapping[str, pa.DataType]
     hour_start: int
     metadata: pq.FileMetaData
@@ -256,10 +259,13 @@ class _Source:
 def _inspect(file: RawFile, labelled: bool) -> _Source:
     try:
         with pq.ParquetFile(file.path) as parquet:
-            types = dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
-            metadata = parquet.metadata
+            schema, metadata = parquet.schema_arrow, parquet.metadata
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file.path}: cannot be read as parquet: {error}") from error
+    spelled, problems = contract_names(schema.names)
+    if problems:
+        raise DataError(f"{file.path}: {problems[0]}")
+    types = {name: schema.field(written).type for name, written in spelled.items()}
     required = REQUIRED_TRAIN_COLUMNS if labelled else REQUIRED_TEST_COLUMNS
     for name in required:
         if name not in types or not reads(BY_NAME[name], types[name]):
@@ -271,8 +277,8 @@ def _inspect(file: RawFile, labelled: bool) -> _Source:
         hour = datetime.strptime(file.datetime_key, "%Y-%m-%d-%H-00").replace(tzinfo=UTC)
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
-    sizes = _sizes(metadata, range(metadata.num_row_groups))
-    return _Source(file, metadata.num_rows, types, int(hour.timestamp()), metadata, _coded_leaves(metadata), sizes)
+    sizes = _sizes(metadata, range(metadata.num_row_groups), spelled)
+    return _Source(file, metadata.num_rows, spelled, types, int(hour.timestamp()), metadata, _coded_leaves(metadata), sizes)
 
 
 def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
@@ -283,7 +289,11 @@ def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
     leaves = []
     for index in range(metadata.num_columns):
         leaf = metadata.schema.column(index)
-        if leaf.physical_type != "BYTE_ARRAY" or leaf.logical_type.type not in ("NONE", "STRING", "ENUM") or leaf.path == "row_id":
+        if (
+            leaf.physical_type != "BYTE_ARRAY"
+            or leaf.logical_type.type not in ("NONE", "STRING", "ENUM")
+            or leaf.path.casefold() == "row_id"
+        ):
             continue
         encodings = {e for group in range(metadata.num_row_groups) for e in metadata.row_group(group).column(index).encodings}
         if not any(encoding.startswith("DELTA") for encoding in encodings):
@@ -291,13 +301,15 @@ def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
     return tuple(leaves)
 
 
-def _sizes(metadata: pq.FileMetaData, groups: range) -> Mapping[str, int]:
-    """Decoded bytes of each column in some row groups, as the footer states them."""
-    names = [metadata.schema.column(i).path.split(".", 1)[0] for i in range(metadata.num_columns)]
+def _sizes(metadata: pq.FileMetaData, groups: range, spelled: Mapping[str, str]) -> Mapping[str, int]:
+    """Decoded bytes of each column of the contract in some row groups, as the footer states them."""
+    meant = {written: name for name, written in spelled.items()}
+    names = [meant.get(metadata.schema.column(i).path.split(".", 1)[0]) for i in range(metadata.num_columns)]
     sizes: Counter[str] = Counter()
     for group in groups:
         for index, name in enumerate(names):
-            sizes[name] += metadata.row_group(group).column(index).total_uncompressed_size
+            if name is not None:
+                sizes[name] += metadata.row_group(group).column(index).total_uncompressed_size
     return sizes
 
 
@@ -316,7 +328,11 @@ def _divided(sources: Sequence[_Source], largest: int) -> list[_Source]:
                 stop += 1
             groups = range(start, stop)
             part = replace(
-                source, rows=sum(rows[start:stop]), sizes=_sizes(source.metadata, groups), part=groups, first_row=sum(rows[:start])
+                source,
+                rows=sum(rows[start:stop]),
+                sizes=_sizes(source.metadata, groups, source.spelled),
+                part=groups,
+                first_row=sum(rows[:start]),
             )
             divided.append(part)
             start = stop
@@ -647,29 +663,30 @@ def _read_columns(source: _Source, names: Sequence[str]) -> pa.Table:
     if not present:
         return pa.table({"": pa.nulls(source.rows)})
     fixed = [name for name in present if "fixed_size_list" in str(source.types[name])]
-    present = [name for name in present if name not in fixed]
-    coded = [leaf for leaf in source.coded if leaf.split(".", 1)[0] in present]
+    usual = [name for name in present if name not in fixed]
+    written = [source.spelled[name] for name in usual]
+    coded = [leaf for leaf in source.coded if leaf.split(".", 1)[0] in written]
     # Not memory-mapped: a mapped file that its owner cuts short while it is read ends the process.
     with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=coded) as parquet:
         if source.metadata.num_row_groups <= 1:
-            table = parquet.read(columns=present, use_threads=False)
+            table = parquet.read(columns=written, use_threads=False)
         else:
             # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
             groups = range(source.metadata.num_row_groups) if source.part is None else source.part
-            table = pa.concat_tables([parquet.read_row_group(group, columns=present, use_threads=False) for group in groups])
-    return _with_fixed_lists(table, source, fixed) if fixed else table
+            table = pa.concat_tables([parquet.read_row_group(group, columns=written, use_threads=False) for group in groups])
+    columns = {name: table.column(source.spelled[name]) for name in usual}
+    return pa.table(columns | _fixed_lists(source, fixed) if fixed else columns)
 
 
-def _with_fixed_lists(table: pa.Table, source: _Source, names: Sequence[str]) -> pa.Table:
-    """Add columns with lists of fixed size, read by DuckDB: Arrow refuses those that have a NULL."""
+def _fixed_lists(source: _Source, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    """Columns with lists of fixed size, read by DuckDB: Arrow refuses those that have a NULL."""
     # A bracket or an asterisk in a name must not be taken for a pattern.
     path = re.sub(r"([*?\[])", r"[\1]", str(source.file.path))
-    columns = ", ".join(f'"{name}"' for name in names)
+    columns = ", ".join(f'"{source.spelled[name]}"' for name in names)
     query = f"SELECT {columns} FROM read_parquet(?, hive_partitioning = false) WHERE file_row_number BETWEEN ? AND ?"
     with closing(open_duckdb(threads=1, memory_limit="500MB")) as connection:
         found = connection.sql(query, params=[path, source.first_row, source.first_row + source.rows - 1]).to_arrow_table()
-    lists = {name: found.column(name) for name in names}
-    return pa.table(lists) if not table.num_columns else pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **lists})
+    return {name: found.column(place) for place, name in enumerate(names)}
 
 
 class _Sink:
