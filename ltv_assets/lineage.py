@@ -26,7 +26,7 @@ from ltv_assets.storage.warehouse import Verdict, Warehouse
 State = Literal["fresh", "stale", "failed", "missing"]
 
 CODE_VERSIONS: dict[str, str] = {
-    "raw_partitions": "1",
+    "raw_partitions": "2",
     "flattened_features": "4",
     "histos_train": "1",
     "hhistus_buyers": "1",

@@ -17,8 +17,10 @@ Next to read: ``arrays.py``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 
 import numpy as np
@@ -33,13 +35,16 @@ FLOAT32_MAX = 3.4028234663852886e38
 TEXT = pa.dictionary(pa.int32(), pa.string())
 _NUMBERS = pa.map_(TEXT, pa.float64())
 
-TIMESTAMP_TEXT = (
-    r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?\s?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?\s*"
-)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?"
+_OFFSET = r"Z|UTC|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?"
+TIMESTAMP_TEXT = rf"\s*[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_TIME}\s?(?:{_OFFSET})?)?\s*"
 """Text that is read as a moment: ISO 8601 with or without a time and an offset; without an offset it is UTC."""
 
 NUMBER_TEXT = r"\s*[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))\s*"
 """Text that is read as a number; a comma, a unit or a thousands separator makes it something else."""
+
+_NUMBER = re.compile(NUMBER_TEXT, re.ASCII)
+_TIMESTAMP = re.compile(TIMESTAMP_TEXT, re.ASCII)
 
 Query = Callable[[str, pa.Table], pa.Table]
 """Runs SQL over a table that the SQL calls ``cells``; rows keep their order."""
@@ -146,6 +151,24 @@ def read_column(column: Column, array: pa.Array, query: Query) -> tuple[pa.Array
             "timestamp_map": lambda a: reading.maps(a, reading.timestamps),
         }.get(kind, lambda a: reading.maps(a, reading.numbers))(array)
     return values, reading.findings
+
+
+def parse_number(text: str) -> float | None:
+    """Return the number that a text is read as, None where it is lost; the single-value form of what `read_column` does."""
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def parse_timestamp(text: str) -> float | None:
+    """Return the unix seconds that a text is read as, None where it is lost; the single-value form of what `read_column` does."""
+    number = parse_number(text)
+    if number is not None or not _TIMESTAMP.fullmatch(text):
+        return number
+    written = text.strip().replace("UTC", "+00:00")
+    try:
+        when = datetime.fromisoformat(written[:11] + written[11:].replace(" ", ""))
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _no_query(_: str, __: pa.Table) -> pa.Table:

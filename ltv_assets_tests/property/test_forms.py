@@ -294,6 +294,7 @@ WRITERS: dict[str, Write] = {
     "split bytes": lambda rows, path: _encoded(rows, path, "BYTE_STREAM_SPLIT", "DOUBLE"),
     "legacy lists": lambda rows, path: pq.write_table(table_of(rows, None), path, use_compliant_nested_type=False),
     "without the Arrow schema": lambda rows, path: pq.write_table(table_of(rows, None), path, store_schema=False),
+    "names in capitals": lambda rows, path: pq.write_table(table_of(rows, None).rename_columns([c.name.upper() for c in COLUMNS]), path),
     "written by DuckDB": lambda rows, path: _by_duckdb(rows, path, "*", ""),
     "written by DuckDB, version 2": lambda rows, path: _by_duckdb(rows, path, "*", ", PARQUET_VERSION V2"),
     "ENUM and JSON by DuckDB": lambda rows, path: _by_duckdb(
