@@ -14,7 +14,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from ltv_assets.config import Config, DateRanges
+from ltv_assets.config import FIRST_DAY, LAST_DAY, Config, DateRanges
+from ltv_assets.config import parse_day as day_of
 from ltv_assets.errors import ConfigError, DataError, StaleError
 
 Split = Literal["train", "test"]
@@ -30,17 +31,15 @@ def today() -> date:
     if not text:
         return datetime.now(UTC).date()
     try:
-        return date.fromisoformat(text)
+        return day_of(text)
     except ValueError:
-        raise ConfigError(f"environment variable LTV_TODAY: expected a day such as 2025-11-01, found {text!r}") from None
+        raise ConfigError(f"environment variable LTV_TODAY: expected a day such as 2025-11-01, found {text!r:.80}") from None
 
 
 def parse_day(key: str) -> date:
     """Day of a partition key; raises DataError for anything but YYYY-MM-DD, so no key can leave the warehouse."""
     try:
-        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", key):
-            raise ValueError
-        return date.fromisoformat(key)
+        return day_of(key)
     except ValueError:
         raise DataError(f"partition key {key!r}: expected a day such as 2025-10-06") from None
 
@@ -52,9 +51,10 @@ def hour_of_folder(name: str) -> tuple[date, int] | None:
         return None
     year, month, day, hour = (int(g) for g in match.groups())
     try:
-        return (date(year, month, day), hour) if hour < 24 else None
+        found = date(year, month, day)
     except ValueError:
         return None
+    return (found, hour) if hour < 24 and FIRST_DAY <= found <= LAST_DAY else None
 
 
 def days_in(folder: Path, max_partitions: int | None = None) -> tuple[date, ...]:
