@@ -417,7 +417,8 @@ def lake_pull() -> None:
     lake = _opened_lake(project)
     project.warehouse.writable()
     fetched = lake.pull_all(project.warehouse, lambda line: err.print(escape(line)))
-    project.sync_catalogue()
+    for problem in project.refresh_catalogue():
+        err.print(f"[yellow]warning:[/] {escape(problem)}")
     console.print(f"{fetched} partitions fetched from {lake.url}", markup=False)
 
 

@@ -170,6 +170,49 @@ def discover(config: Config) -> Horizon:
     )
 
 
+def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -> tuple[str, ...]:
+    """A message for each day (or for ``day``) with hourly folders that no partition reads.
+
+    A day belongs to one split, so its hours under the other's folder are read by nobody, nor is a day beside explicit dates.
+    """
+    messages = []
+    splits: tuple[tuple[Split, Split, tuple[date, ...]], ...] = (
+        ("train", "test", horizon.train_days),
+        ("test", "train", horizon.test_days),
+    )
+    for split, other, own in splits:
+        base, others = split_folder(config, split), horizon.test_days if split == "train" else horizon.train_days
+        hours: dict[date, list[int]] = {}
+        for found in (hour_of_folder(entry.name) for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else ():
+            if found is not None and found[0] not in own and day in (None, found[0]):
+                hours.setdefault(found[0], []).append(found[1])
+        limit = (config.data.train if split == "train" else config.data.test).max_partitions
+        for missed, numbers in sorted(hours.items()):
+            listed = _spans(sorted(numbers))
+            if missed in others:
+                messages.append(
+                    f"day {missed} counts as {other}, so its {len(numbers)} hours under {base} are read by nobody: {listed}; "
+                    f"move them to {split_folder(config, other)}, or deliver the day under one of the two folders only"
+                )
+            elif limit is None and missed not in config.data.gap_days:
+                messages.append(
+                    f"day {missed} lies outside data.dates, so its {len(numbers)} hours under {base} are read by nobody: {listed}; "
+                    "add the day to data.dates, or to data.gap_days to leave it out on purpose"
+                )
+    return tuple(messages)
+
+
+def _spans(hours: list[int]) -> str:
+    """Hours of a day as text, those in a row by the first and the last: ``00-11, 13``."""
+    spans: list[list[int]] = []
+    for hour in hours:
+        if spans and spans[-1][-1] == hour - 1:
+            spans[-1][1:] = [hour]
+        else:
+            spans.append([hour])
+    return ", ".join("-".join(f"{hour:02d}" for hour in span) for span in spans)
+
+
 def mature_horizons(config: Config, day: date, on: date | None = None) -> frozenset[int]:
     """Which of the label horizons 7, 14, 28 (days) are final for impressions of ``day``, judged on day ``on``."""
     age = ((on or today()) - day).days

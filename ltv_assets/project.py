@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ltv_assets.config import Config, load_config
 from ltv_assets.contract import OutputColumn
-from ltv_assets.errors import StaleError
+from ltv_assets.errors import StaleError, TransientError
 from ltv_assets.horizon import Horizon, discover
 from ltv_assets.lineage import Lineage
 from ltv_assets.storage.catalogue import Connector, sync
@@ -81,6 +81,15 @@ class Project:
         """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalogue.sync`."""
         timeout = self.config.warehouse.lock_timeout_seconds
         return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, rebuild=rebuild, connect=connect, problems=problems)
+
+    def refresh_catalogue(self) -> list[str]:
+        """`sync_catalogue` as the last step of a command: what keeps it from being done is returned, and waits for `ltv catalog`."""
+        problems: list[str] = []
+        try:
+            self.sync_catalogue(problems=problems)
+        except TransientError as error:
+            problems.append(str(error))
+        return problems
 
     @property
     def submission_key(self) -> str:
