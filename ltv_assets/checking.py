@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ltv_assets.config import Config
 from ltv_assets.errors import DataError, LtvError
-from ltv_assets.horizon import discover
+from ltv_assets.horizon import discover, uncovered_hours
 from ltv_assets.storage.inventory import DayInventory, inspect_day, unknown_entries
 
 
@@ -48,6 +48,7 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
     findings = Findings()
     for split in ("train", "test"):
         findings.problems += unknown_entries(config, split)
+    findings.problems += uncovered_hours(config, horizon)
     days = (*horizon.train_days, *horizon.test_days)
     if not days:
         findings.problems.append(

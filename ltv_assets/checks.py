@@ -80,15 +80,15 @@ def schema_contract(project: Project, key: str) -> Outcome:
 
 
 def hours_complete(project: Project, key: str) -> Outcome:
-    """All 24 hours are there and none is empty."""
+    """All 24 hours are there and none is empty, nor does any lie where no partition reads it."""
     facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     missing, empty = facts["missing_hours"], facts["empty_hours"]
     rows = [{"hour": h, "problem": "missing"} for h in missing] + [{"hour": h, "problem": "empty"} for h in empty]
+    elsewhere = facts.get("hours_uncovered", [])
     if rows:
-        return Outcome(
-            False, f"day {key}: {len(missing)} hours missing, {len(empty)} empty; first {rows[0]['hour']}", {"hours": 24 - len(rows)}, rows
-        )
-    return Outcome(True, "24 hours", {"hours": 24})
+        text = f"day {key}: {len(missing)} hours missing, {len(empty)} empty; first {rows[0]['hour']}"
+        return Outcome(False, "; ".join((text, *elsewhere)), {"hours": 24 - len(rows)}, rows)
+    return Outcome(not elsewhere, "; ".join(("24 hours", *elsewhere)), {"hours": 24})
 
 
 # --------------------------------------------------------------------------------------------------- flattened_features
@@ -267,10 +267,30 @@ def no_label_in_model(project: Project, key: str) -> Outcome:
 
 
 def _value(figures: dict[str, dict[str, float | None]], metric: str, key: str) -> float:
-    value = figures.get(metric, {}).get("value")
+    if metric not in figures:
+        raise DataError(f"holdout_metrics {key}: metric {metric} is missing, as in one made by an older version; {_again(key)}")
+    value = figures[metric]["value"]
     if value is None or value != value:
-        raise DataError(f"holdout_metrics {key}: metric {metric} is missing or undefined; materialize holdout_metrics again")
+        raise DataError(f"holdout_metrics {key}: metric {metric} is undefined on this holdout; {_other_holdout(key)}")
     return value
+
+
+def _again(key: str) -> str:
+    return f"make it again with `dagster asset materialize --select holdout_metrics --partition {key}`"
+
+
+def _other_holdout(key: str) -> str:
+    return f"look whether the labels of {key} have arrived (`ltv check-data`), or judge a window of another day"
+
+
+def _nobody_paid(figures: dict[str, dict[str, float | None]], key: str, what: str) -> Outcome | None:
+    """The verdict on what only payers could tell, where there is none."""
+    if _value(figures, "zero_rate_observed", key) < 1.0:
+        return None
+    rows = _value(figures, "rows", key)
+    return Outcome(
+        False, f"window {key}: no payer among the {rows:.0f} rows of the holdout day, so {what} cannot be judged; {_other_holdout(key)}"
+    )
 
 
 def sampling_allowance(variance: float, tolerance: float) -> float:
@@ -340,6 +360,9 @@ def rmsle(project: Project, key: str) -> Outcome:
 def calibration(project: Project, key: str) -> Outcome:
     """Expected calibration error of ``buyer_probability`` on the holdout."""
     figures = headline_figures(project, key)
+    unjudged = _nobody_paid(figures, key, "calibration")
+    if unjudged is not None:
+        return unjudged
     ece, ratio = _value(figures, "ece", key), _value(figures, "mean_p_over_rate", key)
     bound = project.config.checks.ece_max
     text = f"ECE {ece:.4f}, mean probability / payer rate {ratio:.3f}"
@@ -350,7 +373,11 @@ def calibration(project: Project, key: str) -> Outcome:
 
 def expected_revenue(project: Project, key: str) -> Outcome:
     """Sum of ``expected_revenue_d7`` against the holdout's capped revenue."""
-    ratio = _value(headline_figures(project, key), "bias_ratio_capped", key)
+    figures = headline_figures(project, key)
+    unjudged = _nobody_paid(figures, key, "expected against observed revenue")
+    if unjudged is not None:
+        return unjudged
+    ratio = _value(figures, "bias_ratio_capped", key)
     low, high = project.config.checks.expected_revenue_ratio_min, project.config.checks.expected_revenue_ratio_max
     text = f"expected / observed capped revenue {ratio:.3f}"
     return Outcome(
@@ -482,7 +509,7 @@ def champion_fresh(project: Project) -> Outcome:
 
     champion = project.lineage().champion()
     if champion is None:
-        return Outcome(False, "there is no champion; run `ltv run`")
+        return Outcome(False, "there is no champion: no window has passed its blocking checks; `ltv status` says which failed and why")
     mature = [d for d in project.horizon.train_days if 7 in mature_horizons(project.config, d)]
     age = (max(mature) - parse_day(champion.window)).days if mature else 0
     limit = project.config.checks.champion_max_age_days

@@ -425,7 +425,8 @@ def lake_pull() -> None:
     lake = _opened_lake(project)
     project.warehouse.writable()
     fetched = lake.pull_all(project.warehouse, lambda line: err.print(escape(line)))
-    project.sync_catalogue()
+    for problem in project.refresh_catalogue():
+        err.print(f"[yellow]warning:[/] {escape(problem)}")
     console.print(f"{fetched} partitions fetched from {lake.url}", markup=False)
 
 
@@ -776,6 +777,8 @@ def gc(apply: bool) -> None:
 def mlflow_sync() -> None:
     """Deliver to MLflow whatever could not be delivered when it was recorded: windows, trials of `ltv tune`, the champion.
 
+    What was deleted on the server since, runs or the registered model, is made again.
+
     \b
     Example:
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ltv mlflow-sync
@@ -787,6 +790,9 @@ def mlflow_sync() -> None:
     project = Project.open()
     tracker = Tracker(project.config, project.warehouse)
     tracker.follow_warehouse()
+    champion = project.lineage().champion()
+    for line in tracker.notice_deletions(champion):
+        console.print(line, markup=False)
     results = {f"window {window}": tracker.push(window) for window in tracker.windows()}
     try:
         results |= {f"study {name}": result for name, result in deliver_trials(project).items()}
@@ -798,7 +804,6 @@ def mlflow_sync() -> None:
     waiting = any(result.waiting for result in results.values())
     if not results:
         console.print("nothing was recorded yet; run `ltv run`", markup=False)
-    champion = project.lineage().champion()
     problem = tracker.mirror_champion(champion) if champion is not None and not waiting else None
     if problem is not None:
         console.print(f"champion: {problem}", markup=False)

@@ -9,28 +9,89 @@ Next to read: ``config/config.yaml``, the full horizon.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
+from difflib import get_close_matches
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ltv_assets.errors import ConfigError
+from ltv_assets.yaml_text import YamlText
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = "config/config_test.yaml"
 
-Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-CRON = r"^\s*[0-9*/,-]+(\s+[0-9A-Za-z*/,?#-]+){4}\s*$"
+LARGEST_INT = 2**31 - 1
+"""Largest whole number that LightGBM and DuckDB take."""
+FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2199, 12, 31)
+"""No impression is older or newer; beyond lie the ends of the calendar, where reckoning with days fails."""
+MOST_DAYS = 36_500
+MOST_RANGE_DAYS = 3_660
+MOST_SECONDS = 31_536_000
+"""A year."""
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, not {str(value).lower()}")
+    return value
+
+
+def parse_day(text: str) -> date:
+    """The day that a text such as 2025-10-06 names; raises ValueError for any other text and for years no impression is from."""
+    try:
+        day = date.fromisoformat(text) if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) else None
+    except ValueError:
+        day = None
+    if day is None or not FIRST_DAY <= day <= LAST_DAY:
+        raise ValueError(f"expected a day such as 2025-10-06, between {FIRST_DAY} and {LAST_DAY}")
+    return day
+
+
+def _day(value: Any) -> date:
+    return parse_day(value if isinstance(value, str) else str(value))
+
+
+def _known_cron(text: str) -> str:
+    """The expression itself, if Dagster would schedule by it; where Dagster is not installed, nothing is scheduled."""
+    try:
+        # By name: the core reads the configuration too, and must not depend on Dagster.
+        schedules = import_module("dagster._utils.schedules")
+    except ImportError:
+        return text
+    try:
+        valid = schedules.is_valid_cron_string(text)
+    except Exception:  # whatever its parser stumbles over is no cron expression
+        valid = False
+    if not valid:
+        raise ValueError(
+            "expected a cron expression that Dagster accepts (minute 0-59, hour 0-23, day of month, month, day of week), "
+            "such as '0 6 * * *'"
+        )
+    return text
+
+
+NUMBER = BeforeValidator(_no_truth)
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False), NUMBER]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False), NUMBER]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False), NUMBER]
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST_INT), NUMBER]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_INT), NUMBER]
+PositiveDays = Annotated[int, Field(ge=1, le=MOST_DAYS), NUMBER]
+Days = Annotated[int, Field(ge=0, le=MOST_DAYS), NUMBER]
+PositiveSeconds = Annotated[float, Field(gt=0.0, le=MOST_SECONDS, allow_inf_nan=False), NUMBER]
+Seconds = Annotated[float, Field(ge=0.0, le=MOST_SECONDS, allow_inf_nan=False), NUMBER]
+Threads = Annotated[int, Field(ge=1, le=1024), NUMBER]
+Trees = Annotated[int, Field(ge=1, le=100_000), NUMBER]
+Day = Annotated[date, BeforeValidator(_day)]
+Cron = Annotated[str, AfterValidator(_known_cron)]
 
 
 class Section(BaseModel):
@@ -57,13 +118,15 @@ class Section(BaseModel):
 class DateRange(Section):
     """First and last day, both included."""
 
-    first: date = Field(description="first day, included")
-    last: date = Field(description="last day, included")
+    first: Day = Field(description="first day, included")
+    last: Day = Field(description="last day, included")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.last < self.first:
             raise ValueError(f"last day {self.last} lies before first day {self.first}")
+        if (self.last - self.first).days >= MOST_RANGE_DAYS:
+            raise ValueError(f"{self.first} .. {self.last} are more than {MOST_RANGE_DAYS} days")
         return self
 
     def days(self) -> tuple[date, ...]:
@@ -87,7 +150,7 @@ class DateRanges(Section):
 class SplitConfig(Section):
     """How much of one split's raw data is read."""
 
-    sampling_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    sampling_fraction: Annotated[float, Field(gt=0.0, le=1.0), NUMBER] = Field(
         1.0, description="share of rows kept, chosen by a hash of (seed, row_id), so the same rows whatever the order"
     )
     max_partitions: PositiveInt | None = Field(
@@ -95,10 +158,20 @@ class SplitConfig(Section):
     )
 
 
-def _inside(path: Path | None) -> Path | None:
-    if path is not None and ".." in path.parts:
+def _inside(path: Path) -> Path:
+    if path == Path() or "\0" in str(path):
+        raise ValueError("expected a path")
+    if ".." in path.parts:
         raise ValueError(f"the path {path} leaves the project; give an absolute path, or one below the project root")
-    return path
+    return at_home(path)
+
+
+def at_home(path: Path) -> Path:
+    """The path with ``~`` and ``~user`` written out; raises ValueError for a user without a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"the path {path} begins with the home folder of a user who has none here") from None
 
 
 LocalPath = Annotated[Path, AfterValidator(_inside)]
@@ -107,8 +180,8 @@ LocalPath = Annotated[Path, AfterValidator(_inside)]
 def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ValueError(f"{name!r} is no time zone of the IANA database, such as UTC or Europe/Madrid") from None
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("expected a time zone of the IANA database, such as UTC or Europe/Madrid") from None
     return name
 
 
@@ -122,9 +195,7 @@ class DataConfig(Section):
     train_folder: str = Field("train", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the labelled hours below root")
     test_folder: str = Field("test", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the unlabelled hours below root")
     dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
-    gap_days: tuple[date, ...] = Field(
-        (), description="training days known to be missing; any other missing day inside a window is refused"
-    )
+    gap_days: tuple[Day, ...] = Field((), description="training days known to be missing; any other missing day inside a window is refused")
     require_all_hours: bool = Field(False, description="true: a day with fewer than 24 hours fails; false: it is a warning")
     max_bad_file_share: Share = Field(0.5, description="a day with a larger share of unreadable files is rejected")
     max_bad_row_share: Share = Field(0.05, description="a day with a larger share of quarantined rows fails its blocking check")
@@ -132,17 +203,23 @@ class DataConfig(Section):
     train: SplitConfig = Field(SplitConfig(), description="sampling of training days")
     test: SplitConfig = Field(SplitConfig(), description="sampling of test days; a submission needs all rows")
 
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.train_folder == self.test_folder:
+            raise ValueError(f"train_folder and test_folder are both {self.train_folder!r}; an hour is either labelled or not")
+        return self
+
 
 class WindowsConfig(Section):
     """The training windows: key D is the holdout day, the days before it train."""
 
-    min_train_days: PositiveInt = Field(2, description="a window needs at least this many training days")
-    max_train_days: PositiveInt = Field(7, description="a window trains on at most this many days before the holdout")
-    embargo_days: NonNegativeInt = Field(0, description="days left out directly before the holdout, as in live use with immature labels")
-    label_maturity_days_d7: NonNegativeInt = Field(7, description="age in days from which a D7 label is final")
-    label_maturity_days_d14: NonNegativeInt = Field(14, description="age in days from which a D14 label is final")
-    label_maturity_days_d28: NonNegativeInt = Field(28, description="age in days from which a D28 label is final")
-    lookahead_days: NonNegativeInt = Field(14, description="future days that exist as partition keys")
+    min_train_days: PositiveDays = Field(2, description="a window needs at least this many training days")
+    max_train_days: PositiveDays = Field(7, description="a window trains on at most this many days before the holdout")
+    embargo_days: Days = Field(0, description="days left out directly before the holdout, as in live use with immature labels")
+    label_maturity_days_d7: Days = Field(7, description="age in days from which a D7 label is final")
+    label_maturity_days_d14: Days = Field(14, description="age in days from which a D14 label is final")
+    label_maturity_days_d28: Days = Field(28, description="age in days from which a D28 label is final")
+    lookahead_days: Annotated[int, Field(ge=0, le=3650), NUMBER] = Field(14, description="future days that exist as partition keys")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -159,13 +236,13 @@ class SamplingConfig(Section):
 
     classifier: Literal["none", "histos"] = Field("histos", description="sampling plan of the buyer classifier")
     regressor: Literal["none", "hhistus"] = Field("hhistus", description="sampling plan of the revenue regressor")
-    n_bins: Annotated[int, Field(ge=1, le=254)] = Field(
+    n_bins: Annotated[int, Field(ge=1, le=254), NUMBER] = Field(
         20, description="equal-width bins of log1p(revenue), next to the dedicated bin of zero"
     )
     histos_beta: PositiveFloat = Field(3.0, description="HistOS: steepness of the repeat probability exp(-beta * count / max_count)")
-    max_copies: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="HistOS: at most this many extra copies of a row")
+    max_copies: Annotated[int, Field(ge=1, le=1000), NUMBER] = Field(1, description="HistOS: at most this many extra copies of a row")
     hhistus_beta: NonNegativeFloat = Field(0.25, description="HHISTUS: steepness of the keep probability exp(-beta * count / max_count)")
-    whale_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+    whale_quantile: Annotated[float, Field(gt=0.5, lt=1.0), NUMBER] = Field(
         0.95,
         description="payers from this quantile of revenue on are whales: HHISTUS always keeps them, the whale classifier looks for them",
     )
@@ -174,13 +251,15 @@ class SamplingConfig(Section):
 class BoosterConfig(Section):
     """One LightGBM model; the number of trees comes from early stopping on later time."""
 
-    num_leaves: Annotated[int, Field(ge=2, le=1024)] = Field(31, description="largest number of leaves of a tree")
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.03, description="shrinkage of each tree")
+    num_leaves: Annotated[int, Field(ge=2, le=1024), NUMBER] = Field(31, description="largest number of leaves of a tree")
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0), NUMBER] = Field(0.03, description="shrinkage of each tree")
     min_data_in_leaf: PositiveInt = Field(20, description="fewest rows in a leaf")
-    feature_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of features a tree may use")
-    bagging_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="share of rows a tree sees, drawn anew each tree")
+    feature_fraction: Annotated[float, Field(gt=0.0, le=1.0), NUMBER] = Field(1.0, description="share of features a tree may use")
+    bagging_fraction: Annotated[float, Field(gt=0.0, le=1.0), NUMBER] = Field(
+        1.0, description="share of rows a tree sees, drawn anew each tree"
+    )
     lambda_l2: NonNegativeFloat = Field(0.0, description="L2 penalty on leaf values")
-    max_rounds: PositiveInt = Field(400, description="largest number of trees")
+    max_rounds: Trees = Field(400, description="largest number of trees")
     patience: PositiveInt = Field(30, description="stop after this many trees without improvement on later time")
 
 
@@ -198,11 +277,11 @@ class LinearConfig(Section):
 class ForestConfig(Section):
     """Random forest: LightGBM's rf mode."""
 
-    trees: PositiveInt = Field(60, description="number of trees")
-    num_leaves: Annotated[int, Field(ge=2, le=1024)] = Field(63, description="largest number of leaves of a tree")
+    trees: Trees = Field(60, description="number of trees")
+    num_leaves: Annotated[int, Field(ge=2, le=1024), NUMBER] = Field(63, description="largest number of leaves of a tree")
     min_data_in_leaf: PositiveInt = Field(50, description="fewest rows in a leaf")
-    bagging_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.4, description="share of rows each tree sees")
-    feature_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.3, description="share of features each tree sees")
+    bagging_fraction: Annotated[float, Field(gt=0.0, lt=1.0), NUMBER] = Field(0.4, description="share of rows each tree sees")
+    feature_fraction: Annotated[float, Field(gt=0.0, lt=1.0), NUMBER] = Field(0.3, description="share of features each tree sees")
 
 
 class CalibrationConfig(Section):
@@ -214,10 +293,15 @@ class CalibrationConfig(Section):
     min_payers: PositiveInt = Field(30, description="with fewer payers among the calibration rows only the prior correction is applied")
 
 
+def _off(value: Any) -> Any:
+    """What a reader of YAML 1.1 makes of ``off``."""
+    return "off" if value is False else value
+
+
 class GatingConfig(Section):
     """Which predictions become zero, and how far a probability may go."""
 
-    zero_rate: Literal["match", "off"] = Field(
+    zero_rate: Annotated[Literal["match", "off"], BeforeValidator(_off)] = Field(
         "match", description="match: gate the smallest scores until the zero rate of `level` is met; off: no gate"
     )
     level: Literal["follow", "window"] = Field(
@@ -225,11 +309,11 @@ class GatingConfig(Section):
         description="payer rate that the gate, expected revenue and probabilities are set to: follow = of the newest days, shrunk to the "
         "window's as far as its days differ by chance; window = all days alike",
     )
-    cap_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+    cap_share: Annotated[float, Field(gt=0.0, lt=1.0), NUMBER] = Field(
         0.002, description="share of rows in the top bin whose outcome rate caps probabilities"
     )
     cap_min_rows: PositiveInt = Field(50, description="the top bin has at least this many rows")
-    cap_confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+    cap_confidence: Annotated[float, Field(gt=0.5, lt=1.0), NUMBER] = Field(
         0.975, description="one-sided level of the upper bound that becomes the cap"
     )
     whale_precision: Share = Field(
@@ -253,18 +337,18 @@ class StackerConfig(Section):
 class ModelsConfig(Section):
     """Hyperparameters of every model of a window."""
 
-    folds: Annotated[int, Field(ge=2, le=10)] = Field(3, description="groups of consecutive periods for out-of-fold predictions")
-    max_bin: Annotated[int, Field(ge=15, le=255)] = Field(63, description="histogram bins of a feature in every booster")
+    folds: Annotated[int, Field(ge=2, le=10), NUMBER] = Field(3, description="groups of consecutive periods for out-of-fold predictions")
+    max_bin: Annotated[int, Field(ge=15, le=255), NUMBER] = Field(63, description="histogram bins of a feature in every booster")
     max_features: PositiveInt | None = Field(
         None,
         description="models see at most this many encoded columns, the most telling ones by gain and correlation; null = all that vary",
     )
-    max_auxiliary_rows: Annotated[int, Field(ge=1000)] | None = Field(
+    max_auxiliary_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
         500_000,
         description="out-of-fold, early-stopping and linear fits use at most this many rows, drawn by a hash of (seed, row_id); "
         "null = all; final boosters always use all",
     )
-    max_reference_rows: Annotated[int, Field(ge=1000)] | None = Field(
+    max_reference_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
         3_000_000,
         description="the reference and the increments beyond D7 are fitted on at most this many rows, drawn by a hash of "
         "(seed, row_id); null = all",
@@ -272,7 +356,7 @@ class ModelsConfig(Section):
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
     )
-    cap_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+    cap_quantile: Annotated[float, Field(gt=0.5, lt=1.0), NUMBER] = Field(
         0.999, description="quantile of revenue over all labelled rows of the window at which expected_revenue_d7 is capped (cap_usd)"
     )
     refit: bool = Field(
@@ -324,10 +408,10 @@ class ChecksConfig(Section):
     expected_revenue_ratio_max: PositiveFloat = Field(2.0, description="the same ratio's upper bound (a warning above)")
     psi_warn: PositiveFloat = Field(0.25, description="population stability index from which a feature counts as drifted (a warning)")
     min_rows_per_day: PositiveInt = Field(1, description="a day with fewer flattened rows fails")
-    adversarial_auc_warn: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
+    adversarial_auc_warn: Annotated[float, Field(ge=0.5, le=1.0), NUMBER] = Field(
         0.70, description="AUC from which a model that tells a day from the days before it counts as drift (a warning)"
     )
-    champion_max_age_days: NonNegativeInt = Field(
+    champion_max_age_days: Days = Field(
         7, description="days the champion's window may lie behind the newest day with mature labels (a warning)"
     )
 
@@ -335,12 +419,22 @@ class ChecksConfig(Section):
 class EvaluationConfig(Section):
     """What is measured on the holdout day."""
 
-    bootstrap_repeats: Annotated[int, Field(ge=50, le=10_000)] = Field(500, description="resamples behind every 95 % interval")
+    bootstrap_repeats: Annotated[int, Field(ge=50, le=10_000), NUMBER] = Field(500, description="resamples behind every 95 % interval")
     max_segments: PositiveInt = Field(12, description="largest segments reported per column; the rest is pooled as other")
     min_segment_rows: PositiveInt = Field(200, description="segments with fewer rows are pooled as other")
 
 
 # ------------------------------------------------------------------------------------------------------------- running
+
+
+def _scheduler_address(text: str) -> str:
+    match = re.fullmatch(r"(?:tcp|tls)://[^\s/]+:([0-9]{1,5})", text)
+    if match is None or not 0 < int(match[1]) < 65_536:
+        raise ValueError("expected tcp:// or tls://, a host and a port between 1 and 65535, such as tcp://10.0.0.5:8786")
+    return text
+
+
+Scheduler = Annotated[str, AfterValidator(_scheduler_address)]
 
 
 class ComputeConfig(Section):
@@ -350,22 +444,23 @@ class ComputeConfig(Section):
         "local",
         description="where days are flattened and scored and the served boosters are fitted: in this process, or on Dask workers",
     )
-    scheduler: str | None = Field(
+    scheduler: Scheduler | None = Field(
         None,
-        pattern=r"^(tcp|tls)://[^\s/]+:[0-9]+$",
         description="Dask scheduler to join, such as tcp://10.0.0.5:8786; null = start `threads` worker processes on this machine",
     )
-    threads: PositiveInt = Field(
+    threads: Threads = Field(
         2,
         description="threads of DuckDB, LightGBM and linear algebra, whatever OMP_NUM_THREADS says; part of the determinism promise",
     )
-    max_memory_gb: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
+    max_memory_gb: Annotated[float, Field(ge=1.0, le=1_000_000.0, allow_inf_nan=False), NUMBER] = Field(
         4.0,
         description="memory one process should stay below, in GB: windows that do not fit are read block by block and their auxiliary "
         "fits use fewer rows, fewer blocks are flattened at a time, DuckDB gets at most half",
     )
-    duckdb_memory_gb: PositiveFloat = Field(1.0, description="memory limit of each DuckDB connection, in GB; at most half of max_memory_gb")
-    chunk_rows: Annotated[int, Field(ge=100)] = Field(
+    duckdb_memory_gb: Annotated[float, Field(ge=0.01, le=1_000_000.0, allow_inf_nan=False), NUMBER] = Field(
+        1.0, description="memory limit of each DuckDB connection, in GB; at most half of max_memory_gb"
+    )
+    chunk_rows: Annotated[int, Field(ge=100, le=LARGEST_INT), NUMBER] = Field(
         8_192, description="rows that each thread scores at a time; the result does not depend on it"
     )
 
@@ -411,31 +506,25 @@ class WarehouseConfig(Section):
         description="URL of any file system fsspec knows, such as s3://bucket/ltv: `ltv run` fetches from it what the warehouse lacks "
         "and sends to it what is new; null = the warehouse stands alone",
     )
-    lock_timeout_seconds: PositiveFloat = Field(60.0, description="longest wait for the catalogue's lock")
+    lock_timeout_seconds: PositiveSeconds = Field(60.0, description="longest wait for the catalogue's lock")
 
 
 class AutomationConfig(Section):
     """When the graph moves by itself; every sensor and schedule is off until somebody switches it on."""
 
-    allow_missing_hours: Annotated[int, Field(ge=0, le=23)] = Field(
+    allow_missing_hours: Annotated[int, Field(ge=0, le=23), NUMBER] = Field(
         0, description="a day counts as landed with at most this many of its 24 hours missing"
     )
-    settle_seconds: NonNegativeFloat = Field(
-        60.0, description="a day counts as landed when its files were left alone this long, in seconds"
-    )
-    windows_back: NonNegativeInt = Field(
+    settle_seconds: Seconds = Field(60.0, description="a day counts as landed when its files were left alone this long, in seconds")
+    windows_back: Days = Field(
         3, description="next to the newest window, windows at most this many days older are brought up to date; 0 = none"
     )
-    sensor_seconds: PositiveInt = Field(30, description="shortest time between two looks of a sensor, in seconds")
-    daily_prediction: str = Field(
-        "0 6 * * *", pattern=CRON, description="cron expression: score the days without labels that are not fresh"
+    sensor_seconds: Annotated[int, Field(ge=1, le=MOST_SECONDS), NUMBER] = Field(
+        30, description="shortest time between two looks of a sensor, in seconds"
     )
-    weekly_retraining: str = Field(
-        "0 3 * * 1", pattern=CRON, description="cron expression: train the newest window, whatever the figures say"
-    )
-    daily_health: str = Field(
-        "0 7 * * *", pattern=CRON, description="cron expression: run the checks that look at the warehouse as a whole"
-    )
+    daily_prediction: Cron = Field("0 6 * * *", description="cron expression: score the days without labels that are not fresh")
+    weekly_retraining: Cron = Field("0 3 * * 1", description="cron expression: train the newest window, whatever the figures say")
+    daily_health: Cron = Field("0 7 * * *", description="cron expression: run the checks that look at the warehouse as a whole")
     timezone: TimeZone = Field("UTC", description="time zone of the cron expressions, such as Europe/Madrid")
     retrain_rmsle_max: PositiveFloat = Field(
         0.60, description="the champion's RMSLE on the newest evaluated day above which retraining is asked for"
@@ -452,7 +541,7 @@ class RetentionConfig(Section):
     """What `ltv gc` keeps; the champion, the champion before it and what both were made from are always kept."""
 
     windows: PositiveInt = Field(14, description="newest windows whose models, metrics and tracking records are kept")
-    days: PositiveInt = Field(
+    days: PositiveDays = Field(
         60, description="flattened days, inventories and predictions are kept this many days back from the newest day"
     )
     submissions: PositiveInt = Field(3, description="newest submissions that are kept, next to the configured one")
@@ -464,8 +553,8 @@ class TrackingConfig(Section):
     enabled: bool = Field(True, description="false: nothing is logged to MLflow")
     experiment: str = Field("ltv", min_length=1, description="experiment that holds one run per window")
     registered_model: str = Field("ltv", min_length=1, description="name of the registered model")
-    timeout_seconds: PositiveFloat = Field(2.0, description="longest wait for an answer when the server is probed")
-    patience_seconds: NonNegativeFloat = Field(
+    timeout_seconds: PositiveSeconds = Field(2.0, description="longest wait for an answer when the server is probed")
+    patience_seconds: Seconds = Field(
         4.0, description="longest time, in all, that a window's run waits for a server to take what was recorded"
     )
 
@@ -500,56 +589,13 @@ class Config(Section):
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def _line_of(text: str, path: tuple[Any, ...]) -> int | None:
-    """1-based line of the key ``path`` in a YAML text; of its nearest parent when the key itself is absent."""
-    node = yaml.compose(text)
-    line: int | None = None
-    for part in path:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is not None:
-                line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = node.value[part]
-            line, node = found.start_mark.line + 1, found
-        if found is None:
-            break
-    return line
-
-
-def _forbid_duplicate_keys(node: yaml.Node | None, file: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise ConfigError(f"{file}:{line}: key '{key.value}' stands twice (first on line {seen[key.value]}); remove one")
-            seen[key.value] = line
-            _forbid_duplicate_keys(value, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _forbid_duplicate_keys(value, file)
-
-
 def parse_config(text: str, file: Path) -> Config:
     """Parse one YAML text; ``file`` is only named in messages.
 
     Raises ConfigError with file, line and key for a syntax error, an unknown key, a wrong type or a value out of range.
     """
-    try:
-        _forbid_duplicate_keys(yaml.compose(text, Loader=yaml.SafeLoader), file)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise ConfigError(f"{file}: an alias (*) stands inside the value it refers to; write the value out") from None
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
-    if raw is None:
-        raw = {}
+    source = YamlText(text, file)
+    raw = {} if source.tree is None else source.tree
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{file}:1: expected a mapping of sections, found {type(raw).__name__}")
     try:
@@ -560,12 +606,61 @@ def parse_config(text: str, file: Path) -> Config:
             if problem["type"] == "literal_error" and isinstance(problem["input"], Mapping) and "[" in str(problem["loc"][-1]):
                 continue  # one arm of a union; the problems of the other say more
             path = tuple(p for p in problem["loc"] if not (isinstance(p, str) and (p == "DateRanges" or "[" in p)))
-            line = _line_of(text, path)
-            where = f"{file}:{line}" if line else str(file)
-            key = ".".join(str(p) for p in path) or "(top level)"
-            found = "" if problem["type"] == "missing" else f", found {problem['input']!r:.80}"
-            lines.append(f"{where}: {key}: {problem['msg']}{found}")
+            lines.append(f"{placed(source, file, path)}: {complaint(source, path, problem, _keys_beside(path))}")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def placed(source: YamlText, file: Path, path: tuple[Any, ...]) -> str:
+    """``file:line: key`` of a key, as messages begin."""
+    line = source.line_of(path)
+    return f"{file}:{line}: {dotted(path)}" if line else f"{file}: {dotted(path)}"
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """A key as it is written in messages and in the documentation."""
+    return ".".join(str(p) for p in path) or "(top level)"
+
+
+def complaint(source: YamlText, path: tuple[Any, ...], problem: Any, known: Sequence[str]) -> str:
+    """One pydantic problem in words: what was expected, and what the file says; ``known`` are the keys it may have meant."""
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(str(path[-1]), known, 1)
+        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; expected one of {', '.join(known)}"
+    if problem["type"] == "missing":
+        return "missing; give it a value"
+    said = problem["msg"].removeprefix("Value error, ")
+    said = f"expected {said.removeprefix('Input should be ')}" if said.startswith("Input should be ") else said
+    said = next((f"expected {words}" for kind, words in _EXPECTED.items() if problem["type"].startswith(kind)), said)
+    written, found = source.written(path), problem["input"]
+    shown = repr(found) if written is None or isinstance(found, str) else written or "nothing"
+    return f"{said}, found {shown:.80}"
+
+
+_EXPECTED = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "bool_": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "a list",
+    "too_short": "at least one value",
+    "dict_type": "keys and values",
+    "model_": "keys and values",
+}
+"""What is said for pydantic's words, by the beginning of its name for the problem."""
+
+
+def _keys_beside(path: tuple[Any, ...]) -> list[str]:
+    """The keys that exist where ``path`` stands."""
+    section: type[BaseModel] = Config
+    for part in path[:-1]:
+        field = section.model_fields.get(str(part))
+        section = next(iter(_sections(field.annotation)), section) if field is not None else section
+    return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    return [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, Section)]
 
 
 def _resolve(path: Path) -> Path:
@@ -575,10 +670,24 @@ def _resolve(path: Path) -> Path:
 def config_path() -> Path:
     """The configuration file in force: ``LTV_CONFIG``, else the simulated one."""
     name = os.environ.get("LTV_CONFIG") or DEFAULT_CONFIG
-    path = Path(name).expanduser()
+    path = _of_environment("LTV_CONFIG", name)
     if not path.is_absolute() and not path.exists():
         path = PROJECT_ROOT / path
     return path.resolve()
+
+
+def _of_environment(variable: str, text: str) -> Path:
+    """The path an environment variable names; raises ConfigError naming the variable if no folder can have that name."""
+    try:
+        path = at_home(Path(text))
+        path.exists()
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"environment variable {variable}: expected a path in UTF-8, found {text.encode(errors='replace')!r}") from None
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"environment variable {variable}: expected a path, found {text!r:.80} ({reason})") from None
+    return path
 
 
 @lru_cache(maxsize=8)
@@ -592,10 +701,12 @@ def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | Non
     config = parse_config(text, path)
     if config.compute.engine == "dask" and find_spec("distributed") is None:
         raise ConfigError(f"{path}: compute.engine is dask, but Dask is not installed; run `pip install 'ltv-assets[dask]'`")
-    data = config.data.model_copy(update={"root": Path(data_root).expanduser().resolve() if data_root else _resolve(config.data.root)})
+    data = config.data.model_copy(
+        update={"root": _of_environment("LTV_DATA_ROOT", data_root).resolve() if data_root else _resolve(config.data.root)}
+    )
     if data.sample_submission is not None:
         data = data.model_copy(update={"sample_submission": _resolve(data.sample_submission)})
-    root = Path(warehouse).expanduser().resolve() if warehouse else _resolve(config.warehouse.root)
+    root = _of_environment("LTV_WAREHOUSE", warehouse).resolve() if warehouse else _resolve(config.warehouse.root)
     # The simulated data of the small configuration lives inside the warehouse, so it moves with it.
     if not data_root and config.data.root.parts[:1] == config.warehouse.root.parts[:1] and warehouse:
         data = data.model_copy(update={"root": root.joinpath(*config.data.root.parts[1:])})
@@ -627,9 +738,7 @@ def load_config(path: Path | None = None) -> Config:
 def walk_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, description) of every leaf of the tree, for the documentation and for tests."""
     for name, field in section.model_fields.items():
-        kinds = [
-            a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, Section)
-        ]
+        kinds = _sections(field.annotation)
         if kinds:
             for kind in kinds:
                 yield from walk_keys(kind, f"{prefix}{name}.")

@@ -14,7 +14,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from ltv_assets.config import Config, DateRanges
+from ltv_assets.config import FIRST_DAY, LAST_DAY, Config, DateRanges
+from ltv_assets.config import parse_day as day_of
 from ltv_assets.errors import ConfigError, DataError, StaleError
 
 Split = Literal["train", "test"]
@@ -30,17 +31,15 @@ def today() -> date:
     if not text:
         return datetime.now(UTC).date()
     try:
-        return date.fromisoformat(text)
+        return day_of(text)
     except ValueError:
-        raise ConfigError(f"environment variable LTV_TODAY: expected a day such as 2025-11-01, found {text!r}") from None
+        raise ConfigError(f"environment variable LTV_TODAY: expected a day such as 2025-11-01, found {text!r:.80}") from None
 
 
 def parse_day(key: str) -> date:
     """Day of a partition key; raises DataError for anything but YYYY-MM-DD, so no key can leave the warehouse."""
     try:
-        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", key):
-            raise ValueError
-        return date.fromisoformat(key)
+        return day_of(key)
     except ValueError:
         raise DataError(f"partition key {key!r}: expected a day such as 2025-10-06") from None
 
@@ -52,9 +51,10 @@ def hour_of_folder(name: str) -> tuple[date, int] | None:
         return None
     year, month, day, hour = (int(g) for g in match.groups())
     try:
-        return (date(year, month, day), hour) if hour < 24 else None
+        found = date(year, month, day)
     except ValueError:
         return None
+    return (found, hour) if hour < 24 and FIRST_DAY <= found <= LAST_DAY else None
 
 
 def days_in(folder: Path, max_partitions: int | None = None) -> tuple[date, ...]:
@@ -168,6 +168,49 @@ def discover(config: Config) -> Horizon:
         config.windows.embargo_days,
         frozenset(config.data.gap_days),
     )
+
+
+def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -> tuple[str, ...]:
+    """A message for each day (or for ``day``) with hourly folders that no partition reads.
+
+    A day belongs to one split, so its hours under the other's folder are read by nobody, nor is a day beside explicit dates.
+    """
+    messages = []
+    splits: tuple[tuple[Split, Split, tuple[date, ...]], ...] = (
+        ("train", "test", horizon.train_days),
+        ("test", "train", horizon.test_days),
+    )
+    for split, other, own in splits:
+        base, others = split_folder(config, split), horizon.test_days if split == "train" else horizon.train_days
+        hours: dict[date, list[int]] = {}
+        for found in (hour_of_folder(entry.name) for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else ():
+            if found is not None and found[0] not in own and day in (None, found[0]):
+                hours.setdefault(found[0], []).append(found[1])
+        limit = (config.data.train if split == "train" else config.data.test).max_partitions
+        for missed, numbers in sorted(hours.items()):
+            listed = _spans(sorted(numbers))
+            if missed in others:
+                messages.append(
+                    f"day {missed} counts as {other}, so its {len(numbers)} hours under {base} are read by nobody: {listed}; "
+                    f"move them to {split_folder(config, other)}, or deliver the day under one of the two folders only"
+                )
+            elif limit is None and missed not in config.data.gap_days:
+                messages.append(
+                    f"day {missed} lies outside data.dates, so its {len(numbers)} hours under {base} are read by nobody: {listed}; "
+                    "add the day to data.dates, or to data.gap_days to leave it out on purpose"
+                )
+    return tuple(messages)
+
+
+def _spans(hours: list[int]) -> str:
+    """Hours of a day as text, those in a row by the first and the last: ``00-11, 13``."""
+    spans: list[list[int]] = []
+    for hour in hours:
+        if spans and spans[-1][-1] == hour - 1:
+            spans[-1][1:] = [hour]
+        else:
+            spans.append([hour])
+    return ", ".join("-".join(f"{hour:02d}" for hour in span) for span in spans)
 
 
 def mature_horizons(config: Config, day: date, on: date | None = None) -> frozenset[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,17 +60,37 @@ class OnlineModel:
         import pandas as pd
 
         given = [name for name in model_input.columns if name in INPUT_COLUMNS]
+        twice = [name for name, count in Counter(given).items() if count > 1]
+        if twice:
+            raise DataError(f"the request has column {twice[0]} more than once; expected each column once")
         if not given:
             raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {COLUMNS[0].name}")
         values = model_input[given].to_numpy(dtype=object)
         impressions = read_impressions({name: values[:, j].tolist() for j, name in enumerate(given)}, len(model_input))
-        good = np.array([row not in impressions.problems for row in range(len(model_input))], dtype=bool)
-        scores = self._score(impressions.table if good.all() else impressions.table.filter(good))
+        problems = dict(impressions.problems)
+        good = np.array([row not in problems for row in range(len(model_input))], dtype=bool)
+        scores = self._scores(impressions.table if good.all() else impressions.table.filter(good), np.flatnonzero(good), problems)
+        good &= np.array([row not in problems for row in range(len(good))], dtype=bool)
         answer = pd.DataFrame({name: _spread(values, good) for name, values in scores.items()}, index=model_input.index)
         if "row_id" in given:
             answer.insert(0, "row_id", pd.Series(_nullable(model_input["row_id"]), index=answer.index, dtype=object))
-        answer[ERROR_COLUMN] = pd.Series([impressions.problems.get(row) for row in range(len(good))], index=answer.index, dtype=object)
+        answer[ERROR_COLUMN] = pd.Series([problems.get(row) for row in range(len(good))], index=answer.index, dtype=object)
         return answer
+
+    def _scores(self, table: pa.Table, rows: np.ndarray, problems: dict[int, str]) -> dict[str, np.ndarray]:
+        """Scores of the rows that can be scored; the others, whose numbers ``rows`` gives, join ``problems``.
+
+        What stops a table is looked for in its halves, so that one impression never costs those beside it.
+        """
+        try:
+            return self._score(table)
+        except Exception as error:
+            if len(rows) == 1:
+                problems[int(rows[0])] = f"row {rows[0]}: cannot be scored ({type(error).__name__}: {' '.join(str(error).split()):.200})"
+                return {name: np.empty(0) for name in SCORED_COLUMNS}
+        half = len(rows) // 2
+        parts = [self._scores(table.slice(low, high - low), rows[low:high], problems) for low, high in ((0, half), (half, len(rows)))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in SCORED_COLUMNS}
 
     def _score(self, table: pa.Table) -> dict[str, np.ndarray]:
         if table.num_rows == 0:
@@ -88,7 +109,10 @@ def _spread(values: np.ndarray, good: np.ndarray) -> np.ndarray:
 
 
 def _nullable(column: pd.Series) -> list[Any]:
-    return [None if value is None or value != value else value for value in column.tolist()]
+    import pandas as pd
+
+    # Only a number can be NaN; asking anything else whether it equals itself may have more answers than two.
+    return [None if value is pd.NA or (isinstance(value, float) and value != value) else value for value in column.tolist()]
 
 
 def _verified(folder: Path) -> dict[str, bytes]:

@@ -184,6 +184,12 @@ class Outbox:
         data = json.dumps({"server": server, "runs": runs}, sort_keys=True).encode()
         write_atomic(self.folder(window) / identity / _RUN_FILE, data)
 
+    def forget_delivery(self, window: str, identity: str) -> None:
+        """Let the records of an identity wait again, with no run of theirs known."""
+        for letter in self.letters(window, identity):
+            (letter.folder / _DELIVERED_FILE).unlink(missing_ok=True)
+        (self.folder(window) / identity / _RUN_FILE).unlink(missing_ok=True)
+
     def tidy(self, window: str, server: str) -> None:
         """Drop the artifacts of delivered records of earlier identities; which runs they became stays known."""
         for identity in self.identities(window):

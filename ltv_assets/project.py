@@ -17,7 +17,7 @@ import duckdb
 from ltv_assets.config import Config, load_config
 from ltv_assets.contract import OutputColumn
 from ltv_assets.database import open_duckdb
-from ltv_assets.errors import StaleError
+from ltv_assets.errors import StaleError, TransientError
 from ltv_assets.horizon import Horizon, discover
 from ltv_assets.lineage import Lineage
 from ltv_assets.storage.catalogue import Connector, sync
@@ -93,6 +93,15 @@ class Project:
         timeout = self.config.warehouse.lock_timeout_seconds
         connect = connect or partial(self.open_duckdb, database=self.warehouse.database)
         return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, connect=connect, rebuild=rebuild, problems=problems)
+
+    def refresh_catalogue(self) -> list[str]:
+        """`sync_catalogue` as the last step of a command: what keeps it from being done is returned, and waits for `ltv catalog`."""
+        problems: list[str] = []
+        try:
+            self.sync_catalogue(problems=problems)
+        except TransientError as error:
+            problems.append(str(error))
+        return problems
 
     @property
     def submission_key(self) -> str:

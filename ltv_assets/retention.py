@@ -107,8 +107,7 @@ def collect(project: Project, doomed: Sequence[Doomed]) -> list[str]:
             except OSError as error:
                 problems.append(f"{path}: {error.strerror}; delete it by hand")
     project.warehouse.sweep()
-    project.sync_catalogue()
-    return problems
+    return [*problems, *project.refresh_catalogue()]
 
 
 def _remove(warehouse: Warehouse, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ltv_assets.champion import is_judged
 from ltv_assets.errors import LtvError, TransientError
-from ltv_assets.horizon import Split, today
+from ltv_assets.horizon import Split, today, uncovered_hours
 from ltv_assets.instance import open_instance
 from ltv_assets.jobs import DAY_ASSETS
 from ltv_assets.lineage import has_raw_data
@@ -23,6 +23,7 @@ from ltv_assets.project import Project
 from ltv_assets.storage.files import STAGING_FOLDER, staging
 from ltv_assets.storage.inventory import unknown_entries
 from ltv_assets.storage.warehouse import WARNING, WINDOW_ASSETS
+from ltv_assets.submission import sample_form
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
@@ -62,7 +63,8 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     """Bring days, the window, the predictions and the submission up to date.
 
     ``announce`` receives the number of partitions looked at, ``advance`` one line per partition done.
-    Raises StaleError if no window can be trained, PermanentError if the warehouse cannot be written.
+    Raises StaleError if no window can be trained, PermanentError if the warehouse cannot be written, DataError if the sample
+    of the submission is none.
     """
     from ltv_assets.describing import complete_documents
 
@@ -70,7 +72,11 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     started = time.perf_counter()
     project.warehouse.writable()
     target = project.window_or_last(window)
+    sample = project.config.data.sample_submission
+    if sample is not None and project.horizon.test_days:
+        sample_form(sample)  # what is wrong with it should not be said after an hour of training
     report.warnings += [f"{message}; it is left out" for split in SPLITS for message in unknown_entries(project.config, split)]
+    report.warnings += uncovered_hours(project.config, project.horizon)
     project.warehouse.sweep()
     if project.lake is not None:
         project.lake.pull_all(project.warehouse)
@@ -93,7 +99,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
         except TransientError as error:
             report.problems.append(str(error))
     report.warnings = list(dict.fromkeys(report.warnings))
-    project.sync_catalogue(problems=report.warnings)
+    report.warnings += project.refresh_catalogue()
     report.seconds = time.perf_counter() - started
     return report
 
@@ -107,7 +113,7 @@ def replay_days(project: Project, days: Sequence[date], *, advance: Progress) ->
         runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
         for day in days:
             runner.make("ingest_days", str(day), DAY_ASSETS)
-    project.sync_catalogue(problems=report.warnings)
+    report.warnings += project.refresh_catalogue()
     report.seconds = time.perf_counter() - started
     return report
 

@@ -41,28 +41,30 @@ def _days_landed(config: Config, days: dg.PartitionsDefinition) -> dg.SensorDefi
     def days_landed(context: dg.SensorEvaluationContext, project_resource: ProjectResource) -> dg.SensorResult:
         project = project_resource.open()
         lineage = project.lineage()
-        asked: dict[str, list] = json.loads(context.cursor) if context.cursor else {}
+        asked = _asked(context.cursor)
         requests, notes = [], []
         for landing in landings(project.config, project.horizon):
             key = str(landing.day)
-            fingerprint, count = asked.get(key, ["", 0])
+            fingerprint, count = asked.get(key, ("", 0))
             if fingerprint == landing.fingerprint:
                 continue
             waiting = landing.waiting_for(project.config, time.time())
             if waiting is None and not days.has_partition_key(key):
                 waiting = "it lies beyond the partitions that were known when the code was loaded; reload the code location"
+            if waiting is None and _in_progress(context.instance, key):
+                waiting = "a run for it is under way; its outcome decides"
             if waiting is not None:
                 notes.append(f"day {key}: {waiting}")
                 continue
-            asked[key] = [landing.fingerprint, count + 1]
+            asked[key] = (landing.fingerprint, count + 1)
             status = lineage.status("flattened_features", key)
             if status.state == "fresh":
                 continue
             why = "its files changed" if count else "it has landed"
-            # The count keeps a day that returns to earlier files (a restored copy) from being taken for one asked for before.
+            # Dagster drops a key it has run, even when the cursor that counted was reset: only the time makes one that is new.
             requests.append(
                 dg.RunRequest(
-                    run_key=f"{key}:{landing.fingerprint}:{count + 1}",
+                    run_key=f"{key}:{landing.fingerprint}:{time.time_ns()}",
                     partition_key=key,
                     tags={REASON_TAG: f"{why}; it was {status.state}"},
                 )
@@ -73,6 +75,14 @@ def _days_landed(config: Config, days: dg.PartitionsDefinition) -> dg.SensorDefi
         return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=cursor)
 
     return days_landed
+
+
+def _asked(cursor: str | None) -> dict[str, tuple[str, int]]:
+    """{day: what was asked for, how often}; a cursor that somebody wrote by hand counts as none."""
+    try:
+        return {day: (str(fingerprint), int(count)) for day, (fingerprint, count) in json.loads(cursor or "{}").items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _retraining_needed(config: Config) -> dg.SensorDefinition:
@@ -108,14 +118,14 @@ def _retraining_needed(config: Config) -> dg.SensorDefinition:
         reason = "; ".join(watch.reasons)
         if window is None:
             return dg.SensorResult(skip_reason=f"{reason}; but there is nothing to train: {about}", cursor=identity)
-        request = dg.RunRequest(run_key=f"{window}:{identity}", partition_key=window, tags={REASON_TAG: reason[:1000]})
+        request = dg.RunRequest(run_key=f"{window}:{identity}:{time.time_ns()}", partition_key=window, tags={REASON_TAG: reason[:1000]})
         return dg.SensorResult(run_requests=[request], cursor=identity)
 
     return retraining_needed
 
 
 def _in_progress(instance: dg.DagsterInstance, partition: str) -> bool:
-    """Whether a run for this partition is queued or executing: half a window looks like one that still has to be trained."""
+    """Whether a run for this partition is queued or executing: what is half made looks like something that still has to be made."""
     status = dg.DagsterRunStatus
     waiting = [status.QUEUED, status.NOT_STARTED, status.STARTING, status.STARTED, status.MANAGED]
     return instance.get_runs_count(dg.RunsFilter(statuses=waiting, tags={"dagster/partition": partition})) > 0

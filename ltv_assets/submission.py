@@ -6,7 +6,10 @@ the days and their rows. `validate_submission` reads the file as text and report
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -18,6 +21,7 @@ from ltv_assets.errors import DataError
 
 HEADER = "row_id,iap_revenue_d7"
 MAX_PROBLEMS = 20
+MAX_HEADER = 100_000
 FORMULA = r"^[=+@\-\t\r]"
 _FORMULA = f"regexp_matches(row_id, '{FORMULA}')"
 
@@ -36,22 +40,20 @@ def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: 
         _refuse(connection, "SELECT row_id FROM scored GROUP BY row_id HAVING count(*) > 1 LIMIT 1", "stands on several test days or rows")
         source = "scored"
         if sample is not None:
-            connection.execute(
-                "CREATE TABLE sample_order AS SELECT row_id, row_number() OVER () AS position "
-                "FROM read_csv(?, header = true, all_varchar = true)",
-                [str(sample)],
-            )
+            _read_sample(connection, sample, "sample_order")
             _refuse(
                 connection,
                 "SELECT row_id FROM scored ANTI JOIN sample_order USING (row_id) LIMIT 1",
-                f"is not in the sample file {sample.name}",
+                f"is not in the sample file {sample}",
+                _OTHER_SAMPLE,
             )
             _refuse(
                 connection,
                 "SELECT row_id FROM sample_order ANTI JOIN scored USING (row_id) LIMIT 1",
-                "is in the sample file but was not scored",
+                f"is in the sample file but was not scored ({sample})",
+                _OTHER_SAMPLE,
             )
-            source = "(SELECT scored.* FROM scored JOIN sample_order USING (row_id) ORDER BY position)"
+            source = "(SELECT scored.* FROM scored JOIN sample_order USING (row_id) ORDER BY line)"
         for name, column in (("submission.csv", "iap_revenue_d7"), ("submission_ungated.csv", "ltv_d7")):
             target = str(folder / name).replace("'", "''")
             connection.execute(f"COPY (SELECT row_id, {column} AS iap_revenue_d7 FROM {source}) TO '{target}' (FORMAT csv, HEADER)")
@@ -77,10 +79,88 @@ def _one(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence
     return int(row[0]) if row and row[0] is not None else 0
 
 
-def _refuse(connection: duckdb.DuckDBPyConnection, query: str, reason: str) -> None:
+_REPAIR = "repair the test data and score the days again"
+_OTHER_SAMPLE = "give the sample file of exactly these test days (data.sample_submission), or the days it is of"
+
+
+def _refuse(connection: duckdb.DuckDBPyConnection, query: str, reason: str, remedy: str = _REPAIR) -> None:
     row = connection.execute(query).fetchone()
     if row is not None:
-        raise DataError(f"submission: row_id {row[0]!r} {reason}; repair the test data and score the days again")
+        raise DataError(f"submission: row_id {row[0]!r} {reason}; {remedy}")
+
+
+# -------------------------------------------------------------------------------------------------------------- sample
+
+
+@dataclass(frozen=True, slots=True)
+class SampleForm:
+    """How a sample file is written: what separates its columns, how many there are, and which of them is ``row_id``."""
+
+    delimiter: str
+    columns: int
+    row_id: int
+
+
+def sample_form(sample: Path) -> SampleForm:
+    """The form of a sample file, told from its header alone: ids may hold any character.
+
+    Raises DataError naming the file if it cannot be read, is empty, or has no column ``row_id``.
+    """
+    try:
+        with sample.open(encoding="utf-8-sig", newline="") as handle:
+            header = handle.readline(MAX_HEADER).rstrip("\r\n")
+            more = handle.read(1)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{sample}: not UTF-8 text (byte {error.start}); expected a CSV with a column row_id") from None
+    except OSError as error:
+        raise DataError(f"{sample}: the sample file cannot be read ({error.strerror}); set data.sample_submission to a CSV file") from None
+    if not header and not more:
+        raise DataError(f"{sample}: the sample file is empty; expected the header {HEADER!r} and one line for each test row")
+    for delimiter in ",;\t|":
+        try:
+            names = next(csv.reader([header], delimiter=delimiter, strict=True))
+        except (csv.Error, StopIteration):
+            continue
+        if names.count("row_id") == 1:
+            return SampleForm(delimiter, len(names), names.index("row_id"))
+    raise DataError(f"{sample}:1: expected a header with the column row_id, such as {HEADER!r}, found {header[:80]!r}")
+
+
+def _read_sample(connection: duckdb.DuckDBPyConnection, sample: Path, table: str) -> None:
+    """Read the ids of a sample file into a table of ``line`` and ``row_id``. Raises DataError naming the file and the line at fault."""
+    form = sample_form(sample)
+    columns = ", ".join(f"'{'row_id' if i == form.row_id else f'other_{i}'}': 'VARCHAR'" for i in range(form.columns))
+    try:
+        connection.execute(
+            f"CREATE TABLE {table} AS SELECT row_number() OVER () + 1 AS line, row_id FROM read_csv(?, header = false, skip = 1, "
+            f"delim = '{form.delimiter}', quote = '\"', escape = '\"', columns = {{{columns}}}, auto_detect = false, null_padding = false)",
+            [str(sample)],
+        )
+    except duckdb.Error as error:
+        line, words = _csv_complaint(error, form.columns)
+        raise DataError(f"{sample}{f':{line}' if line else ''}: {words}; repair the sample file") from None
+    empty = connection.execute(f"SELECT min(line) FROM {table} WHERE row_id IS NULL OR row_id = ''").fetchone()
+    last = _one(connection, f"SELECT coalesce(max(line), 1) FROM {table} WHERE row_id <> ''")
+    if empty is not None and empty[0] is not None and empty[0] <= last:
+        raise DataError(f"{sample}:{empty[0]}: row_id is empty; repair the sample file")
+    connection.execute(f"DELETE FROM {table} WHERE line > {last}")  # empty lines at the end
+    if not _one(connection, f"SELECT count(*) FROM {table}"):
+        raise DataError(f"{sample}: the sample file has a header and no row; expected one line for each test row")
+    twice = connection.execute(
+        f"SELECT row_id, min(line), max(line) FROM {table} GROUP BY row_id HAVING count(*) > 1 ORDER BY 2 LIMIT 1"
+    ).fetchone()
+    if twice is not None:
+        raise DataError(f"{sample}:{twice[2]}: row_id {twice[0]!r} stands already on line {twice[1]}; repair the sample file")
+
+
+def _csv_complaint(error: duckdb.Error, columns: int) -> tuple[str | None, str]:
+    """(line, what is wrong) of a CSV that DuckDB refuses, in our words where its own are known."""
+    text = " ".join(str(error).split())
+    line = re.search(r"error on line: (\d+)", text, re.IGNORECASE)
+    found = re.search(r"expected number of columns: \d+ found: (\d+)", text, re.IGNORECASE)
+    known = (("unicode", "not UTF-8 text"), ("utf-8", "not UTF-8 text"), ("unterminated quote", 'a quote (") is opened and not closed'))
+    words = next((words for sign, words in known if sign in text.lower()), f"cannot be read as a CSV of {columns} columns")
+    return line and line[1], f"expected {columns} columns as in the header, found {found[1]}" if found else words
 
 
 def validate_submission(
@@ -113,7 +193,8 @@ def validate_submission(
                 [str(path)],
             )
         except duckdb.Error as error:
-            return [f"not a two-column CSV: {' '.join(str(error).split())[:200]}"]
+            line, words = _csv_complaint(error, 2)
+            return [f"not a two-column CSV: {f'line {line}: ' if line else ''}{words}"]
         for condition, text in (
             ("row_id IS NULL OR row_id = ''", "row_id is empty"),
             (_FORMULA, "row_id would be read as a formula by a spreadsheet"),
@@ -133,10 +214,10 @@ def validate_submission(
 
 def _against_expected(connection: duckdb.DuckDBPyConnection, sample: Path | None, expected: Sequence[Path]) -> list[str]:
     if sample is not None:
-        connection.execute(
-            "CREATE TABLE wanted AS SELECT row_number() OVER () + 1 AS line, row_id FROM read_csv(?, header = true, all_varchar = true)",
-            [str(sample)],
-        )
+        try:
+            _read_sample(connection, sample, "wanted")
+        except DataError as error:
+            return [str(error)]
     elif expected:
         connection.execute(f"CREATE TABLE wanted AS SELECT 0 AS line, row_id FROM read_parquet({_listed(expected)})")
     else:

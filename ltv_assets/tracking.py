@@ -17,10 +17,11 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -56,6 +57,7 @@ _PLACES_IN_STORE = (
 _CHAMPION_FILE = "champion.json"
 _LOCK_FILE, _LOCK_SECONDS = "tracking.lock", 60.0
 _LOCAL_SCHEMES = ("sqlite", "file", "")
+_SCHEMES = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 _USER_IN_URL = re.compile(r"://[^/\s]*@")
 
 
@@ -82,12 +84,13 @@ class Tracker:
         self.settings = config.tracking
         self.warehouse = warehouse
         self.outbox = Outbox(warehouse.root)
-        chosen, own = uri or os.environ.get("MLFLOW_TRACKING_URI"), f"sqlite:///{warehouse.root / _STORE_FILE}"
+        chosen, own = (uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip(), f"sqlite:///{warehouse.root / _STORE_FILE}"
         self.uri = chosen or own
+        self.fault = _address_fault(self.uri)
         self.artifact_root = None if chosen else (warehouse.root / _ARTIFACTS_FOLDER).as_uri()
         # The warehouse's own store stays the same one when both are moved.
-        self.server = _STORE_FILE if self.uri == own else _without_secrets(self.uri)
-        self.beside = beside and urlparse(self.uri).scheme not in _LOCAL_SCHEMES
+        self.server = _STORE_FILE if self.uri == own else "" if self.fault else _without_secrets(self.uri)
+        self.beside = beside and not self.fault and urlparse(self.uri).scheme not in _LOCAL_SCHEMES
 
     # ---------------------------------------------------------------------------------------------------------- records
 
@@ -137,6 +140,8 @@ class Tracker:
 
     def probe(self) -> str | None:
         """Why the server cannot be used, or None; takes little more than ``tracking.timeout_seconds``."""
+        if self.fault:
+            return f"{self.fault}; what is recorded waits for `ltv mlflow-sync`"
         if urlparse(self.uri).scheme not in ("http", "https"):
             return None
         import requests
@@ -145,7 +150,7 @@ class Tracker:
             requests.get(f"{self.uri.rstrip('/')}/health", timeout=self.settings.timeout_seconds, stream=True).close()
         except requests.exceptions.SSLError:
             return None  # it answers; whether its certificate is good enough is for MLflow's own settings to say
-        except (requests.exceptions.RequestException, OSError) as error:
+        except Exception as error:  # requests lets some complaints of its libraries about an address through as they are
             reason = "no answer in time" if isinstance(error, requests.exceptions.Timeout) else type(error).__name__
             return f"tracking server {_host(self.uri)} does not answer ({reason}); run `ltv mlflow-sync` when it is back"
         return None
@@ -233,12 +238,17 @@ class Tracker:
         found = client.search_runs([experiment], " and ".join([*wanted, f"attributes.start_time = {letter.began_ms}"]), max_results=1)
         run = found[0] if found else client.create_run(experiment, start_time=letter.began_ms, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
+        if found and "mlflow.parentRunId" in tags:
+            client.set_tag(run_id, "mlflow.parentRunId", tags["mlflow.parentRunId"])
         self.outbox.remember_run(letter.window, letter.identity, self.server, stage, run_id)
         return run_id
 
     def experiment(self, client: MlflowClient, name: str) -> Experiment:
         """An experiment by name; created if it is not there yet."""
         found = client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage != "active":
+            client.restore_experiment(found.experiment_id)  # MLflow keeps the name of a deleted one
+            return client.get_experiment(found.experiment_id)
         return found or client.get_experiment(client.create_experiment(name, artifact_location=self.artifact_root))
 
     def _experiment(self, client: MlflowClient) -> str:
@@ -279,6 +289,60 @@ class Tracker:
                             f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                             (self.artifact_root, len(former) + 1, len(former), former),
                         )
+
+    # ------------------------------------------------------------------------------------------------ deleted elsewhere
+
+    def notice_deletions(self, champion: Champion | None) -> list[str]:
+        """Look whether what was delivered is still on the server, so that what was deleted there is made again.
+
+        Returns a line for each window whose runs are gone, and for a champion that the registry does not know any more. Both are
+        then as if they had never been delivered. A server that cannot be asked is left to the delivery to complain about.
+        """
+        if not self.settings.enabled or self.probe() is not None:
+            return []
+        lines = []
+        with suppress(Exception):
+            client = self._client()
+            for window in self.windows():
+                for identity in self.outbox.identities(window):
+                    runs, letters = self.outbox.runs(window, identity, self.server), self.outbox.letters(window, identity)
+                    gone = self.missing(runs.values()) if letters else []
+                    if gone:
+                        self.outbox.forget_delivery(window, identity)
+                        lines.append(f"window {window}: {len(gone)} of its {len(runs)} runs were deleted on the server; made again")
+            known = read_json(self.outbox.root / _CHAMPION_FILE)
+            if champion is not None and known.get("server") == self.server and not self._registry_knows(client, champion):
+                (self.outbox.root / _CHAMPION_FILE).unlink(missing_ok=True)
+                name = self.settings.registered_model
+                lines.append(f"champion {champion.window}: its version of the registered model {name} was deleted; registered again")
+        return lines
+
+    def missing(self, run_ids: Iterable[str]) -> list[str]:
+        """Those of the runs that the server does not have any more, or only in its bin; raises whatever the server raises."""
+        from mlflow.exceptions import MlflowException
+
+        client, gone = self._client(), []
+        for run_id in run_ids:
+            try:
+                if client.get_run(run_id).info.lifecycle_stage != "active":
+                    gone.append(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                gone.append(run_id)
+        return gone
+
+    def _registry_knows(self, client: MlflowClient, champion: Champion) -> bool:
+        wanted = {CHAMPION_ALIAS: (champion.window, champion.fingerprint), CHALLENGER_ALIAS: self._challenger(champion)}
+        versions = {version.version: version for version in self._versions(client)}
+        if not versions:
+            return False
+        aliases = client.get_registered_model(self.settings.registered_model).aliases
+        for alias, model in wanted.items():
+            version = versions.get(aliases.get(alias, ""))
+            if model is not None and (version is None or version.tags.get("fingerprint") != model[1] or not _has_files(version)):
+                return False
+        return True
 
     # --------------------------------------------------------------------------------------------------------- registry
 
@@ -351,7 +415,7 @@ class Tracker:
         from ltv_assets import registered
 
         for version in self._versions(client):
-            if version.tags.get("fingerprint") == fingerprint:
+            if version.tags.get("fingerprint") == fingerprint and _has_files(version):
                 return str(version.version)
         tags = {"window": window, "stage": WINDOW_STAGE}
         run_id = self.run_id(window) or client.create_run(self._experiment(client), run_name=f"window {window}", tags=tags).info.run_id
@@ -453,6 +517,16 @@ class _Courier:
 _COURIERS: dict[tuple[str, str], _Courier] = {}
 
 
+def _has_files(version: ModelVersion) -> bool:
+    """Whether the files of a model version are still where the registry says."""
+    from mlflow.artifacts import list_artifacts
+
+    try:
+        return bool(list_artifacts(artifact_uri=version.source))
+    except Exception:  # a store that cannot be looked into from here is no proof that anything is gone
+        return True
+
+
 def _dataset(name: str, digest: str, source: str, context: str, rows: int) -> DatasetInput:
     """A dataset input from its description, without opening the data."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -471,9 +545,36 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {_USER_IN_URL.sub('://', first):.300}"
 
 
+def _address_fault(uri: str) -> str | None:
+    """Why nothing can be reached at an address, in one line without its user and password; None if something might be."""
+    try:
+        parsed = urlparse(uri)
+        reason = _scheme_fault(parsed.scheme, parsed.path)
+        if parsed.scheme in ("http", "https") and not parsed.hostname:
+            reason = "it names no host"
+        elif parsed.port == 0:
+            reason = "its port is no number between 1 and 65535"
+    except ValueError as error:
+        reason = "its port is no number between 1 and 65535" if "port" in str(error).lower() else f"it is no URL ({error})"
+    if not reason:
+        return None
+    shown = _USER_IN_URL.sub("://", uri)
+    return f"tracking address {shown[:200]!r}: {reason}; set MLFLOW_TRACKING_URI to an address such as http://127.0.0.1:5000"
+
+
+def _scheme_fault(scheme: str, path: str) -> str:
+    known = {*_SCHEMES, *(entry.name for entry in entry_points(group="mlflow.tracking_store"))}
+    if scheme.partition("+")[0] in known:
+        return ""
+    if not scheme:
+        return "it has no scheme" if re.match(r"[\w.-]+:[0-9]+(/|$)", path) else ""
+    return f"MLflow has no store for the scheme {scheme!r}, expected one of {', '.join(sorted(known))}"
+
+
 def _host(uri: str) -> str:
     parsed = urlparse(uri)
-    return f"{parsed.hostname}:{parsed.port}" if parsed.port else str(parsed.hostname)
+    host = str(parsed.hostname)[:100]
+    return f"{host}:{parsed.port}" if parsed.port else host
 
 
 def _without_secrets(uri: str) -> str:

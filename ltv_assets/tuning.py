@@ -16,6 +16,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -416,8 +417,20 @@ def deliver_trials(project: Project) -> dict[str, PushResult]:
         return {}
     optuna = _optuna()
     storage, tracker = _storage(optuna, project), Tracker(project.config, project.warehouse)
-    names = optuna.get_all_study_names(storage)
-    return {name: _deliver(tracker, optuna.load_study(study_name=name, storage=storage)) for name in names}
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    for study in studies:
+        _forget_deleted(tracker, study)
+    return {study.study_name: _deliver(tracker, study) for study in studies}
+
+
+def _forget_deleted(tracker: Tracker, study: optuna.Study) -> None:
+    """Let trials whose runs were deleted on the server be brought again."""
+    known: dict[str, str] = dict(study.user_attrs.get(f"runs on {tracker.server}", {}))
+    if known and tracker.settings.enabled and tracker.probe() is None:
+        with suppress(Exception):  # a server that cannot be asked is left to the delivery to complain about
+            gone = set(tracker.missing(known.values()))
+            if gone:
+                study.set_user_attr(f"runs on {tracker.server}", {n: run for n, run in known.items() if run not in gone})
 
 
 def _deliver(tracker: Tracker, study: optuna.Study) -> PushResult:

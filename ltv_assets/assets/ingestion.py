@@ -17,7 +17,7 @@ from ltv_assets.assets.publishing import (
     readable_failures,
 )
 from ltv_assets.features.schema import feature_names
-from ltv_assets.horizon import parse_day
+from ltv_assets.horizon import parse_day, uncovered_hours
 from ltv_assets.lineage import CODE_VERSIONS, hash_cache_path
 from ltv_assets.project import Project
 from ltv_assets.resources import CatalogueResource, ProjectResource
@@ -55,10 +55,12 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             cache = HashCache.load(hash_cache_path(work.project.warehouse, day))
             inventory = inspect_day(work.project.config, work.project.horizon, day, cache)
             set_files_aside(work.project, inventory)
-            manifest = work.publish(lambda folder: _write_inventory(inventory, folder), inventory_facts(inventory))
-            for warning in inventory.warnings:
+            uncovered = uncovered_hours(work.project.config, work.project.horizon, day)
+            facts = {**inventory_facts(inventory), "hours_uncovered": list(uncovered)}
+            manifest = work.publish(lambda folder: _write_inventory(inventory, folder), facts)
+            for warning in (*inventory.warnings, *uncovered):
                 context.log.warning(warning)
-            return work.result(manifest, _inventory_metadata(inventory))
+            return work.result(manifest, {**_inventory_metadata(inventory), "hours_uncovered": "; ".join(uncovered) or "none"})
 
     @dg.asset(
         name="flattened_features",

@@ -121,7 +121,10 @@ def _factorize(column: pd.Series) -> tuple[Ints, list[str]]:
                 used, codes = used[1:], codes - 1
             values = column.cat.categories[used]
     else:
-        codes, values = pd.factorize(column, use_na_sentinel=True)
+        try:
+            codes, values = pd.factorize(column, use_na_sentinel=True)
+        except TypeError as error:
+            raise DataError(f"column {column.name!r}: expected numbers, text or categories, found lists or objects ({error})") from None
     return codes.astype(np.int32), [_text(v) for v in values]
 
 

@@ -115,6 +115,8 @@ def _converted(
                 problems.setdefault(row, []).append(f"row {row}, column {name}: expected {_HOUR}, found nothing")
         except MalformedValue as error:
             problems.setdefault(row, []).append(f"row {row}, column {name}{error}")
+        except Exception as error:  # an object of the caller's that cannot even be looked at must not cost the rows beside it
+            problems.setdefault(row, []).append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
         out.append(cell)
     return out
 
@@ -155,9 +157,9 @@ def _number(value: Any) -> float | None:
     if value is None:
         return None
     try:
-        if type(value) is int or isinstance(value, (str, np.number)):
+        if type(value) is int or isinstance(value, (str, np.integer, np.floating)):
             return float(value)
-    except (ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise MalformedValue("a number", value)
 
@@ -193,7 +195,7 @@ def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]
             try:
                 out.append((_text(key), item(inner)))
             except MalformedValue as error:
-                raise MalformedValue(error.expected, error.found, f", key {key!r}{error.where}") from None
+                raise MalformedValue(error.expected, error.found, f", key {key!r:.60}{error.where}") from None
         return out
 
     return read
@@ -227,7 +229,7 @@ def _parsed(value: Any, expected: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MalformedValue(expected, value) from None
 
 
@@ -250,6 +252,14 @@ def _describe(value: object) -> str:
     kind = next((name for type_, name in kinds.items() if isinstance(value, type_)), "a number")
     try:
         shown = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        kind, shown = type(value).__name__, str(value)
-    return f"{kind} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+    except (TypeError, ValueError, RecursionError):
+        kind, shown = type(value).__name__, _shown(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{kind} {shown.encode(errors='backslashreplace').decode()}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # nested too deeply, longer than Python prints, or of a class whose text raises
+        return "that cannot be shown"

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ltv_assets.config import complaint, placed
 from ltv_assets.contract import BY_NAME, NOT_FEATURES
 from ltv_assets.errors import ConfigError
 from ltv_assets.features.statistics import OWN_KEY, available
+from ltv_assets.yaml_text import YamlText
 
 _KEYWORDS = ("and", "or", "not", "case", "when", "then", "else", "end", "is", "null", "between")
 _FUNCTIONS = ("abs", "coalesce", "nullif", "exp", "ln", "sqrt", "log10", "pow", "floor", "ceil", "round", "sin", "cos")
@@ -29,6 +31,14 @@ SQL_WORDS = frozenset((*_KEYWORDS, *_FUNCTIONS))
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class _UnknownNames(ValueError):
+    """Problems of a registry as a whole, each beginning with its key where it has one."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class _Frozen(BaseModel):
@@ -73,7 +83,7 @@ class Overlap(_Frozen):
 class Group(_Frozen):
     """Columns that are switched on and off together, and what is made of each."""
 
-    enabled: bool
+    enabled: Annotated[bool, Field(strict=False)]
     description: str
     columns: dict[str, tuple[str, ...]] = {}
     overlaps: tuple[Overlap, ...] = ()
@@ -106,15 +116,15 @@ class Registry(_Frozen):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Registry:
-        problems = list(self._problems())
+        problems = self._problems()
         if problems:
-            raise ValueError("; ".join(problems))
+            raise _UnknownNames(problems)
         return self
 
     def _problems(self) -> list[str]:
         problems: list[str] = []
-        if any(b <= a for a, b in zip(self.price_tiers, self.price_tiers[1:], strict=False)):
-            problems.append("price_tiers: expected strictly ascending prices")
+        if not all(a < b for a, b in zip((0.0, *self.price_tiers), (*self.price_tiers, math.inf), strict=True)):
+            problems.append("price_tiers: expected strictly ascending prices in USD above 0")
         for group_name, group in self.groups.items():
             where = f"groups.{group_name}"
             for column_name, statistics in group.columns.items():
@@ -248,17 +258,12 @@ def load_registry(path: Path) -> Registry:
         ConfigError: the file cannot be read, is not YAML, or names a column, statistic or key that does not exist.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        source = YamlText(Path(path).read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the feature registry: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    except RecursionError:
-        raise ConfigError(f"{path}: an alias (*) stands inside the value it refers to; write the value out") from None
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    tree = source.tree
     lost = sorted(set(OWN_KEY.values()) - set(BY_NAME))
     if lost:
         domains = ", ".join(domain for domain, name in OWN_KEY.items() if name in lost)
@@ -273,10 +278,23 @@ def load_registry(path: Path) -> Registry:
         return Registry.model_validate(tree)
     except ValidationError as error:
         # An unknown key comes first: it is usually the misspelt one that is then reported as missing.
-        found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'registry'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in found[:3]
+        found = [
+            line
+            for item in sorted(error.errors(), key=lambda i: i["type"] != "extra_forbidden")
+            for line in _complaints(source, path, item)
         ]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise ConfigError(f"{path}: {'; '.join(lines)}{more}") from error
+        raise ConfigError("\n".join(found[:3]) + more) from error
+
+
+def _complaints(source: YamlText, file: Path, problem: Any) -> list[str]:
+    """One line for each name that does not exist, or the one line of any other problem."""
+    unknown = problem.get("ctx", {}).get("error")
+    if isinstance(unknown, _UnknownNames):
+        keys = [text.partition(": ")[0] for text in unknown.problems]
+        lines = [source.line_of(tuple(key.split("."))) for key in keys]
+        return [f"{file}:{line}: {text}" if line else f"{file}: {text}" for line, text in zip(lines, unknown.problems, strict=True)]
+    key = problem["loc"]
+    section: type[BaseModel] = Registry if len(key) == 1 else Group if len(key) == 3 else Interaction
+    known = list(section.model_fields)
+    return [f"{placed(source, file, key)}: {complaint(source, key, problem, known)}"]

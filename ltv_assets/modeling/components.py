@@ -26,6 +26,8 @@ COMPONENTS: tuple[str, ...] = STAGE_COMPONENTS + BASE_COMPONENTS
 
 SMALLEST_SCORE = 1e-6
 """Scores enter the boosting's log link no smaller than this."""
+MIN_FOREST_ROWS = 5
+"""Fewest rows that a tree of the forest sees, where there are so many."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def choose_base_settings(design: Design, models: ModelsConfig, trainer: Trainer)
     start, later_start = (linear.scores(m)[0] for m in (split.train, split.held))
 
     def rounds(objective: str, link: Callable[[Floats], Floats], inverse: Callable[[Floats], Floats]) -> int:
-        if not own.any():
+        if not _any_positive(own):
             return 1
         metrics = {"mse": lambda raw: float(np.mean((inverse(raw) - later) ** 2))}
         params = booster_params(models.boosting, objective)
@@ -122,10 +124,9 @@ def fit_base(
     anything where a product of lines says it all.
     """
     linear = linear or fit_linear(matrix, log_revenue, models.linear, settings.penalties)
-    forest = trainer.train(matrix, log_revenue, _forest_params(models.forest), models.forest.trees)
+    forest = trainer.train(matrix, log_revenue, _forest_params(models.forest, len(log_revenue)), models.forest.trees)
     start = linear.scores(matrix)[0]
-    # LightGBM refuses a Poisson fit without any positive label, as in a fold without payers.
-    objective, rounds = ("poisson", settings.boosting_rounds) if log_revenue.any() else ("regression", 1)
+    objective, rounds = ("poisson", settings.boosting_rounds) if _any_positive(log_revenue) else ("regression", 1)
     boosting = trainer.train(matrix, log_revenue, booster_params(models.boosting, objective), rounds, start=_log(start))
     additive = trainer.train(matrix, log_revenue, booster_params(models.boosting, "regression"), settings.additive_rounds, start=start)
     return BaseLearners(linear, forest, boosting, additive, float(log_revenue.max(initial=0.0)))
@@ -156,13 +157,20 @@ def _same(score: Floats) -> Floats:
     return score
 
 
-def _forest_params(config: ForestConfig) -> Params:
+def _any_positive(log_revenue: Floats) -> bool:
+    """Whether LightGBM, which holds labels in float32, sees a payer: it refuses a Poisson fit whose labels sum to 0."""
+    return bool(log_revenue.astype(np.float32).any())
+
+
+def _forest_params(config: ForestConfig, rows: int) -> Params:
+    # LightGBM predicts NaN with a tree that saw one row, and ends the fit at one that saw none.
+    share = max(config.bagging_fraction, min(MIN_FOREST_ROWS / max(rows, 1), 0.99))
     return {
         "objective": "regression",
         "boosting": "rf",
         "num_leaves": config.num_leaves,
         "min_data_in_leaf": config.min_data_in_leaf,
-        "bagging_fraction": config.bagging_fraction,
+        "bagging_fraction": share,
         "bagging_freq": 1,
         "feature_fraction": config.feature_fraction,
     }

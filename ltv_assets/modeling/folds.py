@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 from ltv_assets.modeling.window import InputError, Ints
 
+MIN_ROWS = 4
+"""Fewest rows of one period that can be divided in time: two blocks of two."""
+
 
 @dataclass(frozen=True)
 class TimeFolds:
@@ -54,14 +57,21 @@ def make_folds(period: Ints, n_folds: int) -> TimeFolds:
     """Group periods into at most ``n_folds`` runs of consecutive periods.
 
     Fewer periods than folds: one fold per period. One period only: contiguous blocks in row order, with a warning.
-    Raises InputError when there are fewer than four rows.
+    Raises InputError when without the rows of a fold fewer than four are left, all in one period.
     """
-    period = _periods_or_blocks(np.asarray(period, dtype=np.int64), n_folds)
+    given = np.asarray(period, dtype=np.int64)
+    period = _periods_or_blocks(given, n_folds)
     used = np.unique(period)
     groups = np.array_split(used, min(n_folds, len(used)))
     fold = np.zeros(len(period), dtype=np.int64)
     for k, group in enumerate(groups):
         fold[np.isin(period, group)] = k
+        left = given[~np.isin(period, group)]
+        if len(left) < MIN_ROWS and len(np.unique(left)) < 2:
+            raise InputError(
+                f"{len(given)} rows in {len(np.unique(given))} period(s) are too few for folds in time: without those of one fold "
+                f"{len(left)} are left in one period, expected at least {MIN_ROWS}; widen the window"
+            )
     return TimeFolds(fold=fold, n_folds=len(groups))
 
 
@@ -77,5 +87,5 @@ def time_blocks(n: int, count: int) -> Ints:
     """Block number of each of ``n`` rows: at most ``count`` contiguous blocks in row order, with two rows or more each."""
     blocks = min(count, n // 2)
     if blocks < 2:
-        raise InputError(f"found {n} sample(s) in one period; folds in time need at least 4 rows: widen the window")
+        raise InputError(f"found {n} sample(s) in one period; folds in time need at least {MIN_ROWS} rows: widen the window")
     return np.arange(n) * blocks // n

@@ -222,7 +222,11 @@ def revenue_matrix(revenue: Any, n: int) -> Floats:
         values = columns.get(horizon)
         if values is None:
             continue
-        array = _one_per_row(values, n, f"revenue {horizon}").astype(np.float64)
+        given = _one_per_row(values, n, f"revenue {horizon}")
+        try:
+            array = given.astype(np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"revenue {horizon}: expected numbers in USD, found {given.dtype} values ({error})") from None
         _check_revenue(array, horizon, may_be_missing=j > 0)
         out[:, j] = array
     return out

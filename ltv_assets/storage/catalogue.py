@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv_assets.contract import ASSET_NAMES, RELATIONS, OutputColumn
-from ltv_assets.errors import DataError, LtvError, TransientError
+from ltv_assets.errors import DataError, LtvError, TransientError, explained
 from ltv_assets.storage.files import file_lock
 from ltv_assets.storage.warehouse import Warehouse
 
 VIEWS = ("flattened_features", "histos_train", "hhistus_buyers", "predictions", "submission")
 _STATE_TABLE = "catalogue_state"
+_OPEN_ELSEWHERE = ("lock on file", "same database file", "already attached")
 
 Connector = Callable[[], duckdb.DuckDBPyConnection]
 
@@ -39,21 +40,31 @@ def _identifier(name: str) -> str:
 def open_catalogue(warehouse: Warehouse, *, timeout_seconds: float, connect: Connector) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open ``ltv.duckdb`` by ``connect`` for a short transaction.
 
-    Raises TransientError naming the file if another process keeps it open longer than ``timeout_seconds``.
+    Raises TransientError naming the file if another process keeps it open, longer than ``timeout_seconds`` where that process
+    is one of ours, or if it is damaged.
     """
     path = warehouse.database
     with file_lock(path.with_suffix(".lock"), timeout_seconds=timeout_seconds, what="the DuckDB catalogue"):
         try:
             connection = connect()
-        except duckdb.IOException as error:
-            raise TransientError(
-                f"{path}: the DuckDB catalogue is open in another program ({str(error).splitlines()[0]}); "
-                "close it and run `ltv catalog`; the partitions themselves are safe"
-            ) from None
+        except duckdb.Error as error:
+            raise _unusable(path, error) from None
         try:
             yield connection
+        except (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException) as error:
+            raise explained(error, path) or _unusable(path, error) from None
         finally:
             connection.close()
+
+
+def _unusable(path: Path, error: duckdb.Error) -> TransientError:
+    reason = " ".join(str(error).split())
+    fault, remedy = "cannot be read", "delete the file, which is no only copy of anything,"
+    if any(sign in reason.lower() for sign in _OPEN_ELSEWHERE):
+        fault, remedy = "is open in another program", "close it"
+    return TransientError(
+        f"{path}: the DuckDB catalogue {fault} ({reason:.200}); {remedy} and run `ltv catalog`; the partitions themselves are safe"
+    )
 
 
 def sync(

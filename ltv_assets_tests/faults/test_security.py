@@ -277,7 +277,7 @@ def test_partition_key_never_becomes_a_path_outside(fault: Fault, tmp_path: Path
     "security",
     "configured path that climbs out of the project",
     answer="reject",
-    message="<file>:1: data.root: Value error, the path ../../etc leaves the project; give an absolute path, or one below the project root",
+    message="<file>:1: data.root: the path ../../etc leaves the project; give an absolute path, or one below the project root",
     text="data: {root: ../../etc}",
 )
 @fault(

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ltv_assets.config import PROJECT_ROOT, Config, load_config, parse_config, walk_keys
 from ltv_assets.errors import ConfigError
+from ltv_assets.horizon import Horizon, discover, mature_horizons
+from ltv_assets.partitions import training_days_mapping, window_partitions
 
 FILE = Path("some.yaml")
+
+
+def _default(key: str) -> Any:
+    value: Any = Config()
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def test_shipped_configurations_load_and_describe_the_contest() -> None:
@@ -25,7 +36,7 @@ def test_shipped_configurations_load_and_describe_the_contest() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("windows:\n  min_train_days: 2\n  max_trian_days: 7\n", 3, "windows.max_trian_days: Extra inputs are not permitted"),
+        ("windows:\n  min_train_days: 2\n  max_trian_days: 7\n", 3, "windows.max_trian_days: unknown key; did you mean max_train_days?"),
         ("windows:\n  min_train_days: two\n", 2, "windows.min_train_days"),
         ("windows:\n  min_train_days: 9\n  max_train_days: 3\n", 1, "max_train_days 3 is below min_train_days 9"),
         ("checks:\n  rmsle_max: .nan\n", 2, "checks.rmsle_max"),
@@ -81,3 +92,76 @@ def test_every_key_is_described_and_read_somewhere() -> None:
         assert description, f"{key} has no description"
         used = re.search(rf"\.{name}\b|[\"']{name}[\"']|[\"'][a-z_.{{}}]*\.{name}[\"']", code)
         assert used or re.search(rf"\b(self|config\.data|config\.warehouse|config)\.{name}\b", own), f"nothing reads {key}"
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "false"])
+def test_off_is_a_word_of_the_gate_however_yaml_reads_it(written: str) -> None:
+    assert parse_config(f"models:\n  gating: {{zero_rate: {written}}}\n", FILE).models.gating.zero_rate == "off"
+
+
+def test_words_that_old_yaml_takes_for_truth_stay_words() -> None:
+    config = parse_config("tracking: {experiment: no, enabled: off}\nmodels: {refit: yes, monotone: {on: 1}}\n", FILE)
+    assert (config.tracking.experiment, config.tracking.enabled, config.models.refit) == ("no", False, True)
+    assert config.models.monotone == {"on": 1}
+
+
+@pytest.mark.parametrize("cron", ["0 25 * * *", "6:00", "* * * * * *", "0 0 31 2 *", "61 * * * *", "tomorrow"])
+def test_cron_expression_that_dagster_would_refuse_is_refused_with_its_line(cron: str) -> None:
+    from dagster import DagsterInvalidDefinitionError, ScheduleDefinition
+
+    with pytest.raises(DagsterInvalidDefinitionError):
+        ScheduleDefinition(job_name="any", cron_schedule=cron)
+    with pytest.raises(ConfigError, match=r"some.yaml:2: automation.weekly_retraining: expected a cron expression"):
+        parse_config(f"automation:\n  weekly_retraining: '{cron}'\n", FILE)
+
+
+@pytest.mark.parametrize("cron", ["*/15 * * * *", "0 3 * * MON", "@daily", "0 6 1,15 * *"])
+def test_cron_expression_of_dagster_is_accepted(cron: str) -> None:
+    assert parse_config(f"automation: {{daily_health: '{cron}'}}\n", FILE).automation.daily_health == cron
+
+
+NUMBERS = [key for key, _ in walk_keys() if isinstance(_default(key), int | float) and not isinstance(_default(key), bool)]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_whatever_overflows(key: str) -> None:
+    """Each number of the tree at its largest accepted value, found by trying: the project opens, and days can be reckoned with."""
+    for value in ("9" * 30, "100000000", "999999", "1e308", ".inf", "-1e308"):
+        *sections, name = key.split(".")
+        text = "".join(f"{'  ' * i}{part}:\n" for i, part in enumerate(sections)) + f"{'  ' * len(sections)}{name}: {value}\n"
+        try:
+            config = parse_config(text, FILE)
+        except ConfigError as error:
+            assert f"some.yaml:{len(sections) + 1}: {key}: " in str(error) or "min_train_days" in str(error)
+            continue
+        horizon = Horizon(
+            (date(2025, 10, 1), date(2025, 10, 2), date(2025, 10, 3)),
+            (),
+            2,
+            config.windows.max_train_days,
+            config.windows.embargo_days,
+            frozenset(),
+        )
+        horizon.window_keys()
+        window_partitions(config, horizon)
+        training_days_mapping(config)
+        mature_horizons(config, date(2025, 10, 1))
+        assert config.compute.rows_in_memory(500) >= 1000 and config.compute.columns_in_memory(1000) >= 10
+
+
+def test_day_beside_the_calendar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in ("0001-01-01", "9999-12-31", "2025-02-30", "20251001", "1759276800"):
+        with pytest.raises(ConfigError, match=r"some.yaml:1: data.gap_days.0: expected a day such as 2025-10-06"):
+            parse_config(f"data: {{gap_days: [{day}]}}\n", FILE)
+    for folder in ("datetime=0001-01-01-00-00", "datetime=9999-12-31-23-00"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+    monkeypatch.setenv("LTV_DATA_ROOT", str(tmp_path))
+    assert discover(load_config(PROJECT_ROOT / "config/config_test.yaml")).is_empty
+
+
+@pytest.mark.parametrize("variable", ["LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE"])
+@pytest.mark.parametrize("value", ["~nobody-of-that-name/x", "x" * 5000])
+def test_path_that_cannot_exist_names_its_variable(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"environment variable {variable}: expected a path, found '"):
+        load_config()

@@ -74,7 +74,7 @@ def test_a_group_that_is_switched_off_is_gone(tmp_path: Path, registry: Registry
         ("last_buy: [days_ago]", "row_id: [value]", "is never a feature"),
         ("last_buy: [days_ago]", "last_bye: [days_ago]", "no such column"),
         ("last_buy: [days_ago]", "last_buy: []", "expected at least one"),
-        ("    enabled: true", "    enabled: 'yes'", "groups.context.enabled"),
+        ("    enabled: true", "    enabled: 'maybe'", "groups.context.enabled: expected true or false"),
         ("    enabled: true", "    enabeld: true", "enabeld"),
         ("price_tiers: [100, 200", "price_tiers: [200, 100", "ascending"),
         ("of: new_bundles", "of: bcat", "not a list column"),

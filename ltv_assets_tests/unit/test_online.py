@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 
 from ltv_assets.config import load_config
 from ltv_assets.contract import LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.errors import DataError
 from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
 from ltv_assets.features.schema import feature_names
 from ltv_assets.features.statistics import kind_of
+from ltv_assets.modeling import LTVModel
+from ltv_assets.online import OnlineModel
+from ltv_assets_tests.model_world import SMALL
 
 EXAMPLE = example_impression()
 
@@ -100,17 +105,127 @@ def test_malformed_value_is_named_with_row_column_expected_and_found(changed: di
     assert problem(**changed) == message
 
 
+def nested(depth: int) -> Any:
+    value: Any = 1.0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Incomparable(float):
+    def __ne__(self, other: object) -> bool:
+        raise RuntimeError
+
+
+def test_what_is_said_of_a_value_is_short_and_can_be_sent() -> None:
+    for value in ("\udcff", {"\ud800": 1}, {"k" * 10_000: "x"}, "x" * 10_000, 10**5000, nested(50_000), "[" * 100_000):
+        said = problem(release_msrp=value) + problem(bcat=value)
+        assert len(said.encode()) < 600
+
+
 COLUMNS_OF_EVERY_KIND = ["bcat", "bundles_ins", "country", "last_buy", "release_msrp", "advertiser_actions_action_count", "datetime"]
-JUNK = [object(), b"bytes", float("inf"), 10**400, "\udcff", {"k": object()}, [[]], [None], {"k": {"k": {"k": 1}}}]
+JUNK = [
+    "[" * 100_000 + "]" * 100_000,
+    '{"a":' * 100_000 + "1" + "}" * 100_000,
+    nested(900),
+    nested(50_000),
+    10**5000,
+    {"\ud800": 1},
+    '{"\\ud800": 1}',
+    '{"a": 1e400}',
+    {1, 2},
+    Unspeakable(),
+    Incomparable(1.0),
+    np.complex128(1j),
+    np.timedelta64(1, "D"),
+    np.datetime64("NaT"),
+    np.array([None, {}], dtype=object),
+    pd.NaT,
+    pd.NA,
+    datetime.max,
+    "0001-01-01T00:00:00+14:00",
+    "9999-12-31-23-00",
+    object(),
+    b"bytes",
+    float("inf"),
+    10**400,
+    "\udcff",
+    {"k": object()},
+    [[]],
+    [None],
+    {"k": {"k": {"k": 1}}},
+]
 
 
-@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:12])
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
 @pytest.mark.parametrize("column", COLUMNS_OF_EVERY_KIND)
 def test_no_value_whatever_raises(column: str, junk: Any) -> None:
     row = {**EXAMPLE, column: junk}
     found = read_impressions({name: [value, EXAMPLE.get(name)] for name, value in row.items()}, 2)
     assert found.table.num_rows == 2
     assert 1 not in found.problems, "its neighbour is not to blame"
+
+
+class Refusing(RowFlattener):
+    """Cannot flatten a device of 13 USD, nor anything handed to it together with one."""
+
+    def features(self, table: pa.Table) -> pa.Table:
+        if 13.0 in table.column("release_msrp").to_pylist():
+            raise RuntimeError("unlucky\nprice")
+        return super().features(table)
+
+
+@pytest.fixture(scope="module")
+def online() -> OnlineModel:
+    """A model of the features of invented impressions, of which the dearer devices buy."""
+    registry = load_registry(load_config().features)
+    rows = [{**EXAMPLE, "release_msrp": float(20 + i % 50)} for i in range(200)]
+    flattener = Refusing(registry)
+    X = flattener.features(read_impressions({name: [row[name] for row in rows] for name in EXAMPLE}, len(rows)).table).to_pandas()
+    revenue = np.where(X["release_msrp"] > 60, 5.0, 0.0)
+    return OnlineModel(LTVModel(models=SMALL).fit(X, revenue, period=np.arange(200) // 50).models_, flattener)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"bcat": "[" * 100_000},
+        {"bcat": nested(50_000)},
+        {"release_msrp": 10**5000},
+        {"release_msrp": 13.0},
+        {"row_id": "\udcff", "country": "\udcff"},
+        {"last_buy": datetime.max, "datetime": "9999-12-31-24-00"},
+    ],
+    ids=["text without end", "value without end", "number without end", "what the engine refuses", "half a pair", "hour that is none"],
+)
+def test_one_bad_row_of_a_request_never_costs_its_neighbours(online: OnlineModel, bad: dict[str, Any]) -> None:
+    alone = online.predict(pd.DataFrame([EXAMPLE]))
+    rows = [EXAMPLE, EXAMPLE, {**EXAMPLE, **bad}, EXAMPLE, EXAMPLE]
+    answer = online.predict(pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in EXAMPLE}))
+    assert answer["error"].notna().tolist() == [False, False, True, False, False]
+    assert answer["error"][2].startswith("row 2") and "\n" not in answer["error"][2]
+    for name in alone.columns.drop(["row_id", "error"]):
+        assert answer[name].tolist() == [*[alone[name][0]] * 2, None, *[alone[name][0]] * 2]
+
+
+@pytest.mark.parametrize("row_id", [[1, 2], np.array([1, 2]), pd.NA, {"a": 1}, "\udcff", 10**400], ids=range(6))
+def test_row_id_of_any_kind_is_given_back(online: OnlineModel, row_id: Any) -> None:
+    columns = {name: pd.Series([value, value], dtype=object) for name, value in EXAMPLE.items()}
+    answer = online.predict(pd.DataFrame({**columns, "row_id": pd.Series([row_id, "b"], dtype=object)}))
+    assert answer["row_id"][0] is (None if row_id is pd.NA else row_id)
+    assert answer["error"].isna().all()
+
+
+def test_column_given_twice_is_refused_by_its_name(online: OnlineModel) -> None:
+    request = pd.DataFrame([EXAMPLE])
+    request.insert(0, "bcat", [{}], allow_duplicates=True)
+    with pytest.raises(DataError, match="the request has column bcat more than once; expected each column once"):
+        online.predict(request)
 
 
 def test_one_row_or_many_give_the_same_features() -> None:

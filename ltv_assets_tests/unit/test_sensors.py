@@ -132,6 +132,44 @@ def test_restored_copy_is_not_taken_for_a_day_asked_for_before(data: Path, state
     assert len(set(keys)) == 5
 
 
+def test_day_asked_for_after_the_cursor_was_reset_has_a_new_run_key(data: Path, states: dict[Any, str]) -> None:
+    """Dagster never runs a key twice, whatever the cursor says: the same key would be dropped and the day forgotten."""
+    eye = Eye("days_landed")
+    land(data, DAYS[0])
+    keys = [eye.look()[0][0].run_key]
+    for cursor in (None, "", "written by hand", "[1]", '{"2025-10-01": 5}'):
+        eye.cursor = cursor
+        keys.append(eye.look()[0][0].run_key)
+    assert len(set(keys)) == 6
+
+
+def test_day_taken_away_and_put_back_unchanged_has_a_new_run_key(data: Path, states: dict[Any, str]) -> None:
+    eye = Eye("days_landed")
+    land(data, DAYS[0])
+    first = eye.look()[0][0].run_key
+    (data / "train").rename(data / "away")
+    assert eye.look()[0] == []
+    (data / "away").rename(data / "train")
+    assert eye.look()[0][0].run_key != first
+
+
+def test_change_during_a_run_waits_for_its_outcome_and_is_not_forgotten(data: Path, states: dict[Any, str]) -> None:
+    eye = Eye("days_landed")
+    land(data, DAYS[0])
+    ingest = dg.define_asset_job("ingest_days").resolve(
+        asset_graph=dg.Definitions([dg.asset(name="anything")(lambda: None)]).resolve_asset_graph()
+    )
+    assert len(eye.look()[0]) == 1
+    run = eye.instance.create_run_for_job(ingest, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": DAYS[0]})
+    (data / "train" / f"datetime={DAYS[0]}-05-00" / "part-0.parquet").write_text("late correction")
+    assert eye.look() == ([], f"day {DAYS[0]}: a run for it is under way; its outcome decides")
+    eye.cursor = None
+    assert eye.look()[0] == []
+    eye.instance.report_run_failed(run)
+    assert [r.partition_key for r in eye.look()[0]] == [DAYS[0]]
+    assert eye.look()[0] == []
+
+
 def test_fresh_day_costs_no_run(data: Path, states: dict[Any, str]) -> None:
     for day in DAYS[:3]:
         land(data, day)
@@ -298,6 +336,15 @@ def test_retraining_waits_for_a_run_that_is_under_way(data: Path, figures: Simpl
     assert eye.look() == ([], f"a run for {DAYS[4]} is under way; its outcome decides")
     eye.instance.report_run_failed(run)
     assert [r.partition_key for r in eye.look()[0]] == [DAYS[4]]
+
+
+def test_retraining_asked_for_after_the_cursor_was_reset_has_a_new_run_key(data: Path, figures: SimpleNamespace) -> None:
+    eye = Eye("retraining_needed")
+    figures.reasons = ("RMSLE is 0.7, above 0.6",)
+    keys = [eye.look()[0][0].run_key]
+    eye.cursor = None
+    keys.append(eye.look()[0][0].run_key)
+    assert len(set(keys)) == 2
 
 
 def test_retraining_without_new_data_says_so(data: Path, figures: SimpleNamespace) -> None:

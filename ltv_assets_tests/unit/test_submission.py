@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltv_assets.errors import DataError
-from ltv_assets.submission import validate_submission, write_submissions
+from ltv_assets.submission import sample_form, validate_submission, write_submissions
 
 LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "0.5GB"}
 
@@ -103,3 +103,65 @@ def test_wrong_order_names_the_first_line_that_differs(tmp_path: Path) -> None:
 
 def test_missing_file_is_a_problem_not_a_traceback(tmp_path: Path) -> None:
     assert "file not found" in validate_submission(tmp_path / "none.csv", **LIMITS)[0]
+
+
+A, B = ["a", "b"], "row_id,iap_revenue_d7\nb,1.0\na,1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        (A, "row_id\nb\na\n"),
+        (A, "row_id\nb\na\n\n\n"),
+        (A, "\ufeffrow_id,x\r\nb,0\r\na,0"),
+        (A, "row_id;x\nb;0\na;0\n"),
+        (A, "x\trow_id\n0\tb\n0\ta\n"),
+        (A, '"row_id","x"\n"b","0"\n"a",0\n'),
+        (["u0;x", "u1;y"], "row_id\nu1;y\nu0;x\n"),
+        (["u0|x", "u1|y"], "row_id,iap_revenue_d7\nu1|y,0\nu0|x,0\n"),
+        (["u0,x", "u1,y"], 'row_id\n"u1,y"\n"u0,x"\n'),
+        (["001", "1"], "row_id\n1\n001\n"),
+        (["NULL", "nan"], "row_id\nnan\nNULL\n"),
+    ],
+)
+def test_sample_file_is_read_by_its_header_whatever_its_ids_hold(tmp_path: Path, ids: list[str], text: str) -> None:
+    (tmp_path / "sample.csv").write_text(text, newline="")
+    out = write(tmp_path, [predictions(tmp_path / "a.parquet", ids, [1.0, 1.0])], tmp_path / "sample.csv")
+    lines = (out / "submission.csv").read_text().splitlines()
+    assert [line.rpartition(",")[0].strip('"') for line in lines[1:]] == ids[::-1]
+    assert validate_submission(out / "submission.csv", tmp_path / "sample.csv", **LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id,target\na,0\nb,0\n", ":1: expected a header with the column row_id, such as 'row_id,iap_revenue_d7', found 'id,target'"),
+        ("a,0\nb,0\n", ":1: expected a header with the column row_id, such as 'row_id,iap_revenue_d7', found 'a,0'"),
+        ("row_id,row_id\na,a\n", ":1: expected a header with the column row_id"),
+        ("", ": the sample file is empty; expected the header 'row_id,iap_revenue_d7' and one line for each test row"),
+        ("\n", ": the sample file is empty"),
+        ("row_id,x\n", ": the sample file has a header and no row; expected one line for each test row"),
+        ("row_id,x\na,0\nb,0\na,0\n", ":4: row_id 'a' stands already on line 2; repair the sample file"),
+        ("row_id,x\na,0\nb,0,1\n", ":3: expected 2 columns as in the header, found 3; repair the sample file"),
+        ("row_id,x\na\nb,0\n", ":2: expected 2 columns as in the header, found 1"),
+        ("row_id,x\n,0\nb,0\n", ":2: row_id is empty; repair the sample file"),
+        ('row_id,x\n"a,0\nb,0\n', ':2: a quote (") is opened and not closed; repair the sample file'),
+        ("row_id,x\na,0\né,0\n", ": not UTF-8 text"),
+    ],
+)
+def test_sample_file_that_is_none_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str, words: str) -> None:
+    file, sample = predictions(tmp_path / "a.parquet", A, [1.0, 1.0]), tmp_path / "sample.csv"
+    sample.write_bytes(text.encode("latin-1"))
+    (tmp_path / "s.csv").write_text(B)
+    with pytest.raises(DataError) as refused:
+        write(tmp_path, [file], sample)
+    (problem,) = validate_submission(tmp_path / "s.csv", sample, **LIMITS)
+    for message in (str(refused.value), problem):
+        assert message.startswith(f"{sample}{words}")
+        assert "\n" not in message
+
+
+def test_sample_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for sample, reason in ((tmp_path / "absent.csv", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(DataError, match=f"the sample file cannot be read \\({reason}\\); set data.sample_submission to a CSV file"):
+            sample_form(sample)
