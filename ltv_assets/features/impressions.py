@@ -2,7 +2,7 @@
 
 What belongs here: every form in which a nested column may arrive (object, list of pairs, list of ``{"key", "value"}``, or
 the JSON text of any of these), and the exact complaint about a value that has none of them. What does not: files, whose
-physical types are judged by ``normalise.py``, and features. Next to read: ``rows.py``.
+physical types are judged by ``canonical.py``, and features. Next to read: ``rows.py``.
 
 A file with a value that cannot be read is not lost for it: the value counts as missing and is reported. Whoever asks about
 one impression wants to know instead, so here the row is refused with a message, and only that row.
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ltv_assets.contract import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.features.canonical import parse_number, parse_timestamp
 from ltv_assets.features.statistics import Kind, kind_of
 
 HOUR_FORMAT = "%Y-%m-%d-%H-00"
@@ -140,7 +141,12 @@ def _hour_start(text: str) -> int:
     return int(datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
 
 
-def _text(value: Any, where: str = "") -> str:
+def _text(value: Any) -> str:
+    # As in a column of whole numbers; how a fraction would be spelled is not known.
+    return str(value) if type(value) is int else _words(value)
+
+
+def _words(value: Any, where: str = "") -> str:
     if not isinstance(value, str):
         raise MalformedValue("text", value, where)
     if not value.isascii():
@@ -152,37 +158,43 @@ def _text(value: Any, where: str = "") -> str:
 
 
 def _number(value: Any) -> float | None:
-    if type(value) is float:
+    if type(value) is float or value is None:
         return value
-    if value is None:
-        return None
     try:
-        if type(value) is int or isinstance(value, (str, np.integer, np.floating)):
-            return float(value)
+        found = parse_number(value) if isinstance(value, str) else float(value) if _is_number(value) else None
     except (TypeError, ValueError, OverflowError):
-        pass
-    raise MalformedValue("a number", value)
+        found = None
+    if found is None:
+        raise MalformedValue("a number", value)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or isinstance(value, (np.integer, np.floating))
 
 
 def _timestamp(value: Any) -> float | None:
-    try:
+    if value is None or type(value) is float or _is_number(value):
         return _number(value)
-    except MalformedValue:
-        pass
     try:
-        when = datetime.fromisoformat(value) if isinstance(value, str) else value
-        return float((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
+        found = parse_timestamp(value) if isinstance(value, str) else (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     except (AttributeError, TypeError, ValueError, OverflowError):
-        raise MalformedValue("a timestamp (unix seconds or ISO 8601 text)", value) from None
+        found = None
+    if found is None:
+        raise MalformedValue("a timestamp (unix seconds or ISO 8601 text)", value)
+    return float(found)
 
 
 def _list(value: Any) -> list[str | None] | None:
     elements = _parsed(value, "a list of texts or its JSON text")
     if elements is None:
         return None
-    if not isinstance(elements, (list, tuple)):
+    if not isinstance(elements, (list, tuple)) or isinstance(elements, _Object):
         raise MalformedValue("a list of texts or its JSON text", value)
-    return [element if element is None else _text(element, f", element {position}") for position, element in enumerate(elements)]
+    return [
+        element if element is None else str(element) if type(element) is int else _words(element, f", element {position}")
+        for position, element in enumerate(elements)
+    ]
 
 
 def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]] | None]:
@@ -193,7 +205,7 @@ def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]
         out = []
         for key, inner in pairs:
             try:
-                out.append((_text(key), item(inner)))
+                out.append((_words(key), item(inner)))
             except MalformedValue as error:
                 raise MalformedValue(error.expected, error.found, f", key {key!r:.60}{error.where}") from None
         return out
@@ -201,12 +213,14 @@ def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]
     return read
 
 
+class _Object(list[tuple[str, Any]]):
+    """The entries of a JSON object in their order; unlike a dict it keeps a key that is repeated."""
+
+
 def _pairs(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    if isinstance(value, dict):
-        return value.items()
     parsed = _parsed(value, _PAIRS)
-    if parsed is None:
-        return None
+    if parsed is None or isinstance(parsed, _Object):
+        return parsed
     if isinstance(parsed, dict):
         return parsed.items()
     if isinstance(parsed, (list, tuple)):
@@ -215,11 +229,12 @@ def _pairs(value: Any) -> Iterable[tuple[Any, Any]] | None:
 
 
 def _pair(element: Any) -> tuple[Any, Any]:
-    if isinstance(element, dict) and element.keys() == {"key", "value"}:
-        return element["key"], element["value"]
-    if isinstance(element, (list, tuple)) and len(element) == 2:
-        return element[0], element[1]
-    raise MalformedValue('[key, value] or {"key": ..., "value": ...}', element)
+    entry = dict(element) if isinstance(element, _Object) else element
+    if isinstance(entry, dict) and entry.keys() >= {"key", "value"}:
+        return entry["key"], entry["value"]
+    if isinstance(entry, (list, tuple)) and len(entry) == 2:
+        return entry[0], entry[1]
+    raise MalformedValue('[key, value] or {"key": ..., "value": ...}', entry)
 
 
 def _parsed(value: Any, expected: str) -> Any:
@@ -228,7 +243,9 @@ def _parsed(value: Any, expected: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value, object_pairs_hook=_Object)
+        # Some writers encode twice.
+        return json.loads(found, object_pairs_hook=_Object) if isinstance(found, str) else found
     except (ValueError, RecursionError):
         raise MalformedValue(expected, value) from None
 
@@ -248,6 +265,7 @@ _READERS: dict[Kind, Callable[[Any], Any]] = {
 
 
 def _describe(value: object) -> str:
+    value = dict(value) if isinstance(value, _Object) else value
     kinds = {bool: "true or false", str: "text", dict: "an object", list: "a list", tuple: "a list"}
     kind = next((name for type_, name in kinds.items() if isinstance(value, type_)), "a number")
     try:

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 
 from ltv_assets.config import load_config
-from ltv_assets.contract import LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.database import open_duckdb
 from ltv_assets.errors import DataError
+from ltv_assets.features.canonical import read_column
 from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
@@ -53,6 +55,37 @@ def test_every_json_form_of_a_nested_column_is_read_alike(form: Any) -> None:
     assert table(**{name: form(value) for name, value in nested.items()}).equals(table())
 
 
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("cpm", '{"a": 1.5, "a": 2.5, "b": null}'),
+        ("cpm", '[["a", 1], ["a", "2"], {"key": "b", "value": 0.5, "more": 1}]'),
+        ("cpm", json.dumps('{"a": 1.5}')),
+        ("cpm", "null"),
+        ("user_actions_bundles_action_count", '{"a": {"x": 1, "x": 2}, "b": null, "c": "{\\"y\\": 3}"}'),
+        ("last_buy_ts_bundle", '{"a": "2025-10-01T17:30:00+05:30", "b": 1759276800}'),
+        ("bundles_ins", '["a", 7, null, "a"]'),
+        ("bundles_ins", "[]"),
+        ("country", "us"),
+        ("last_buy", "2025-10-01T17:30:00+05:30"),
+        ("wifi_ratio", " 0.5 "),
+    ],
+)
+def test_a_served_text_is_read_as_a_column_of_a_file_reads_it(column: str, text: str) -> None:
+    connection = open_duckdb(threads=1, memory_limit="200MB")
+
+    def query(sql: str, cells: pa.Table) -> pa.Table:
+        with connection.cursor() as cursor:
+            cursor.register("cells", cells)
+            return cursor.sql(sql).to_arrow_table()
+
+    served = table(**{column: text}).column(column).combine_chunks()
+    of_file, findings = read_column(BY_NAME[column], pa.array([text]), query)
+    assert findings.lost == 0
+    assert read_column(BY_NAME[column], served, query)[0].to_pylist() == of_file.to_pylist()
+    connection.close()
+
+
 def test_arrays_and_tuples_of_a_data_frame_are_read_like_lists() -> None:
     assert table(bundles_ins=np.array(["a", "b"], dtype=object)).equals(table(bundles_ins=["a", "b"]))
     assert table(bcat=[("x", 1.0)]).equals(table(bcat={"x": 1.0}))
@@ -90,8 +123,14 @@ MALFORMED = [
         "row 0, column user_actions_bundles_action_count, key 'a', key 'b': expected a number, found a list [1]",
     ),
     ({"bundles_ins": {"a": 1}}, 'row 0, column bundles_ins: expected a list of texts or its JSON text, found an object {"a": 1}'),
-    ({"bundles_ins": ["a", 7]}, "row 0, column bundles_ins, element 1: expected text, found a number 7"),
-    ({"country": 34}, "row 0, column country: expected text, found a number 34"),
+    ({"bundles_ins": ["a", 7.5]}, "row 0, column bundles_ins, element 1: expected text, found a number 7.5"),
+    ({"bundles_ins": '["a", {"b": 1}]'}, 'row 0, column bundles_ins, element 1: expected text, found an object {"b": 1}'),
+    ({"country": 3.4}, "row 0, column country: expected text, found a number 3.4"),
+    ({"weeks_since_first_seen": "1_000"}, 'row 0, column weeks_since_first_seen: expected a number, found text "1_000"'),
+    (
+        {"bcat": '[{"k": "a", "v": 1}]'},
+        'row 0, column bcat: expected [key, value] or {"key": ..., "value": ...}, found an object {"k": "a", "v": 1}',
+    ),
     ({"release_msrp": "dear"}, 'row 0, column release_msrp: expected a number, found text "dear"'),
     ({"last_buy": "long ago"}, 'row 0, column last_buy: expected a timestamp (unix seconds or ISO 8601 text), found text "long ago"'),
     ({"datetime": "2025-10-07"}, 'row 0, column datetime: expected the hour as text such as 2025-10-07-13-00, found text "2025-10-07"'),
