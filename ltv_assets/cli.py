@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 a run or a blocking check failed, 2 wrong input or configu
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,7 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ltv_assets import __version__
-from ltv_assets.errors import ConfigError, LtvError, TransientError, explained
+from ltv_assets.config import FIRST_DAY, LAST_DAY
+from ltv_assets.errors import ConfigError, LtvError, PermanentError, TransientError, explained
 from ltv_assets.project import Project
 
 if TYPE_CHECKING:
@@ -36,7 +39,19 @@ PIPED_WIDTH = 180
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
 
-DAY = click.DateTime(formats=["%Y-%m-%d"])
+
+class _Day(click.DateTime):
+    """A day between the first and the last that an impression can be from."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not FIRST_DAY <= found.date() <= LAST_DAY:
+            self.fail(f"{value!r} is not between {FIRST_DAY} and {LAST_DAY}.", param, ctx)
+        return found
+
+
+DAY = _Day(formats=["%Y-%m-%d"])
+_NO_SUCH_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 
 
 def readable(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +72,8 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(130)
         except Exception as error:
             known = explained(error, _warehouse_root())
+            if known is None and isinstance(error, OSError) and error.errno in _NO_SUCH_PATH and error.filename is not None:
+                known = PermanentError(f"{error.filename!s:.200}: {error.strerror}; give another path")
             if known is None:
                 raise
             err.print(f"[bold red]error:[/] {escape(str(known))}")
@@ -115,8 +132,8 @@ def main() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write train/, test/ and truth/ into"
 )
-@click.option("--train-days", default=6, show_default=True, type=click.IntRange(1), help="days with labels")
-@click.option("--test-days", default=2, show_default=True, type=click.IntRange(0), help="days without labels")
+@click.option("--train-days", default=6, show_default=True, type=click.IntRange(1, 3650), help="days with labels")
+@click.option("--test-days", default=2, show_default=True, type=click.IntRange(0, 3650), help="days without labels")
 @click.option("--rows-per-hour", default=600, show_default=True, type=click.IntRange(1), help="impressions an hour")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="same seed, same bytes")
 @click.option(
@@ -354,7 +371,10 @@ def check_data(folder: Path, rows: bool) -> None:
 @main.command("validate-submission")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--sample", type=click.Path(path_type=Path, exists=True), default=None, help="sample submission that gives the ids and their order"
+    "--sample",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="sample submission that gives the ids and their order",
 )
 @readable
 def validate_submission(file: Path, sample: Path | None) -> None:
@@ -653,6 +673,8 @@ def ablate(window: datetime | None, target: Path | None) -> None:
     from ltv_assets.evaluating import ablation_table
 
     project = Project.open()
+    if target is not None:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with _progress() as bar:
         task = bar.add_task("ablating", total=None)
         day = project.window_or_last(window.date() if window else None)
@@ -725,6 +747,8 @@ def tune(trials: int | None, minutes: float | None, parts: tuple[str, ...], wind
     from ltv_assets.tuning import SPACE
     from ltv_assets.tuning import tune as search
 
+    if minutes is not None and math.isnan(minutes):
+        raise click.BadParameter("nan is no number of minutes.", param_hint="--minutes")
     project = Project.open()
     found = search(
         project,
@@ -783,7 +807,6 @@ def mlflow_sync() -> None:
     Example:
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 ltv mlflow-sync
     """
-    from ltv_assets.errors import PermanentError
     from ltv_assets.tracking import Tracker
     from ltv_assets.tuning import deliver_trials
 
@@ -800,14 +823,19 @@ def mlflow_sync() -> None:
         console.print(f"trials were left out: {error}", markup=False)
     for name, result in results.items():
         line = f"{name}: {len(result.delivered)} delivered, {len(result.waiting)} waiting"
-        console.print(line + (f" ({result.problem})" if result.problem else ""), markup=False)
+        console.print(line + (f" ({_without_this_command(result.problem)})" if result.problem else ""), markup=False)
     waiting = any(result.waiting for result in results.values())
     if not results:
         console.print("nothing was recorded yet; run `ltv run`", markup=False)
     problem = tracker.mirror_champion(champion) if champion is not None and not waiting else None
     if problem is not None:
-        console.print(f"champion: {problem}", markup=False)
+        console.print(f"champion: {_without_this_command(problem)}", markup=False)
     sys.exit(1 if waiting or problem else 0)
+
+
+def _without_this_command(problem: str) -> str:
+    """A problem of delivery without the advice to run the command that has just been run."""
+    return problem.removesuffix("; run `ltv mlflow-sync`")
 
 
 @main.command()

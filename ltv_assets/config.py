@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlparse
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -494,15 +495,28 @@ class ComputeConfig(Section):
         return max(1000, int(self.max_memory_gb * 1e9 / 2 / (6 * 4 * features)))
 
 
+def _lake_url(text: str) -> str:
+    try:
+        parsed = urlparse(text)
+        usable = re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s]+", text) is not None and parsed.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("expected a URL such as s3://bucket/ltv or file:///mnt/lake")
+    return text
+
+
+LakeUrl = Annotated[str, AfterValidator(_lake_url)]
+
+
 class WarehouseConfig(Section):
     """Where results go."""
 
     root: LocalPath = Field(
         Path("warehouse"), description="folder of everything that is produced; relative paths start at the project root"
     )
-    lake: str | None = Field(
+    lake: LakeUrl | None = Field(
         None,
-        pattern=r"^[a-z][a-z0-9+.-]*://[^\s]+$",
         description="URL of any file system fsspec knows, such as s3://bucket/ltv: `ltv run` fetches from it what the warehouse lacks "
         "and sends to it what is new; null = the warehouse stands alone",
     )

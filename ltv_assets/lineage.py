@@ -165,7 +165,9 @@ class Lineage:
         if asset == "predictions":
             champion = self.champion()
             if champion is None:
-                raise StaleError(f"predictions {key}: no window has passed its checks yet, so there is no champion; run `ltv run`")
+                raise StaleError(
+                    f"predictions {key}: no window has passed its checks yet, so there is no champion; `ltv status` says which failed"
+                )
             found[f"champion/{champion.window}"] = champion.fingerprint
         if asset in WINDOW_UPSTREAM:
             window = parse_day(key)

@@ -78,7 +78,7 @@ def update_champion(project: Project) -> Champion:
         champion = _decide(project)
         write_champion(project.warehouse, champion)
     if champion is None:
-        raise StaleError("no window has passed its blocking checks, so there is no champion; run `ltv run`")
+        raise StaleError("no window has passed its blocking checks, so there is no champion; `ltv status` says which failed and why")
     return champion
 
 
@@ -179,7 +179,7 @@ def unpin(project: Project) -> Champion:
         champion = _chain(project)
         write_champion(project.warehouse, champion)
     if champion is None:
-        raise StaleError("no window has passed its blocking checks, so there is no champion; run `ltv run`")
+        raise StaleError("no window has passed its blocking checks, so there is no champion; `ltv status` says which failed and why")
     return champion
 
 

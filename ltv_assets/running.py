@@ -6,6 +6,7 @@ A day that fails keeps the others going; a window that cannot be trained keeps t
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 Progress = Callable[[str], None]
+_THIS_COMMAND = re.compile(r"; run `ltv run`(?:, or `[^`]*`)?")
+_INSTEAD = "; it follows when what failed before it is mended"
+"""The remedy of a failure inside the very command that its message would advise."""
 PROCESS_TAG = "ltv/process"
 """Tag of a Dagster run: the staging folder that lives as long as the process that executes it."""
 
@@ -201,7 +205,7 @@ class _Runner:
         self.report.executed.append(step)
         result = self._execute(step)
         failed = _failures(result)
-        self.report.problems += [f"{label}: {message}" for message in failed]
+        self.report.problems += [f"{label}: {_THIS_COMMAND.sub(_INSTEAD, message)}" for message in failed]
         self.report.warnings += [f"{label}: {message}" for message in (*_warnings(result), *self._set_aside(assets, key))]
         if not failed and self._stale(assets, key):
             left = self.project.lineage().status(self._stale(assets, key)[0], key)

@@ -58,7 +58,7 @@ def open_catalogue(warehouse: Warehouse, *, timeout_seconds: float, connect: Con
 
 
 def _unusable(path: Path, error: duckdb.Error) -> TransientError:
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()).partition(" See also ")[0]
     fault, remedy = "cannot be read", "delete the file, which is no only copy of anything,"
     if any(sign in reason.lower() for sign in _OPEN_ELSEWHERE):
         fault, remedy = "is open in another program", "close it"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -334,3 +336,57 @@ def test_flipped_byte_in_the_lake_is_healed_by_the_run_that_meets_it(copied: Cal
     assert done.returncode == 0, done.stderr
     assert "lake/flattened_features/day=2025-10-05: a file differed from its hash; the partition was made again" in done.stderr
     assert tree(run.warehouse, *IMMUTABLE) == whole
+
+
+HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+
+
+def test_catalogue_open_in_another_program_costs_a_warning_and_never_the_report(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    words = [sys.executable, "-c", HOLD, str(run.warehouse / "ltv.duckdb")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline()
+        done = command("ltv", "run", env=run.environment())
+        holder.communicate()
+    assert done.returncode == 0, done.stderr
+    assert "warning: " in done.stderr and "ltv.duckdb: the DuckDB catalogue is open in another program" in done.stderr
+    assert "RMSLE of ltv_d7 (ungated)" in done.stdout and "submission.csv" in done.stdout
+    (run.warehouse / "ltv.duckdb").write_bytes(b"no database")
+    done = command("ltv", "run", env=run.environment())
+    assert done.returncode == 0, done.stderr
+    assert "ltv.duckdb: the DuckDB catalogue cannot be read" in done.stderr and "delete the file" in done.stderr
+
+
+def test_registered_model_and_runs_deleted_in_mlflow_are_made_again_by_the_next_sync(copied: Callable[[], Ran]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run = copied()
+    client = MlflowClient(f"sqlite:///{run.warehouse}/mlflow.db")
+    assert command("ltv", "mlflow-sync", env=run.environment()).stdout == "window 2025-10-03: 0 delivered, 0 waiting\n"
+    client.delete_registered_model("ltv")
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    for found in client.search_runs([experiment.experiment_id]):
+        client.delete_run(found.info.run_id)
+    done = command("ltv", "mlflow-sync", env=run.environment())
+    assert done.returncode == 0, done.stderr
+    assert "window 2025-10-03: 8 of its 8 runs were deleted on the server; made again" in done.stdout
+    assert "champion 2025-10-03: its version of the registered model ltv was deleted; registered again" in done.stdout
+    version = client.get_model_version_by_alias("ltv", "champion")
+    assert version.tags["window"] == "2025-10-03"
+    assert client.list_artifacts(version.run_id)
+
+
+@pytest.mark.parametrize("uri", ["http://h:99999", "http://[::1:5000", "foo://x"])
+def test_tracking_address_that_is_none_costs_a_run_one_warning_and_stops_a_sync(copied: Callable[[], Ran], uri: str) -> None:
+    environment = copied().environment() | {"MLFLOW_TRACKING_URI": uri}
+    done = command("ltv", "run", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "tracking address" in line] == [
+        line for line in done.stderr.splitlines() if line.startswith(f"warning: tracking address '{uri}': ")
+    ]
+    assert done.stderr.count("tracking address") == 1
+    done = command("ltv", "mlflow-sync", env=environment)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"tracking address '{uri}': " in done.stdout and len(done.stdout.splitlines()) == 1

@@ -228,6 +228,35 @@ def test_bad_figure_fails_and_stands_in_the_message(
     assert words in outcome.message
 
 
+@pytest.mark.parametrize(("check", "metric"), [(checks.calibration, "mean_p_over_rate"), (checks.expected_revenue, "bias_ratio_capped")])
+def test_holdout_without_a_payer_cannot_be_judged_and_says_so(tmp_path: Path, check: Callable[..., checks.Outcome], metric: str) -> None:
+    p = project(tmp_path)
+    metrics(p, zero_rate_observed=1.0, rows=480.0, **{metric: float("nan")})
+    outcome = check(p, DAY)
+    assert not outcome.passed
+    assert "no payer among the 480 rows of the holdout day, so" in outcome.message and "cannot be judged" in outcome.message
+    assert "materialize" not in outcome.message, "the same rows would give the same figures"
+
+
+def test_figure_that_is_undefined_is_told_from_one_that_is_missing(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    metrics(p, ece=float("nan"))
+    with pytest.raises(DataError, match=r"metric ece is undefined on this holdout; look whether the labels of 2025-10-01 have arrived"):
+        checks.calibration(p, DAY)
+    with pytest.raises(DataError, match=r"metric auc is missing, .* materialize --select holdout_metrics --partition 2025-10-01"):
+        checks._value(checks.holdout_figures(p, DAY), "auc", DAY)
+
+
+def test_hours_that_no_partition_reads_are_named_by_the_check_of_hours(tmp_path: Path) -> None:
+    p = project(tmp_path)
+    publish(p, "raw_partitions", facts={"missing_hours": [], "empty_hours": []})
+    assert checks.hours_complete(p, DAY).passed
+    publish(p, "raw_partitions", facts={"missing_hours": [], "empty_hours": [], "hours_uncovered": ["day 2025-10-01 counts as train"]})
+    outcome = checks.hours_complete(p, DAY)
+    assert not outcome.passed
+    assert "day 2025-10-01 counts as train" in outcome.message
+
+
 def test_worse_than_the_reference_within_noise_passes(tmp_path: Path) -> None:
     p = project(tmp_path)
     metrics(p, rmsle=0.425, rmsle_minus_reference=(0.005, -0.001, 0.011))

@@ -137,3 +137,50 @@ def test_simulate_says_what_it_wrote(tmp_path: Path) -> None:
     assert code == 0
     assert "training and 0 test impressions (law additive, seed 0)" in text
     assert len(list((tmp_path / "s" / "train").iterdir())) == 24
+
+
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31", "2025-13-01", "soon", ""])
+@pytest.mark.parametrize(
+    "words", [("run", "--window"), ("report", "--window"), ("ablate", "--window"), ("promote",), ("quarantine", "replay")], ids=" ".join
+)
+def test_day_that_is_none_is_refused_where_it_is_read(
+    place: Callable[..., Path], simulated_small: Path, words: tuple[str, ...], day: str
+) -> None:
+    place(simulated_small)
+    code, text = run(*words, day)
+    assert code == 2
+    assert "Invalid value" in text
+
+
+def test_path_that_cannot_be_is_one_message(place: Callable[..., Path], tmp_path: Path) -> None:
+    place()
+    (tmp_path / "file").write_text("")
+    for words in (
+        ("check-data", "x" * 5000),
+        ("validate-submission", "x" * 5000),
+        ("simulate", "--out", str(tmp_path / "file" / "below"), "--train-days", "1", "--test-days", "0", "--rows-per-hour", "1"),
+    ):
+        code, text = run(*words)
+        assert code == 2
+        assert len(text.strip().splitlines()) == 1 and ("give another path" in text or "not found" in text), text
+
+
+def test_sample_file_that_is_none_is_refused_before_anything_is_made(
+    place: Callable[..., Path], simulated_small: Path, tmp_path: Path
+) -> None:
+    sample = tmp_path / "sample.csv"
+    sample.write_text("id,target\n")
+    warehouse = place(simulated_small, f"data: {{sample_submission: {sample}}}\n")
+    code, text = run("run")
+    assert code == 2
+    assert f"{sample}:1: expected a header with the column row_id" in text
+    assert not (warehouse / "lake").exists()
+
+
+def test_hours_that_no_partition_reads_are_a_problem_of_the_data(place: Callable[..., Path], simulated_small: Path, tmp_path: Path) -> None:
+    place()
+    shutil.copytree(simulated_small / "train" / "datetime=2025-10-01-00-00", tmp_path / "train" / "datetime=2025-10-01-00-00")
+    shutil.copytree(simulated_small / "train" / "datetime=2025-10-01-01-00", tmp_path / "test" / "datetime=2025-10-01-01-00")
+    code, text = run("check-data", str(tmp_path), "--no-rows")
+    assert code == 2
+    assert f"day 2025-10-01 counts as train, so its 1 hours under {tmp_path}/test are read by nobody: 01" in text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ltv_assets.config import Config
 from ltv_assets.errors import DataError, StaleError
-from ltv_assets.horizon import Horizon, days_in, hour_of_folder, mature_horizons, parse_day
+from ltv_assets.horizon import Horizon, days_in, discover, hour_of_folder, mature_horizons, parse_day, uncovered_hours
 
 FIRST = date(2025, 10, 1)
 
@@ -98,3 +98,43 @@ def test_partition_cap_also_bounds_the_days(tmp_path: Path) -> None:
             (tmp_path / f"datetime=2025-10-0{day_number}-{hour:02d}-00").mkdir()
     assert days_in(tmp_path, 30) == (date(2025, 10, 1), date(2025, 10, 2))
     assert days_in(tmp_path, None) == (date(2025, 10, 1), date(2025, 10, 2), date(2025, 10, 3))
+
+
+def at(root: Path, dates: object = "auto") -> Config:
+    return Config.model_validate({"data": {"root": str(root), "dates": dates}})
+
+
+def hours(root: Path, split: str, day: str, numbers: range) -> None:
+    for hour in numbers:
+        (root / split / f"datetime={day}-{hour:02d}-00").mkdir(parents=True)
+
+
+def test_hours_of_a_training_day_under_test_are_named(tmp_path: Path) -> None:
+    hours(tmp_path, "train", "2025-10-01", range(12))
+    hours(tmp_path, "test", "2025-10-01", range(12, 24))
+    hours(tmp_path, "test", "2025-10-02", range(24))
+    config = at(tmp_path)
+    (message,) = uncovered_hours(config, discover(config))
+    assert message == (
+        f"day 2025-10-01 counts as train, so its 12 hours under {tmp_path}/test are read by nobody: 12-23; "
+        f"move them to {tmp_path}/train, or deliver the day under one of the two folders only"
+    )
+    assert uncovered_hours(config, discover(config), date(2025, 10, 2)) == ()
+
+
+def test_every_hour_beside_explicit_dates_is_named(tmp_path: Path) -> None:
+    dates = {
+        "train": {"first": date(2025, 10, 1), "last": date(2025, 10, 2)},
+        "test": {"first": date(2025, 10, 4), "last": date(2025, 10, 4)},
+    }
+    for day in ("2025-10-01", "2025-10-03", "2025-10-04"):
+        hours(tmp_path, "train", day, range(3))
+    hours(tmp_path, "test", "2025-10-04", range(2))
+    hours(tmp_path, "test", "2025-10-02", range(5, 6))
+    config = at(tmp_path, dates)
+    found = uncovered_hours(config, discover(config))
+    assert [message.partition(", so")[0] for message in found] == [
+        "day 2025-10-03 lies outside data.dates",
+        "day 2025-10-04 counts as test",
+        "day 2025-10-02 counts as train",
+    ]

@@ -271,3 +271,43 @@ def test_loaded_model_cannot_be_refitted(tmp_path: Path) -> None:
     model.save(tmp_path / "m")
     with pytest.raises(ModelFileError, match="training rows"):
         LTVModel.load(tmp_path / "m").refit(last.X, last.revenue, last.period)
+
+
+FEW = [
+    ([0, 1, 0, 2, 0], None),
+    ([0, 1, 0, 2, 0], [0, 0, 0, 1, 1]),
+    ([1.0], None),
+    ([1.0, 0.0], [0, 1]),
+    ([1.0, 0.0, 2.0], [0, 1, 2]),
+    ([0, 1, 0, 2, 0, 1], None),
+    ([0, 1, 0, 2, 0, 1, 0, 0], None),
+    ([0, 1] * 5, [0] * 5 + [1] * 5),
+    ([0, 1] * 6, [0] * 10 + [1, 2]),
+    ([5.0] + [0.0] * 59, [i // 20 for i in range(60)]),
+    ([0.0] * 59 + [5.0], [i // 20 for i in range(60)]),
+    ([1.0] * 50, None),
+    ([0.0, 0.0, 1e-300] * 20, [i // 20 for i in range(60)]),
+    ([0.0, 0.0, 1e300] * 20, [i // 20 for i in range(60)]),
+    ([0.0] * 50, None),
+    ([0.0, 1.0, np.nan, 2.0, 0.0], None),
+    (["dear"] * 10, None),
+]
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["columns that vary", "constant columns"])
+@pytest.mark.parametrize(("revenue", "period"), FEW, ids=range(len(FEW)))
+@pytest.mark.filterwarnings("ignore:all rows are in one period")
+def test_handful_of_rows_gives_a_finite_model_or_a_message(revenue: list[float], period: list[int] | None, constant: bool) -> None:
+    rng, n = np.random.default_rng(0), len(revenue)
+    X = pd.DataFrame({"a": np.ones(n) if constant else rng.normal(size=n), "c": pd.Categorical(rng.choice(["us", "de"], n))})
+    try:
+        model = LTVModel(models=SMALL).fit(X, np.array(revenue), period=period)
+    except DataError as error:
+        assert any(word in str(error) for word in ("rows", "labels", "expected numbers in USD"))
+    else:
+        assert np.isfinite(model.predict_frame(X).select_dtypes("number")).all(axis=None)
+
+
+def test_column_of_lists_is_refused_by_its_name() -> None:
+    with pytest.raises(DataError, match="column 'a': expected numbers, text or categories, found lists or objects"):
+        LTVModel(models=SMALL).fit(pd.DataFrame({"a": [[1, 2]] * 60}), [0, 0, 3] * 20, period=[i // 20 for i in range(60)])

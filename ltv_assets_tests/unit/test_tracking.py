@@ -302,3 +302,77 @@ def test_parameters_are_flat_and_dotted() -> None:
         "models.penalties": "[0.1, 1]",
         "seed": "0",
     }
+
+
+ADDRESSES = [
+    ("http://h:99999", "its port is no number between 1 and 65535"),
+    ("http://h:0", "its port is no number between 1 and 65535"),
+    ("http://h:abc", "its port is no number between 1 and 65535"),
+    ("http://[::1:5000", "it is no URL (Invalid IPv6 URL)"),
+    ("http://", "it names no host"),
+    ("http:///path", "it names no host"),
+    ("foo://x", "MLflow has no store for the scheme 'foo', expected one of "),
+    ("localhost:5000", "MLflow has no store for the scheme 'localhost'"),
+    ("127.0.0.1:5000", "it has no scheme"),
+    ("http://user:hunter2@h:99999", "its port is no number between 1 and 65535"),
+]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "beside"])
+@pytest.mark.parametrize(("uri", "reason"), ADDRESSES)
+def test_address_that_is_none_costs_one_message_and_loses_nothing(tmp_path: Path, uri: str, reason: str, waits: bool) -> None:
+    away = Tracker(Config(), Warehouse(tmp_path), uri=uri, beside=waits)
+    away.log(record())
+    settled, champion = away.settle(WINDOW), away.mirror_champion(Champion(WINDOW, "aaaa", "because"))
+    assert settled.waiting == ("stacker",)
+    assert settled.problem == champion, "said once, whoever says it"
+    assert reason in (champion or "") and "set MLFLOW_TRACKING_URI to an address such as" in (champion or "")
+    assert "hunter2" not in (champion or "") and "\n" not in (champion or "")
+    assert tracker(tmp_path).push(WINDOW).complete
+
+
+@pytest.mark.parametrize("uri", ["  ", "", "\t"])
+def test_address_of_blanks_is_none_given(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert Tracker(Config(), Warehouse(tmp_path)).uri == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_blank_behind_an_address_does_not_belong_to_it(tmp_path: Path) -> None:
+    assert tracker(tmp_path, "http://127.0.0.1:5000 ").uri == "http://127.0.0.1:5000"
+
+
+def test_runs_deleted_on_the_server_are_noticed_and_made_again(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    for stage in ("stacker", WINDOW_STAGE):
+        assert tracker(tmp_path).log(record(stage, artifacts={"a.txt": b"a"}, finished=stage == WINDOW_STAGE)).complete
+    assert tracker(tmp_path).notice_deletions(None) == []
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client.delete_run(tracker(tmp_path).run_id(WINDOW) or "")
+    assert tracker(tmp_path).notice_deletions(None) == [f"window {WINDOW}: 1 of its 2 runs were deleted on the server; made again"]
+    assert tracker(tmp_path).push(WINDOW).delivered == (WINDOW_STAGE, "stacker")
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == ["stacker", WINDOW_STAGE]
+    assert runs["stacker"].data.tags["mlflow.parentRunId"] == tracker(tmp_path).run_id(WINDOW) == runs[WINDOW_STAGE].info.run_id
+    assert tracker(tmp_path).notice_deletions(None) == []
+
+
+def test_experiment_deleted_on_the_server_is_brought_back(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    assert tracker(tmp_path).log(record(WINDOW_STAGE, finished=True)).complete
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("ltv")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    assert len(tracker(tmp_path).notice_deletions(None)) == 1
+    assert tracker(tmp_path).push(WINDOW).complete
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_server_that_cannot_be_asked_is_no_proof_of_a_deletion(tmp_path: Path) -> None:
+    assert tracker(tmp_path).log(record()).complete
+    assert tracker(tmp_path, f"http://127.0.0.1:{closed_port()}").notice_deletions(Champion(WINDOW, "aaaa", "because")) == []
+    assert tracker(tmp_path).waiting(WINDOW) == ()
