@@ -244,7 +244,7 @@ def test_figure_that_is_undefined_is_told_from_one_that_is_missing(tmp_path: Pat
     with pytest.raises(DataError, match=r"metric ece is undefined on this holdout; look whether the labels of 2025-10-01 have arrived"):
         checks.calibration(p, DAY)
     with pytest.raises(DataError, match=r"metric auc is missing, .* materialize --select holdout_metrics --partition 2025-10-01"):
-        checks._value(checks.holdout_figures(p, DAY), "auc", DAY)
+        checks._value(checks.headline_figures(p, DAY), "auc", DAY)
 
 
 def test_hours_that_no_partition_reads_are_named_by_the_check_of_hours(tmp_path: Path) -> None:

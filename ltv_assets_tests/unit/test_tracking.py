@@ -372,7 +372,7 @@ def test_experiment_deleted_on_the_server_is_brought_back(tmp_path: Path) -> Non
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
-def test_server_that_cannot_be_asked_is_no_proof_of_a_deletion(tmp_path: Path) -> None:
+def test_server_that_cannot_be_asked_is_no_proof_of_a_deletion(tmp_path: Path, closed: str) -> None:
     assert tracker(tmp_path).log(record()).complete
-    assert tracker(tmp_path, f"http://127.0.0.1:{closed_port()}").notice_deletions(Champion(WINDOW, "aaaa", "because")) == []
+    assert tracker(tmp_path, closed).notice_deletions(Champion(WINDOW, "aaaa", "because")) == []
     assert tracker(tmp_path).waiting(WINDOW) == ()
