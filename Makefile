@@ -44,6 +44,7 @@ bench-check: install  ## speed of every stage against a baseline of the same run
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 types: install
 	@$(BIN)/mypy

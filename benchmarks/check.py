@@ -42,7 +42,7 @@ def python(*words: str) -> str:
 
 def ltv(*words: str) -> str:
     """Output of a command of the project's own interface."""
-    return python("-m", "ltv_assets.cli", *words)
+    return python("-m", "ltv_assets.cli.app", *words)
 
 
 def simulating(data: Path) -> dict[str, Any]:

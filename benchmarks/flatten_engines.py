@@ -22,9 +22,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.contract import BY_NAME
-from ltv_assets.database import open_duckdb
-from ltv_assets.features.bench import find_days, scan
+from ltv_assets.cli.flatten_benchmark import find_days, scan
+from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.sql import flatten_sql

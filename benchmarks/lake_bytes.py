@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.contract import BY_NAME
-from ltv_assets.features.bench import find_days
+from ltv_assets.cli.flatten_benchmark import find_days
+from ltv_assets.core.columns import BY_NAME
 from ltv_assets.features.flatten import flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import feature_names

@@ -35,7 +35,7 @@ COLOURS = dict(zip(STEPS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=T
 
 def ltv(*words: str) -> str:
     """Output of a command of the project's own interface; its progress goes to the terminal."""
-    return subprocess.run([sys.executable, "-m", "ltv_assets.cli", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run([sys.executable, "-m", "ltv_assets.cli.app", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def measure(rows: int) -> dict[str, Any]:

@@ -35,11 +35,11 @@ import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 
-from ltv_assets.champion import read_champion
-from ltv_assets.config import Config, load_config
-from ltv_assets.features.bench import find_days
-from ltv_assets.online import OnlineModel
-from ltv_assets.registered import write_files, write_model
+from ltv_assets.cli.flatten_benchmark import find_days
+from ltv_assets.core.config import Config, load_config
+from ltv_assets.scoring.mlflow_model import write_files, write_model
+from ltv_assets.scoring.online import OnlineModel
+from ltv_assets.storage.champion import read_champion
 from ltv_assets.storage.warehouse import Warehouse
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def make(folder: Path) -> tuple[Path, Path]:
     environment |= {"LTV_DATA_ROOT": str(data)}
     size = ("--train-days", "3", "--test-days", "1", "--rows-per-hour", "120")
     for words in (("simulate", "--out", str(data), *size), ("run",)):
-        command = [sys.executable, "-m", "ltv_assets.cli", *words]
+        command = [sys.executable, "-m", "ltv_assets.cli.app", *words]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return data, warehouse
 

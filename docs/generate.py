@@ -19,13 +19,13 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from ltv_assets.checks import CHECKS, STANDING_CHECKS
-from ltv_assets.config import PROJECT_ROOT, Config, walk_keys
-from ltv_assets.contract import ASSET_NAMES, RAW_COLUMNS, RELATIONS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
+from ltv_assets.core.columns import ASSET_NAMES, RAW_COLUMNS, RELATIONS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
+from ltv_assets.core.config import PROJECT_ROOT, Config, walk_keys
+from ltv_assets.defs.asset_checks.checks import CHECKS, STANDING_CHECKS
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
-from ltv_assets.lineage import CHECK_BOUNDS, CONFIG_KEYS
 from ltv_assets.modeling.evaluation import metrics_markdown
+from ltv_assets.state.freshness import CHECK_BOUNDS, CONFIG_KEYS
 
 DOCS = PROJECT_ROOT / "docs"
 BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)

@@ -8,10 +8,12 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets import automation, checks, jobs, partitions, schedules, sensors
-from ltv_assets.assets import evaluation, ingestion, models, sampling, scoring
-from ltv_assets.project import Project
-from ltv_assets.resources import CatalogueResource, ProjectResource, TrackingResource
+from ltv_assets.defs import automation, jobs, partitions, schedules, sensors
+from ltv_assets.defs.asset_checks import checks
+from ltv_assets.defs.assets import evaluation, ingestion, models, sampling
+from ltv_assets.defs.assets import predictions as scoring
+from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
+from ltv_assets.state.project import Project
 
 
 def build_defs(*, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

@@ -10,8 +10,8 @@ from typing import Any
 
 import lightgbm
 
-from ltv_assets.distributed import fit_part
 from ltv_assets.features.flatten import flatten_block
+from ltv_assets.training.dask_cluster import fit_part
 
 TREES = 3
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from ltv_assets.config import PROJECT_ROOT
+from ltv_assets.core.config import PROJECT_ROOT
 
 DOCS = PROJECT_ROOT / "docs"
 PAGES = sorted({*DOCS.glob("*.md"), *(PROJECT_ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "warehouse/README.md"))})

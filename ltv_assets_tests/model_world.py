@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ltv_assets.config import BoosterConfig, ForestConfig, ModelsConfig, StackerConfig
+from ltv_assets.core.config import BoosterConfig, ForestConfig, ModelsConfig, StackerConfig
 from ltv_assets.modeling import LTVModel
 
 SMALL_BOOSTER = BoosterConfig(num_leaves=5, learning_rate=0.1, min_data_in_leaf=20, max_rounds=25, patience=5)

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ltv_assets.contract import Column
+from ltv_assets.core.columns import Column
 from ltv_assets.features.statistics import kind_of
 
 FLOAT32_MAX = 3.4028234663852886e38

@@ -29,9 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ltv_assets.contract import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
-from ltv_assets.database import open_duckdb
-from ltv_assets.errors import DataError, TransientError
+from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
+from ltv_assets.core.database import open_duckdb
+from ltv_assets.core.errors import DataError, TransientError
+from ltv_assets.core.memory import release_memory
+from ltv_assets.core.parallel import Workers, in_order
 from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, shared_elements
 from ltv_assets.features.canonical import TEXT, Findings, Query, UnreadableTypeError, canonical_type, described, read_column, reads
 from ltv_assets.features.naming import contract_names
@@ -39,9 +41,7 @@ from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.schema import categorical_names, flattened_schema
 from ltv_assets.features.sql import STORED_LABELS, interaction_inputs, interaction_sql, own_keys, row_columns, row_sql
 from ltv_assets.features.statistics import own_key_of
-from ltv_assets.parallel import Workers, in_order
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
-from ltv_assets.storage.memory import release_memory
 
 ROW_GROUP = 65_536
 BLOCK_ROWS = 131_072

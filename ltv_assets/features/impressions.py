@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from ltv_assets.contract import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.core.columns import LABEL_NAMES, RAW_COLUMNS, Column
 from ltv_assets.features.canonical import parse_number, parse_timestamp
 from ltv_assets.features.statistics import Kind, kind_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from ltv_assets.contract import BY_NAME
+from ltv_assets.core.columns import BY_NAME
 
 ALIKE = 0.85
 """Share of equal letters from which on two names are held against one another."""

@@ -18,11 +18,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ltv_assets.config import complaint, placed
-from ltv_assets.contract import BY_NAME, NOT_FEATURES
-from ltv_assets.errors import ConfigError
+from ltv_assets.core.columns import BY_NAME, NOT_FEATURES
+from ltv_assets.core.config import complaint, placed
+from ltv_assets.core.errors import ConfigError
+from ltv_assets.core.yaml_text import YamlText
 from ltv_assets.features.statistics import OWN_KEY, available
-from ltv_assets.yaml_text import YamlText
 
 _KEYWORDS = ("and", "or", "not", "case", "when", "then", "else", "end", "is", "null", "between")
 _FUNCTIONS = ("abs", "coalesce", "nullif", "exp", "ln", "sqrt", "log10", "pow", "floor", "ceil", "round", "sin", "cos")
@@ -268,7 +268,7 @@ def load_registry(path: Path) -> Registry:
     if lost:
         domains = ", ".join(domain for domain, name in OWN_KEY.items() if name in lost)
         raise ConfigError(
-            f"ltv_assets/contract.py: column {lost[0]} is not declared, but features/statistics.py takes the impression's own key of "
+            f"ltv_assets/core/columns.py: column {lost[0]} is not declared, but features/statistics.py takes the impression's own key of "
             f"{domains} from it; declare it (files may lack it), or remove its line from OWN_KEY"
         )
     if not isinstance(tree, dict):

@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ltv_assets.database import open_duckdb
+from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.flatten import FlattenEngine
 from ltv_assets.features.registry import Registry
 from ltv_assets.features.schema import feature_names, flattened_schema

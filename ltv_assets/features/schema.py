@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from ltv_assets.contract import BY_NAME
+from ltv_assets.core.columns import BY_NAME
 from ltv_assets.features.registry import Feature, Registry
 from ltv_assets.features.sql import STORED_LABELS
 

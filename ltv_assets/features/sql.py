@@ -19,8 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS, REVENUE_LABELS, Column
-from ltv_assets.errors import ConfigError
+from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS, REVENUE_LABELS, Column
+from ltv_assets.core.errors import ConfigError
 from ltv_assets.features.canonical import FLOAT32_MAX
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.statistics import CYCLE_LENGTH, MONTHS, OWN_KEY, available, kind_of, own_key_of

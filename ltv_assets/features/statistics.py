@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ltv_assets.contract import Column, KeyDomain
+from ltv_assets.core.columns import Column, KeyDomain
 
 Kind = Literal["number_map", "timestamp_map", "histogram", "nested_counts", "nested_timestamps", "list", "timestamp", "number", "text"]
 

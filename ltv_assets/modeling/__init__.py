@@ -1,12 +1,24 @@
 """Models: from encoded rows to calibrated probabilities, revenue at three horizons and a zero gate.
 
 What belongs here: estimators in scikit-learn style, one module per stage, and ``LTVModel``, which composes them. What does
-not: Dagster, MLflow, files of the warehouse. Next to read: ``stages`` for the order of things, ``ltv_model`` for the
+not: Dagster, MLflow, the order of partitions. Next to read: ``stages`` for the order of things, ``ltv_model`` for the
 estimator.
 """
 
 from __future__ import annotations
 
-from ltv_assets.modeling.ltv_model import LTVModel
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltv_assets.modeling.ltv_model import LTVModel
 
 __all__ = ["LTVModel"]
+
+
+def __getattr__(name: str) -> Any:
+    # The estimator brings scikit-learn; who wants a metric or a file name does not pay for it.
+    if name == "LTVModel":
+        from ltv_assets.modeling.ltv_model import LTVModel
+
+        return LTVModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

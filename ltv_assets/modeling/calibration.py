@@ -15,10 +15,10 @@ from scipy.special import betaincinv
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from ltv_assets.config import CalibrationConfig
-from ltv_assets.errors import ModelFileError
-from ltv_assets.modeling.trees import log_loss, sigmoid
-from ltv_assets.modeling.window import Floats
+from ltv_assets.core.config import CalibrationConfig
+from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.boosting import log_loss, sigmoid
+from ltv_assets.modeling.dataset import Floats
 
 Kind = Literal["none", "sigmoid", "isotonic"]
 

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ltv_assets.config import CalibrationConfig, ModelsConfig
-from ltv_assets.errors import DataError
-from ltv_assets.features.encoders import WindowEncoder
+from ltv_assets.core.config import CalibrationConfig, ModelsConfig
+from ltv_assets.core.errors import DataError
+from ltv_assets.modeling.boosting import Curves, Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, Kind, choose_kind, fit_calibrator, prior_shift
-from ltv_assets.modeling.design import Design, Matrix, Split
+from ltv_assets.modeling.dataset import Floats
+from ltv_assets.modeling.design_matrix import Design, Matrix, Split
+from ltv_assets.modeling.encoding.encoders import WindowEncoder
 from ltv_assets.modeling.serialization import Files, from_json, to_json
-from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
-from ltv_assets.modeling.window import Floats
 
 MIN_LEVEL_ROWS = 200
 """With fewer rows in half a fold's training part the level is left as it is."""

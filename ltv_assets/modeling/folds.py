@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ltv_assets.modeling.window import InputError, Ints
+from ltv_assets.modeling.dataset import InputError, Ints
 
 MIN_ROWS = 4
 """Fewest rows of one period that can be divided in time: two blocks of two."""

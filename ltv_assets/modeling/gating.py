@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from ltv_assets.config import GatingConfig, ModelsConfig
-from ltv_assets.errors import ModelFileError
+from ltv_assets.core.config import GatingConfig, ModelsConfig
+from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.boosting import Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
 from ltv_assets.modeling.calibration import top_rows, upper_bound
 from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
-from ltv_assets.modeling.design import Design, Matrix, Split
+from ltv_assets.modeling.dataset import Floats
+from ltv_assets.modeling.design_matrix import Design, Matrix, Split
 from ltv_assets.modeling.levels import Level, follow_level, on_window_level, shift_to, shifted
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
-from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params, log_loss, log_odds, sigmoid
-from ltv_assets.modeling.window import Floats
 
 SCHEMA_VERSION = 2
 MIN_WHALES = 20

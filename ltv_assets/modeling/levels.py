@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from ltv_assets.modeling.boosting import log_odds, sigmoid
+from ltv_assets.modeling.dataset import Floats, Ints
 from ltv_assets.modeling.folds import TimeFolds
-from ltv_assets.modeling.trees import log_odds, sigmoid
-from ltv_assets.modeling.window import Floats, Ints
 
 LASTING_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of a movement's variance that stay, the rest being the day's own: alike beforehand, and together as likely as no movement."""

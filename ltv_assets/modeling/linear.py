@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, enet_path
 
-from ltv_assets.config import LinearConfig
-from ltv_assets.modeling.design import FloatMatrix, Matrix
-from ltv_assets.modeling.trees import log_odds, row_dot, sigmoid
-from ltv_assets.modeling.window import Floats
+from ltv_assets.core.config import LinearConfig
+from ltv_assets.modeling.boosting import log_odds, row_dot, sigmoid
+from ltv_assets.modeling.dataset import Floats
+from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix
 
 SKEWED = 1.0
 """|skewness| beyond which a column enters as its signed log1p."""

@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ltv_assets.config import ModelsConfig, SamplingConfig
-from ltv_assets.errors import ModelFileError
-from ltv_assets.modeling.scoring import CHUNK_ROWS, WindowModels
+from ltv_assets.core.config import ModelsConfig, SamplingConfig
+from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.dataset import Floats, WindowData, prepare_window
+from ltv_assets.modeling.model_set import CHUNK_ROWS, WindowModels
 from ltv_assets.modeling.serialization import from_json, read_folder, to_json, write_folder
 from ltv_assets.modeling.stages import WindowContext, fit_window
 from ltv_assets.modeling.stages import refit as refit_window
-from ltv_assets.modeling.window import Floats, WindowData, prepare_window
 
 
 class LTVModel(RegressorMixin, BaseEstimator):

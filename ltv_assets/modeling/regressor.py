@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import PoissonRegressor
 
-from ltv_assets.config import BoosterConfig, ModelsConfig
+from ltv_assets.core.config import BoosterConfig, ModelsConfig
+from ltv_assets.modeling.baseline import fit_reference, reference_out_of_fold, reference_rounds
+from ltv_assets.modeling.boosting import Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
 from ltv_assets.modeling.classifier import Arrays
-from ltv_assets.modeling.design import Design, Matrix, Split
+from ltv_assets.modeling.dataset import HORIZONS, Floats
+from ltv_assets.modeling.design_matrix import Design, Matrix, Split
 from ltv_assets.modeling.gating import BuyerGating
-from ltv_assets.modeling.reference import fit_reference, reference_out_of_fold, reference_rounds
 from ltv_assets.modeling.serialization import Files, from_json, to_json
-from ltv_assets.modeling.trees import Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
-from ltv_assets.modeling.window import HORIZONS, Floats
 from ltv_assets.sampling.hhistus import HhistusPlan
 
 MIN_STOP_PAYERS = 20

@@ -15,7 +15,7 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from ltv_assets.modeling.window import Floats, Ints
+from ltv_assets.modeling.dataset import Floats, Ints
 
 SELECTION_ROWS = 100_000
 """Gains and correlations are taken from at most about this many evenly spaced rows."""

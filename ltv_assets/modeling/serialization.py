@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ltv_assets.errors import ModelFileError
+from ltv_assets.core.errors import ModelFileError
 
 MANIFEST = "manifest.json"
 FORMAT = "ltv_assets.model"

@@ -18,18 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from ltv_assets.config import ModelsConfig
-from ltv_assets.errors import ModelFileError
+from ltv_assets.core.config import ModelsConfig
+from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.base_learners import COMPONENTS, BaseLearners, BaseSettings, base_out_of_fold, choose_base_settings, fit_base
+from ltv_assets.modeling.boosting import Params, Trainer, TreeModel, booster_params, row_dot
 from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
-from ltv_assets.modeling.components import COMPONENTS, BaseLearners, BaseSettings, base_out_of_fold, choose_base_settings, fit_base
-from ltv_assets.modeling.design import Design, Matrix
+from ltv_assets.modeling.dataset import Floats
+from ltv_assets.modeling.design_matrix import Design, Matrix
 from ltv_assets.modeling.gating import SCHEMA_VERSION, BuyerGating, ScoreGate, fit_score_gate
 from ltv_assets.modeling.levels import scores_on_window_level
 from ltv_assets.modeling.linear import Penalties
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
-from ltv_assets.modeling.trees import Params, Trainer, TreeModel, booster_params, row_dot
-from ltv_assets.modeling.window import Floats
 
 Kind = Literal["meta", "blend", "component"]
 

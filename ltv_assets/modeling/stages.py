@@ -30,15 +30,15 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ltv_assets.config import ModelsConfig, SamplingConfig
+from ltv_assets.core.config import ModelsConfig, SamplingConfig
+from ltv_assets.modeling.boosting import RemoteFit, Trainer
 from ltv_assets.modeling.classifier import BuyerClassifier, fit_buyer_classifier
-from ltv_assets.modeling.design import Design
+from ltv_assets.modeling.dataset import WindowData, concat_windows
+from ltv_assets.modeling.design_matrix import Design
 from ltv_assets.modeling.gating import BuyerGating, fit_buyer_gating
+from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.regressor import RevenueRegressor, fit_revenue_regressor
-from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.stacker import Stacker, fit_stacker
-from ltv_assets.modeling.trees import RemoteFit, Trainer
-from ltv_assets.modeling.window import WindowData, concat_windows
 from ltv_assets.sampling.hhistus import HhistusPlan, plan_hhistus
 from ltv_assets.sampling.histogram import TargetHistogram
 from ltv_assets.sampling.histos import HistosPlan, plan_histos

@@ -8,11 +8,13 @@ the number of workers cannot change a draw. Next to read: ``histos``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -21,6 +23,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 def row_hashes(row_id: Sequence[Any] | NDArray[Any] | pd.Series, /) -> NDArray[np.uint64]:
     """64-bit hash of each row identifier, compared by its text; shape (n,), stable across processes and machines."""
+    import pandas as pd
+
     text = pd.Series(row_id).astype(str).to_numpy(dtype=object)
     return pd.util.hash_array(text, categorize=False)
 

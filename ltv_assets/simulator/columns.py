@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ltv_assets.contract import BY_NAME
+from ltv_assets.core.columns import BY_NAME
 from ltv_assets.simulator.population import DAY_SECONDS, FAMILIES, N_TAXONOMIES, Bools, Floats, Ints, People, World
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ltv_assets.contract import BY_NAME
+from ltv_assets.core.columns import BY_NAME
 from ltv_assets.simulator import facts
 
 Floats = NDArray[np.float64]

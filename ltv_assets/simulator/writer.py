@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.contract import BY_NAME, LABEL_NAMES
-from ltv_assets.errors import ConfigError, DataError
+from ltv_assets.core.columns import BY_NAME, LABEL_NAMES
+from ltv_assets.core.errors import ConfigError, DataError
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
 from ltv_assets.simulator.laws import (

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ltv_assets.errors import PermanentError, TransientError
+from ltv_assets.core.errors import PermanentError, TransientError
 
 STAGING_FOLDER = ".staging"
 TEMPORARY_SUFFIX = ".tmp"

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ltv_assets.errors import DataError, ModelFileError
+from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.storage.files import sha256_bytes, sha256_file
 
 MANIFEST_NAME = "manifest.json"

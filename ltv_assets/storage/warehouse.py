@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ltv_assets.errors import LtvError, ModelFileError, NoSpaceError, PermanentError, StaleError, explained
+from ltv_assets.core.errors import LtvError, ModelFileError, NoSpaceError, PermanentError, StaleError, explained
 from ltv_assets.storage.files import (
     publish_folder,
     recover_folder,
@@ -39,6 +39,9 @@ from ltv_assets.storage.files import (
 from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, read_files, read_manifest, verify_files
 
 T = TypeVar("T")
+SCORES_FILE = "holdout_scores.parquet"
+"""Scores of a window's holdout rows, beside its metrics."""
+
 MODEL_ASSETS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
 WINDOW_ASSETS = ("histos_train", "hhistus_buyers", *MODEL_ASSETS, "holdout_metrics", "served_model")
 _IN_MODELS = (*MODEL_ASSETS, "served_model")

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ltv_assets.errors import LtvError
+from ltv_assets.core.errors import LtvError
 from ltv_assets.storage.manifest import MANIFEST_NAME, read_manifest, verify_files
 
 Trace = Callable[[str], None]
@@ -173,15 +173,15 @@ def warm_up() -> None:
     import scipy.stats
     import sklearn.linear_model
 
-    import ltv_assets.cli
+    import ltv_assets.cli.app
+    import ltv_assets.cli.runner
     import ltv_assets.definitions
-    import ltv_assets.describing
-    import ltv_assets.evaluating
-    import ltv_assets.promotion
-    import ltv_assets.running
-    import ltv_assets.serving
-    import ltv_assets.submission
-    from ltv_assets.pictures import canvas, data, quality
+    import ltv_assets.promotion.promotion
+    import ltv_assets.reporting.report
+    import ltv_assets.scoring.submission
+    import ltv_assets.training.evaluation
+    import ltv_assets.training.refit
+    from ltv_assets.plots import canvas, data, quality
 
     for module in (canvas, data, quality):
         module.__dict__["render"] = lambda draw, **size: PICTURE
@@ -219,7 +219,7 @@ def _become(data: Path, warehouse: Path, root: Path, printed: Path, kill: Kill |
         if seen is not None:
             log = seen.open("a", buffering=1)
             _watch(warehouse, lambda name: _consider(name, kill, log))
-        from ltv_assets.cli import main
+        from ltv_assets.cli.app import main
 
         main(["run"])
     except SystemExit as ended:
@@ -341,7 +341,7 @@ def _watch(warehouse: Path, announce: Trace) -> None:
 
     from mlflow.tracking import MlflowClient
 
-    from ltv_assets.storage import catalogue
+    from ltv_assets.storage import catalog as catalogue
     from ltv_assets.storage import files as storage_files
 
     swap = storage_files._exchange
@@ -635,8 +635,8 @@ def together(story: Story, root: Path) -> tuple[str, list[str]]:
 
 def _read_everything(root: Path) -> tuple[int, list[str]]:
     """Read each partition as every reader does, and the catalogue; returns how many were read, and what was not consistent."""
+    from ltv_assets.modeling.model_store import read_served
     from ltv_assets.storage.warehouse import Warehouse
-    from ltv_assets.windows import read_served
 
     warehouse, reads, problems = Warehouse(root), 0, []
     for asset in ("raw_partitions", "flattened_features", "buyer_classifier", "stacker", "predictions", "submission"):

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
-from ltv_assets.database import open_duckdb
-from ltv_assets.errors import DataError
+from ltv_assets.core.database import open_duckdb
+from ltv_assets.core.errors import DataError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets_tests.faults.fuzz import hour_table

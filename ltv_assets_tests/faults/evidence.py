@@ -38,7 +38,7 @@ def nothing_changes(root: Path, *, but: tuple[str, ...] = ()) -> Iterator[None]:
 
 def ltv(*words: str | Path) -> tuple[int, str]:
     """Run one command in this process; returns its exit code and everything it printed. A library's exception is a failure."""
-    from ltv_assets.cli import main
+    from ltv_assets.cli.app import main
 
     done = CliRunner().invoke(main, [str(w) for w in words], catch_exceptions=False)
     assert "Traceback (most recent call last)" not in done.output, done.output

@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.config import PROJECT_ROOT, parse_config, walk_keys
-from ltv_assets.errors import ConfigError
+from ltv_assets.core.config import PROJECT_ROOT, parse_config, walk_keys
+from ltv_assets.core.errors import ConfigError
 from ltv_assets.features.registry import load_registry
-from ltv_assets.horizon import discover
+from ltv_assets.ingestion.calendar import discover
 from ltv_assets_tests.faults.world import World, rows_of
 from ltv_assets_tests.oracle.awkward_rows import write_hour
 

@@ -234,12 +234,12 @@ def test_wrong_environment_is_refused(
     "configuration",
     "own-key column removed from the contract",
     answer="reject",
-    message="ltv_assets/contract.py: column <column> is not declared, but features/statistics.py takes the impression's own key of "
+    message="ltv_assets/core/columns.py: column <column> is not declared, but features/statistics.py takes the impression's own key of "
     "<domain> from it; declare it (files may lack it), or remove its line from OWN_KEY",
 )
 def test_contract_without_an_own_key_is_refused(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets.config import PROJECT_ROOT
-    from ltv_assets.errors import ConfigError
+    from ltv_assets.core.config import PROJECT_ROOT
+    from ltv_assets.core.errors import ConfigError
     from ltv_assets.features import registry
 
     monkeypatch.setattr(registry, "BY_NAME", {n: c for n, c in registry.BY_NAME.items() if n != "country"})

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.checks import files_readable, flattened_rows_reconciled
-from ltv_assets.errors import DataError
-from ltv_assets.features.bench import find_days
-from ltv_assets.horizon import discover
-from ltv_assets.project import Project
-from ltv_assets.storage.footers import Footer, FooterReader
-from ltv_assets.storage.inventory import HashCache, inspect_day, refuse_unsound
+from ltv_assets.cli.flatten_benchmark import find_days
+from ltv_assets.core.errors import DataError
+from ltv_assets.defs.asset_checks.checks import files_readable, flattened_rows_reconciled
+from ltv_assets.ingestion.calendar import discover
+from ltv_assets.ingestion.footers import Footer, FooterReader
+from ltv_assets.ingestion.inventory import HashCache, inspect_day, refuse_unsound
+from ltv_assets.state.project import Project
 from ltv_assets_tests.faults import fuzz
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.damaged_parquet import write_encrypted
@@ -326,7 +326,7 @@ def test_folder_that_is_no_hour_is_named_and_left_out(fault: Fault, world: World
     inject=4,
 )
 def test_day_with_too_many_broken_files_is_refused(fault: Fault, world: World) -> None:
-    from ltv_assets.assets.ingestion import inventory_facts
+    from ltv_assets.defs.assets.ingestion import inventory_facts
 
     for hour in range(fault.inject):
         empty(world.file(hour))
@@ -346,7 +346,7 @@ def test_day_with_too_many_broken_files_is_refused(fault: Fault, world: World) -
     message="day <day>: <share> of the files are unreadable, more than max_bad_file_share = <bound>; first: <file>: <reason>",
 )
 def test_undecodable_files_count_as_broken(fault: Fault, world: World) -> None:
-    from ltv_assets.assets.ingestion import inventory_facts
+    from ltv_assets.defs.assets.ingestion import inventory_facts
 
     project = world.project
     facts = inventory_facts(world.inspect())

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltv_assets.config import CalibrationConfig, Config
-from ltv_assets.errors import DataError, StaleError
-from ltv_assets.horizon import Horizon
+from ltv_assets.core.config import CalibrationConfig, Config
+from ltv_assets.core.errors import DataError, StaleError
+from ltv_assets.ingestion.calendar import Horizon
 from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.calibration import fit_calibrator
+from ltv_assets.modeling.dataset import prepare_window
 from ltv_assets.modeling.folds import make_folds
-from ltv_assets.modeling.window import prepare_window
-from ltv_assets.windows import require_mature
+from ltv_assets.training.windows import require_mature
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.model_world import SMALL, fitted, world
 

@@ -9,7 +9,7 @@ import tomllib
 import duckdb
 import pytest
 
-from ltv_assets.config import PROJECT_ROOT
+from ltv_assets.core.config import PROJECT_ROOT
 from ltv_assets_tests.faults.catalogue import unreachable
 
 SOURCES = sorted((PROJECT_ROOT / "ltv_assets").rglob("*.py"))

@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.assets.publishing import readable_failures
-from ltv_assets.errors import LtvError, NoSpaceError, PermanentError, TransientError, explained
-from ltv_assets.lineage import CODE_VERSIONS
-from ltv_assets.project import Project
+from ltv_assets.core.errors import LtvError, NoSpaceError, PermanentError, TransientError, explained
+from ltv_assets.defs.publication import readable_failures
+from ltv_assets.scoring.submission import write_submissions
+from ltv_assets.state.freshness import CODE_VERSIONS
+from ltv_assets.state.project import Project
 from ltv_assets.storage.files import file_lock, staging, write_atomic
 from ltv_assets.storage.warehouse import Verdict, Warehouse
-from ltv_assets.submission import write_submissions
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults.catalogue import Fault, fault, unreachable
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes, tree
@@ -197,7 +197,7 @@ def test_run_on_a_disk_that_fills_up_keeps_what_it_made_and_goes_on_when_there_i
     environment = os.environ | {name: str(value) for name, value in named.items()}
 
     def run() -> tuple[int, str]:
-        command = [sys.executable, "-m", "ltv_assets.cli", "run"]
+        command = [sys.executable, "-m", "ltv_assets.cli.app", "run"]
         done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
@@ -366,7 +366,7 @@ def test_held_catalogue_is_named_and_catches_up(fault: Fault, place: Callable[..
     message="<path>/champion.lock: the champion's record is held by another process for more than 0.2 s; try again when it has finished",
 )
 def test_held_lock_is_waited_for_a_bounded_time_and_dies_with_its_holder(fault: Fault, tmp_path: Path) -> None:
-    from ltv_assets.champion import champion_lock
+    from ltv_assets.storage.champion import champion_lock
 
     with another_process(_hold_lock, tmp_path / "champion.lock") as holder:
         with pytest.raises(TransientError) as raised, champion_lock(Warehouse(tmp_path), 0.2):
@@ -418,8 +418,8 @@ def _write_versions(root: str, versions: int | None) -> None:
 def test_partition_made_of_two_versions_of_its_input_is_not_published(
     fault: Fault, place: Callable[..., Path], simulated_small: Path
 ) -> None:
-    from ltv_assets.assets.publishing import Publication
-    from ltv_assets.resources import CatalogueResource
+    from ltv_assets.defs.publication import Publication
+    from ltv_assets.defs.resources import CatalogueResource
 
     warehouse = Warehouse(place(simulated_small))
 
@@ -478,7 +478,7 @@ INTERRUPTED = "interrupted: what was published stays; the same command goes on f
 def test_ended_run_leaves_whole_partitions(fault: Fault, tmp_path: Path, simulated_small: Path) -> None:
     root = tmp_path / "warehouse"
     environment = os.environ | {"LTV_WAREHOUSE": str(root), "LTV_DATA_ROOT": str(simulated_small), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "ltv_assets.cli", "run"]
+    command = [sys.executable, "-m", "ltv_assets.cli.app", "run"]
     process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = ""
@@ -512,7 +512,7 @@ def test_run_that_died_with_its_server_is_ended_before_the_next_one_starts(
     import dagster as dg
     from dagster._core.storage.tags import GRPC_INFO_TAG
 
-    from ltv_assets.instance import open_instance
+    from ltv_assets.defs.instance import open_instance
 
     @dg.job
     def some_job() -> None: ...
@@ -539,8 +539,8 @@ def test_run_that_died_with_its_server_is_ended_before_the_next_one_starts(
 def test_run_of_a_killed_ltv_run_is_ended_by_the_next_one(status: str, place: Callable[..., Path], simulated_small: Path) -> None:
     import dagster as dg
 
-    from ltv_assets.instance import open_instance
-    from ltv_assets.running import PROCESS_TAG, _end_abandoned_runs
+    from ltv_assets.cli.runner import PROCESS_TAG, _end_abandoned_runs
+    from ltv_assets.defs.instance import open_instance
 
     @dg.job
     def some_job() -> None: ...

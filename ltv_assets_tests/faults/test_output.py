@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.errors import DataError
-from ltv_assets.submission import write_submissions
+from ltv_assets.core.errors import DataError
+from ltv_assets.scoring.submission import write_submissions
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.config import DataConfig
-from ltv_assets.errors import DataError
-from ltv_assets.predicting import inspect_source, refuse_unusable
-from ltv_assets.storage.inventory import DayInventory
+from ltv_assets.core.config import DataConfig
+from ltv_assets.core.errors import DataError
+from ltv_assets.ingestion.inventory import DayInventory
+from ltv_assets.scoring.predict_files import inspect_source, refuse_unusable
 from ltv_assets_tests.faults import test_files as damages
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.world import DAY, World, edit, hour_key

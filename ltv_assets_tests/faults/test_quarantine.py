@@ -12,8 +12,8 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.project import Project
-from ltv_assets.running import replay_days
+from ltv_assets.cli.runner import replay_days
+from ltv_assets.state.project import Project
 from ltv_assets.storage import quarantine
 from ltv_assets.storage.files import staging
 from ltv_assets_tests.faults.catalogue import Fault, fault

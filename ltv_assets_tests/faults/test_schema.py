@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.contract import RAW_COLUMNS
+from ltv_assets.core.columns import RAW_COLUMNS
 from ltv_assets.features.naming import contract_names
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes
@@ -51,8 +51,8 @@ def drop(name: str) -> Callable[[pa.Table], pa.Table]:
     inject="buyer_d7",
 )
 def test_missing_key_or_label_refuses_the_day(fault: Fault, world: World) -> None:
-    from ltv_assets.assets.ingestion import inventory_facts
-    from ltv_assets.checks import schema_contract
+    from ltv_assets.defs.asset_checks.checks import schema_contract
+    from ltv_assets.defs.assets.ingestion import inventory_facts
 
     edit(world.file(1), drop(fault.inject))
     with nothing_changes(world.data):

@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.champion import Champion
-from ltv_assets.config import Config, load_config
-from ltv_assets.errors import ConfigError, DataError, ModelFileError, PermanentError
+from ltv_assets.core.config import Config, load_config
+from ltv_assets.core.errors import ConfigError, DataError, ModelFileError, PermanentError
 from ltv_assets.modeling import LTVModel
+from ltv_assets.modeling.boosting import TreeModel
 from ltv_assets.modeling.serialization import MANIFEST, seal_text, sha256, to_json, write_folder
-from ltv_assets.modeling.trees import TreeModel
+from ltv_assets.scoring.submission import refuse_formulas, write_submissions
+from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.manifest import MANIFEST_NAME
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.submission import refuse_formulas, write_submissions
-from ltv_assets.tracking import Record, Tracker
+from ltv_assets.tracking.client import Record, Tracker
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes, tree
@@ -366,7 +366,7 @@ def test_predicted_csv_holds_no_formula(fault: Fault) -> None:
 def test_dev_server_binds_to_loopback(place: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from ltv_assets.cli import main
+    from ltv_assets.cli.app import main
 
     place()
     started: list[list[str]] = []
@@ -436,14 +436,14 @@ def test_password_of_the_tracking_uri_is_neither_stored_nor_shown(
 
 
 def test_configuration_has_no_place_for_a_secret() -> None:
-    from ltv_assets.config import walk_keys
+    from ltv_assets.core.config import walk_keys
 
     suspicious = [key for key, _ in walk_keys() if any(word in key.lower() for word in ("password", "secret", "token", "credential"))]
     assert suspicious == []
 
 
 def test_dates_beyond_the_calendar_are_no_key(tmp_path: Path) -> None:
-    from ltv_assets.horizon import parse_day
+    from ltv_assets.ingestion.calendar import parse_day
 
     with pytest.raises(DataError, match="expected a day"):
         parse_day("2025-13-45")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ltv_assets.champion import Champion
-from ltv_assets.config import Config
+from ltv_assets.core.config import Config
+from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking import Record, Tracker
+from ltv_assets.tracking.client import Record, Tracker
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes
 

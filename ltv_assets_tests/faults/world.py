@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.checking import Findings, check_folder
-from ltv_assets.config import PROJECT_ROOT, Config
+from ltv_assets.cli.check_data import Findings, check_folder
+from ltv_assets.core.config import PROJECT_ROOT, Config
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
-from ltv_assets.horizon import discover
-from ltv_assets.project import Project
-from ltv_assets.storage.inventory import DayInventory, inspect_day
+from ltv_assets.ingestion.calendar import discover
+from ltv_assets.ingestion.inventory import DayInventory, inspect_day
+from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour
 

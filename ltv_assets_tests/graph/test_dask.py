@@ -16,24 +16,24 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ltv_assets import distributed
-from ltv_assets.assets import publishing
-from ltv_assets.config import PROJECT_ROOT, Config, ModelsConfig, SamplingConfig, StackerConfig
-from ltv_assets.distributed import Cluster, workers_of
+from ltv_assets.cli.flatten_benchmark import find_days
+from ltv_assets.core.config import PROJECT_ROOT, Config, ModelsConfig, SamplingConfig, StackerConfig
+from ltv_assets.defs import publication as publishing
 from ltv_assets.features import flatten
-from ltv_assets.features.bench import find_days
 from ltv_assets.features.flatten import flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import categorical_names, feature_names
-from ltv_assets.modeling.design import Matrix
-from ltv_assets.modeling.scoring import WindowModels
+from ltv_assets.modeling.boosting import Trainer
+from ltv_assets.modeling.dataset import WindowData, prepare_window
+from ltv_assets.modeling.design_matrix import Matrix
+from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.stages import WindowContext, fit_window
-from ltv_assets.modeling.trees import Trainer
-from ltv_assets.modeling.window import WindowData, prepare_window
-from ltv_assets.project import Project
-from ltv_assets.scoring import score_files
+from ltv_assets.scoring.batch import score_files
 from ltv_assets.simulator import simulate
+from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
+from ltv_assets.training import dask_cluster as distributed
+from ltv_assets.training.dask_cluster import Cluster, workers_of
 from ltv_assets_tests.dying_worker import fit_part_and_die, flatten_block_and_die
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ltv_assets.config import PROJECT_ROOT
+from ltv_assets.core.config import PROJECT_ROOT
 
 SNAPSHOT = Path(__file__).with_name("definitions_snapshot.json")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ltv_assets.modeling.ablation import COLUMNS
+from ltv_assets.modeling.evaluation.ablation import COLUMNS
 from ltv_assets.storage.files import sha256_file
 from ltv_assets_tests.graph.conftest import Ran, command
 
@@ -18,7 +18,7 @@ KEY = "2025-10-03"
 
 
 def opened(run: Ran, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    from ltv_assets.project import Project
+    from ltv_assets.state.project import Project
 
     monkeypatch.setenv("LTV_DATA_ROOT", str(run.data))
     monkeypatch.setenv("LTV_WAREHOUSE", str(run.warehouse))
@@ -66,7 +66,7 @@ def test_next_run_writes_the_documents_a_killed_run_left_out(copied: Callable[[]
 
 
 def test_ablation_joins_the_report_and_leaves_when_the_settings_change(copied: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets.describing import store_ablation, write_report
+    from ltv_assets.reporting.report import store_ablation, write_report
 
     run = copied()
     assert f"ltv ablate --window {KEY}" in report_of(run).read_text()
@@ -117,8 +117,8 @@ def test_report_is_an_artifact_of_the_window_in_mlflow(ran: Ran) -> None:
 
 
 def test_report_names_what_was_set_aside_and_which_day_did_not_train(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets.describing import WindowFacts, report_document
-    from ltv_assets.pictures.document import to_html
+    from ltv_assets.reporting.document import to_html
+    from ltv_assets.reporting.report import WindowFacts, report_document
 
     told = WindowFacts(opened(ran, monkeypatch), KEY)
     first, *others = told.days

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets import measuring
-from ltv_assets.config import PROJECT_ROOT
-from ltv_assets.errors import DataError
-from ltv_assets.measuring import bench
-from ltv_assets.project import Project
+from ltv_assets.cli.app import benchmark as measuring
+from ltv_assets.cli.benchmark import bench
+from ltv_assets.core.config import PROJECT_ROOT
+from ltv_assets.core.errors import DataError
 from ltv_assets.simulator import simulate
+from ltv_assets.state.project import Project
 
 ROWS = 3 * 24 * 60
 

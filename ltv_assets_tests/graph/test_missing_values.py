@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.contract import BY_NAME
+from ltv_assets.core.columns import BY_NAME
 from ltv_assets.features.impressions import COLUMNS
 from ltv_assets.features.statistics import kind_of
-from ltv_assets.modeling.scoring import SCORED_COLUMNS
-from ltv_assets.online import ERROR_COLUMN, OnlineModel
-from ltv_assets.project import Project
-from ltv_assets.registered import write_files
+from ltv_assets.modeling.model_set import SCORED_COLUMNS
+from ltv_assets.scoring.mlflow_model import write_files
+from ltv_assets.scoring.online import ERROR_COLUMN, OnlineModel
 from ltv_assets.simulator import simulate
+from ltv_assets.state.project import Project
 from ltv_assets_tests.conftest import Ran, command
 
 pytestmark = pytest.mark.slow

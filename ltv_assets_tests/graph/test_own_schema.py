@@ -76,7 +76,7 @@ def test_columns_declared_as_the_page_says_reach_the_models(tmp_path: Path) -> N
     env = environment(data, tmp_path / "warehouse", LTV_CONFIG=str(config), PYTHONPATH=str(project))
 
     def ltv(*words: str) -> subprocess.CompletedProcess[str]:
-        call = [sys.executable, "-m", "ltv_assets.cli", *words]
+        call = [sys.executable, "-m", "ltv_assets.cli.app", *words]
         return subprocess.run(call, env=env, cwd=project, capture_output=True, text=True, timeout=HANGS, check=False)
 
     explained = ltv("explain-sql", "loyalty_points")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ltv_assets.config import parse_config
-from ltv_assets.tuning import SPACE, STUDY_FILE, present_settings, with_settings
+from ltv_assets.cli.tune import SPACE, STUDY_FILE, present_settings, with_settings
+from ltv_assets.core.config import parse_config
 from ltv_assets_tests.conftest import Ran, command
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ltv_assets.config import PROJECT_ROOT
-from ltv_assets.jobs import DAY_ASSETS
+from ltv_assets.core.config import PROJECT_ROOT
+from ltv_assets.defs.jobs import DAY_ASSETS
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets_tests.conftest import HANGS
 
@@ -111,7 +111,7 @@ class Place:
 
     @staticmethod
     def ltv_command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "ltv_assets.cli", *arguments]
+        return [sys.executable, "-m", "ltv_assets.cli.app", *arguments]
 
     def states(self) -> dict[tuple[str, str], str]:
         """{(asset, partition): state} as ``ltv status`` says it."""

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.config import PROJECT_ROOT
-from ltv_assets.contract import ASSET_NAMES
-from ltv_assets.jobs import DAY_ASSETS
+from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.config import PROJECT_ROOT
+from ltv_assets.defs.jobs import DAY_ASSETS
 from ltv_assets.simulator import simulate
 from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets_tests.conftest import HANGS

@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ltv_assets.config import load_config
-from ltv_assets.errors import ModelFileError, StaleError
+from ltv_assets.core.config import load_config
+from ltv_assets.core.errors import ModelFileError, StaleError
 from ltv_assets.features.impressions import COLUMNS, example_impression
-from ltv_assets.modeling.scoring import SCORED_COLUMNS
-from ltv_assets.online import OnlineModel
-from ltv_assets.registered import REQUIREMENTS, write_files
+from ltv_assets.modeling.model_set import SCORED_COLUMNS
+from ltv_assets.scoring.mlflow_model import REQUIREMENTS, write_files
+from ltv_assets.scoring.online import OnlineModel
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.conftest import Ran
 from ltv_assets_tests.live.harness import ANSWER_SECONDS, free_port, wait_for
@@ -199,7 +199,7 @@ def test_registered_model_is_the_champion_without_a_pickle(server: Server, ran: 
         assert path.name != "MLmodel" or b"pickle" not in data
         data.decode()
     described = yaml.safe_load((server.folder / "MLmodel").read_text())
-    assert described["flavors"]["python_function"]["loader_module"] == "ltv_assets.online"
+    assert described["flavors"]["python_function"]["loader_module"] == "ltv_assets.scoring.online"
     assert described["flavors"]["python_function"]["python_version"].startswith(f"{sys.version_info.major}.")
     inputs, outputs = (json.loads(described["signature"][side]) for side in ("inputs", "outputs"))
     assert {i["name"] for i in inputs} >= {"row_id", "datetime", *NESTED}

@@ -18,10 +18,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.config import PROJECT_ROOT
-from ltv_assets.outbox import WINDOW_STAGE
+from ltv_assets.core.config import PROJECT_ROOT
 from ltv_assets.simulator import simulate
-from ltv_assets.tracking import CHAMPION_ALIAS, comparison_path
+from ltv_assets.tracking.client import CHAMPION_ALIAS, comparison_path
+from ltv_assets.tracking.outbox import WINDOW_STAGE
 from ltv_assets_tests.conftest import HANGS
 from ltv_assets_tests.live.harness import ANSWER_SECONDS, CONFIG, Browser, Place, free_port, wait_for
 

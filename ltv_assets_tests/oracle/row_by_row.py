@@ -10,7 +10,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from ltv_assets.contract import BY_NAME, RAW_COLUMNS
+from ltv_assets.core.columns import BY_NAME, RAW_COLUMNS
 
 Pairs = list[tuple[str, Any]]
 

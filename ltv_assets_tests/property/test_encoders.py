@@ -9,7 +9,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.features.encoders import WindowEncoder, _Ranks
+from ltv_assets.modeling.encoding.encoders import WindowEncoder, _Ranks
 from ltv_assets_tests.unit.test_encoders import SPEND, window
 
 X, REVENUE, PERIOD = window(1500)

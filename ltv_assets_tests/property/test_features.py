@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.contract import RAW_COLUMNS
+from ltv_assets.core.columns import RAW_COLUMNS
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour

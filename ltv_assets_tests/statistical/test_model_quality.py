@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from ltv_assets.config import PROJECT_ROOT
-from ltv_assets.features.bench import find_days
+from ltv_assets.cli.flatten_benchmark import find_days
+from ltv_assets.core.config import PROJECT_ROOT
 from ltv_assets.features.flatten import flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import categorical_names, feature_names
 from ltv_assets.modeling import LTVModel
-from ltv_assets.modeling.metrics import attained_share, bias_ratio, ece, mean_p_over_rate, msle, revenue_capture
+from ltv_assets.modeling.evaluation.metrics import attained_share, bias_ratio, ece, mean_p_over_rate, msle, revenue_capture
 from ltv_assets.simulator import simulate
 
 LAWS = ("additive", "interactions", "thresholds")

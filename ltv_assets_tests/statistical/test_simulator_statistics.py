@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from ltv_assets.contract import RAW_COLUMNS
+from ltv_assets.core.columns import RAW_COLUMNS
 from ltv_assets.simulator import LAWS, LawName, Simulator, facts, oracle_metrics
 
 FIRST = datetime(2025, 10, 1, tzinfo=UTC)

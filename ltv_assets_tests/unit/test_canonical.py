@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.contract import RAW_COLUMNS, Column
-from ltv_assets.database import open_duckdb
+from ltv_assets.core.columns import RAW_COLUMNS, Column
+from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.canonical import canonical_type, parse_number, parse_timestamp, read_column, reads
 
 COLUMNS = {column.name: column for column in RAW_COLUMNS}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ltv_assets import registered
-from ltv_assets.champion import Champion
-from ltv_assets.config import Config
+from ltv_assets.core.config import Config
+from ltv_assets.scoring import mlflow_model as registered
+from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking import CHALLENGER_ALIAS, CHAMPION_ALIAS, Tracker
+from ltv_assets.tracking.client import CHALLENGER_ALIAS, CHAMPION_ALIAS, Tracker
 
 OLD, NEW = Champion("2025-10-05", "aaaa", "because"), Champion("2025-10-06", "bbbb", "because")
 
@@ -57,7 +57,7 @@ def test_model_card_goes_to_the_run_and_its_beginning_to_the_version(tmp_path: P
 def test_challenger_is_the_newest_window_that_passed_but_did_not_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
-    monkeypatch.setattr("ltv_assets.tracking.eligible_windows", lambda warehouse: (OLD.window, NEW.window))
+    monkeypatch.setattr("ltv_assets.tracking.client.eligible_windows", lambda warehouse: (OLD.window, NEW.window))
     monkeypatch.setattr(Warehouse, "fingerprint", lambda self, asset, key: NEW.fingerprint)
     tracker = Tracker(Config(), Warehouse(tmp_path))
     assert tracker.mirror_champion(OLD) is None

@@ -15,18 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets import checks, readiness
-from ltv_assets.checks import CHECKS, run_check, sampling_allowance
-from ltv_assets.config import Config
-from ltv_assets.contract import BLOCKING_CHECKS, RELATIONS
-from ltv_assets.errors import DataError
+from ltv_assets.cli.runner import _warnings
+from ltv_assets.core.columns import BLOCKING_CHECKS, RELATIONS
+from ltv_assets.core.config import Config
+from ltv_assets.core.errors import DataError
+from ltv_assets.defs.asset_checks import checks
+from ltv_assets.defs.asset_checks.checks import CHECKS, run_check, sampling_allowance
+from ltv_assets.defs.resources import CatalogueResource
 from ltv_assets.features.schema import categorical_names, feature_names
-from ltv_assets.horizon import Horizon
-from ltv_assets.lineage import CHECK_BOUNDS
+from ltv_assets.ingestion.calendar import Horizon
 from ltv_assets.modeling.levels import follow_level
-from ltv_assets.project import Project
-from ltv_assets.resources import CatalogueResource
-from ltv_assets.running import _warnings
+from ltv_assets.state import readiness
+from ltv_assets.state.freshness import CHECK_BOUNDS
+from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 
 DAY, LATER = "2025-10-01", "2025-10-02"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from ltv_assets.cli import main
+from ltv_assets.cli.app import main
 
 
 def run(*words: str) -> tuple[int, str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ltv_assets.config import PROJECT_ROOT, Config, load_config, parse_config, walk_keys
-from ltv_assets.errors import ConfigError
-from ltv_assets.horizon import Horizon, discover, mature_horizons
-from ltv_assets.partitions import training_days_mapping, window_partitions
+from ltv_assets.core.config import PROJECT_ROOT, Config, load_config, parse_config, walk_keys
+from ltv_assets.core.errors import ConfigError
+from ltv_assets.defs.partitions import training_days_mapping, window_partitions
+from ltv_assets.ingestion.calendar import Horizon, discover, mature_horizons
 
 FILE = Path("some.yaml")
 
@@ -86,7 +86,7 @@ def test_every_key_is_described_and_read_somewhere() -> None:
         for path in (PROJECT_ROOT / "ltv_assets").rglob("*.py")
         if path.name != "config.py" and "simulator" not in path.parts
     )
-    own = (PROJECT_ROOT / "ltv_assets/config.py").read_text()
+    own = (PROJECT_ROOT / "ltv_assets/core/config.py").read_text()
     for key, description in walk_keys():
         name = key.rpartition(".")[2]
         assert description, f"{key} has no description"

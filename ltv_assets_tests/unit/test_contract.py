@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ltv_assets import contract
-from ltv_assets.modeling.scoring import SCORED_COLUMNS
+from ltv_assets.core import columns as contract
+from ltv_assets.modeling.model_set import SCORED_COLUMNS
 
 
 def test_contract_has_the_85_columns_of_the_data() -> None:

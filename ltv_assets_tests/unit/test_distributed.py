@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets import config as configuration
-from ltv_assets.config import Config, load_config, parse_config
-from ltv_assets.distributed import COMPARED, Cluster, fit_part, look_around, without_network, workers_of
-from ltv_assets.errors import ConfigError, PermanentError, TransientError
-from ltv_assets.modeling.design import Matrix
-from ltv_assets.parallel import in_order
-from ltv_assets.scoring import Part, parts_of
+from ltv_assets.core import config as configuration
+from ltv_assets.core.config import Config, load_config, parse_config
+from ltv_assets.core.errors import ConfigError, PermanentError, TransientError
+from ltv_assets.core.parallel import in_order
+from ltv_assets.modeling.design_matrix import Matrix
+from ltv_assets.scoring.batch import Part, parts_of
+from ltv_assets.training.dask_cluster import COMPARED, Cluster, fit_part, look_around, without_network, workers_of
 
 HERE = Path("here.yaml")
 
@@ -70,7 +70,7 @@ def test_missing_package_is_one_line_with_the_command(tmp_path: Path, monkeypatc
 
 
 def test_silent_scheduler_is_a_transient_failure_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltv_assets.distributed.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("ltv_assets.training.dask_cluster.CONNECT_SECONDS", 0.5)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         scheduler = f"tcp://127.0.0.1:{closed.getsockname()[1]}"

@@ -16,10 +16,10 @@ import duckdb
 import pytest
 import yaml
 
-from ltv_assets.cli import main
-from ltv_assets.config import PROJECT_ROOT, Config, parse_config, walk_keys
-from ltv_assets.contract import ASSET_NAMES
-from ltv_assets.project import Project
+from ltv_assets.cli.app import main
+from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.config import PROJECT_ROOT, Config, parse_config, walk_keys
+from ltv_assets.state.project import Project
 from ltv_assets_tests.markdown import DOCS, PAGES, blocks, commands, prose, simple_commands
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(PROJECT_ROOT)))

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ltv_assets import pictures
-from ltv_assets.pictures.document import Document, Figure, Picture, Points, Section, Table, to_html, to_markdown
+from ltv_assets import plots as pictures
+from ltv_assets.reporting.document import Document, Figure, Picture, Points, Section, Table, to_html, to_markdown
 
 HOSTILE = '<script>alert(1)</script> & "x" | {{ 7 * 7 }} `<b>`'
 

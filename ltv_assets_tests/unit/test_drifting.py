@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets import drifting
-from ltv_assets.champion import Champion, write_champion
-from ltv_assets.checks import STANDING_CHECKS, champion_fresh, standing_failures
-from ltv_assets.config import load_config
-from ltv_assets.drifting import adversarial_separation, score_shift
-from ltv_assets.errors import DataError
-from ltv_assets.evaluating import SCORES_FILE
-from ltv_assets.features.drift import without_calendar
+from ltv_assets.core.config import load_config
+from ltv_assets.core.errors import DataError
+from ltv_assets.defs.asset_checks.checks import STANDING_CHECKS, champion_fresh, standing_failures
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import feature_names
-from ltv_assets.project import Project
+from ltv_assets.monitoring import adversarial as drifting
+from ltv_assets.monitoring.adversarial import adversarial_separation
+from ltv_assets.monitoring.psi import score_shift, without_calendar
+from ltv_assets.monitoring.retraining import look, watched
 from ltv_assets.sampling.draws import row_hashes
-from ltv_assets.watching import look, watched
+from ltv_assets.state.project import Project
+from ltv_assets.storage.champion import Champion, write_champion
+from ltv_assets.storage.warehouse import SCORES_FILE
 
 FEATURES = ["spend", "sessions", "country", "weekday", "hour__sin"]
 LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "1GB"}

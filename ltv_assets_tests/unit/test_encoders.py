@@ -11,8 +11,8 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ltv_assets.errors import ConfigError, DataError, ModelFileError
-from ltv_assets.features.encoders import SPEND_COLUMNS, WindowEncoder, fold_ids, revenue_targets
+from ltv_assets.core.errors import ConfigError, DataError, ModelFileError
+from ltv_assets.modeling.encoding.encoders import SPEND_COLUMNS, WindowEncoder, fold_ids, revenue_targets
 
 SPEND = SPEND_COLUMNS[0]
 

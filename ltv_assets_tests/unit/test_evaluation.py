@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from ltv_assets.errors import DataError
-from ltv_assets.modeling import metrics as m
-from ltv_assets.modeling.evaluation import METRICS, cold_start, evaluate, metrics_markdown, segment_labels
+from ltv_assets.core.errors import DataError
+from ltv_assets.modeling.evaluation import metrics as m
+from ltv_assets.modeling.evaluation.segments import METRICS, cold_start, evaluate, metrics_markdown, segment_labels
 
 
 def holdout(n: int = 6000, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from ltv_assets.assets import publishing
-from ltv_assets.assets.publishing import MAX_RETRIES, readable_failures
-from ltv_assets.errors import ConfigError, DataError, LtvError, ModelFileError, StaleError, TransientError
+from ltv_assets.core.errors import ConfigError, DataError, LtvError, ModelFileError, StaleError, TransientError
+from ltv_assets.defs import publication as publishing
+from ltv_assets.defs.publication import MAX_RETRIES, readable_failures
 
 
 def attempts_until_the_end(error: Exception, succeed_after: int | None = None) -> tuple[int, dg.ExecuteInProcessResult]:

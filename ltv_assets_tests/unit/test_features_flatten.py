@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.errors import DataError
-from ltv_assets.features.bench import bench_flatten, peak_memory
-from ltv_assets.features.drift import population_stability
+from ltv_assets.cli.flatten_benchmark import bench_flatten, peak_memory
+from ltv_assets.core.errors import DataError
+from ltv_assets.core.memory import release_memory
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names, flattened_schema
+from ltv_assets.monitoring.psi import population_stability
 from ltv_assets.simulator import Simulator
-from ltv_assets.storage.memory import release_memory
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour
 
 HOUR, NEXT = "2025-10-01-05-00", "2025-10-01-06-00"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ltv_assets.contract import LABEL_NAMES, NOT_FEATURES, RAW_COLUMNS
-from ltv_assets.errors import ConfigError
+from ltv_assets.core.columns import LABEL_NAMES, NOT_FEATURES, RAW_COLUMNS
+from ltv_assets.core.errors import ConfigError
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import categorical_names, column_table, feature_names, flattened_schema
 from ltv_assets.features.sql import explain_sql

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltv_assets.config import Config
-from ltv_assets.errors import DataError, StaleError
-from ltv_assets.horizon import Horizon, days_in, discover, hour_of_folder, mature_horizons, parse_day, uncovered_hours
+from ltv_assets.core.config import Config
+from ltv_assets.core.errors import DataError, StaleError
+from ltv_assets.ingestion.calendar import Horizon, days_in, discover, hour_of_folder, mature_horizons, parse_day, uncovered_hours
 
 FIRST = date(2025, 10, 1)
 

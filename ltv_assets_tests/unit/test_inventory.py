@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.config import Config
-from ltv_assets.horizon import Horizon, discover
-from ltv_assets.storage.inventory import HashCache, files_problem, inspect_day
+from ltv_assets.core.config import Config
+from ltv_assets.ingestion.calendar import Horizon, discover
+from ltv_assets.ingestion.inventory import HashCache, files_problem, inspect_day
 
 DAY = date(2025, 10, 1)
 

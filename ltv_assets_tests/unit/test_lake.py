@@ -11,9 +11,9 @@ import fsspec
 import pytest
 from click.testing import CliRunner
 
-from ltv_assets.cli import main
-from ltv_assets.errors import ModelFileError, PermanentError, StaleError, TransientError
-from ltv_assets.storage.lake import Lake
+from ltv_assets.cli.app import main
+from ltv_assets.core.errors import ModelFileError, PermanentError, StaleError, TransientError
+from ltv_assets.storage.object_store import Lake
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 DAY = "2025-10-01"

@@ -14,12 +14,12 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ltv_assets.errors import DataError, ModelFileError
+from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling import LTVModel
-from ltv_assets.modeling.scoring import SCORED_COLUMNS, STAGES, WindowModels
+from ltv_assets.modeling.dataset import prepare_window
+from ltv_assets.modeling.model_set import SCORED_COLUMNS, STAGES, WindowModels
 from ltv_assets.modeling.serialization import MANIFEST
 from ltv_assets.modeling.stages import WindowContext, fit_window
-from ltv_assets.modeling.window import prepare_window
 from ltv_assets_tests.model_world import SMALL, fitted, world
 
 EXPECTED_FAILURES = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_squared_log_error, root_mean_squared_log_error
 
-from ltv_assets.modeling import metrics as m
+from ltv_assets.modeling.evaluation import metrics as m
 
 SMALL = st.integers(2, 6).flatmap(
     lambda n: st.tuples(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ltv_assets.config import SamplingConfig
-from ltv_assets.modeling.ablation import COLUMNS, VARIANTS, ablate
-from ltv_assets.modeling.metrics import rmsle
+from ltv_assets.core.config import SamplingConfig
+from ltv_assets.modeling.dataset import prepare_window
+from ltv_assets.modeling.evaluation.ablation import COLUMNS, VARIANTS, ablate
+from ltv_assets.modeling.evaluation.metrics import rmsle
 from ltv_assets.modeling.stages import WindowContext, fit_window
-from ltv_assets.modeling.window import prepare_window
 from ltv_assets_tests.model_world import SMALL, world
 
 

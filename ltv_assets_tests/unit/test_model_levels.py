@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ltv_assets.config import GatingConfig
+from ltv_assets.core.config import GatingConfig
 from ltv_assets.modeling import LTVModel
+from ltv_assets.modeling.boosting import sigmoid
 from ltv_assets.modeling.folds import TimeFolds, make_folds
 from ltv_assets.modeling.levels import (
     MAX_SHIFT,
@@ -22,7 +23,6 @@ from ltv_assets.modeling.levels import (
     shift_to,
     shifted,
 )
-from ltv_assets.modeling.trees import sigmoid
 from ltv_assets_tests.model_world import SMALL, world
 
 ROWS, RATE = 14_400, 0.029

@@ -15,22 +15,22 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import ElasticNet
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from ltv_assets.config import CalibrationConfig, GatingConfig, SamplingConfig
-from ltv_assets.errors import DataError
+from ltv_assets.core.config import CalibrationConfig, GatingConfig, SamplingConfig
+from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
+from ltv_assets.modeling.base_learners import COMPONENTS
+from ltv_assets.modeling.boosting import Trainer, booster_params, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
-from ltv_assets.modeling.components import COMPONENTS
-from ltv_assets.modeling.design import Design, EncodedFile, EncodedRows, Matrix, encode
+from ltv_assets.modeling.dataset import JoinedRows, RowStore, concat_windows, prepare_window
+from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
 from ltv_assets.modeling.linear import LinearModels, ShapedRows, Shaper, _Sums
+from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
-from ltv_assets.modeling.scoring import WindowModels
 from ltv_assets.modeling.selection import most_telling, varying_columns
 from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit, repeatable
-from ltv_assets.modeling.trees import Trainer, booster_params, narrowed, sigmoid
-from ltv_assets.modeling.window import JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
 
 
@@ -594,7 +594,7 @@ class TestStoredRows:
         assert (kept.rows(np.int32(row), np.int32(row + 1)) == 7).all()
 
     def test_rows_are_taken_and_joined_by_their_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ltv_assets.modeling.window.BLOCK_ROWS", 64)
+        monkeypatch.setattr("ltv_assets.modeling.dataset.BLOCK_ROWS", 64)
         X = world(500, 2).X.reset_index(drop=True)
         joined = JoinedRows([Shelf(X.iloc[:130]), X.iloc[130:300], Shelf(X.iloc[300:])])
         rows = np.flatnonzero(np.arange(500) % 7 == 3)

@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from ltv_assets.config import load_config
-from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS
-from ltv_assets.database import open_duckdb
-from ltv_assets.errors import DataError
+from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.core.config import load_config
+from ltv_assets.core.database import open_duckdb
+from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import read_column
 from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
 from ltv_assets.features.registry import load_registry
@@ -22,7 +22,7 @@ from ltv_assets.features.rows import RowFlattener
 from ltv_assets.features.schema import feature_names
 from ltv_assets.features.statistics import kind_of
 from ltv_assets.modeling import LTVModel
-from ltv_assets.online import OnlineModel
+from ltv_assets.scoring.online import OnlineModel
 from ltv_assets_tests.model_world import SMALL
 
 EXAMPLE = example_impression()

@@ -14,8 +14,8 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from ltv_assets import pictures
-from ltv_assets.pictures import canvas
+from ltv_assets import plots as pictures
+from ltv_assets.plots import canvas
 
 NOTHING: list[float] = []
 
@@ -149,5 +149,5 @@ def test_amounts_are_written_as_people_do() -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, ltv_assets.pictures as p; p.no_data('a', 'b'); sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ltv_assets.plots as p; p.no_data('a', 'b'); sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from ltv_assets import promotion
-from ltv_assets.champion import CHAMPION_FILE, eligible_windows, is_judged, read_champion, read_history, write_champion
-from ltv_assets.config import Config
-from ltv_assets.contract import BLOCKING_CHECKS
-from ltv_assets.errors import DataError, ModelFileError, StaleError
-from ltv_assets.promotion import Comparison, promote, rollback, unpin, update_champion
+from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.config import Config
+from ltv_assets.core.errors import DataError, ModelFileError, StaleError
+from ltv_assets.promotion.promotion import Comparison, promote, promotion, rollback, unpin, update_champion
+from ltv_assets.storage.champion import CHAMPION_FILE, eligible_windows, is_judged, read_champion, read_history, write_champion
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 DAYS = ("2025-10-03", "2025-10-04", "2025-10-05", "2025-10-06")
@@ -281,7 +280,7 @@ def test_history_is_bounded(bench: Bench, make_champion: Callable[[int], Any]) -
 
 @pytest.fixture
 def make_champion() -> Callable[[int], Any]:
-    from ltv_assets.champion import Champion
+    from ltv_assets.storage.champion import Champion
 
     return lambda number: Champion(DAYS[0], str(number), "because")
 
@@ -289,7 +288,7 @@ def make_champion() -> Callable[[int], Any]:
 def test_commands_promote_roll_back_and_let_go(place: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from ltv_assets.cli import main
+    from ltv_assets.cli.app import main
 
     def ltv(*arguments: str) -> Any:
         return CliRunner().invoke(main, list(arguments))

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.champion import Champion, write_champion
-from ltv_assets.cli import main
-from ltv_assets.project import Project
-from ltv_assets.retention import collect, kept, needed_days, plan
+from ltv_assets.cli.app import main
+from ltv_assets.cli.retention import collect, kept, needed_days, plan
+from ltv_assets.state.project import Project
+from ltv_assets.storage.champion import Champion, write_champion
 from ltv_assets.storage.files import write_atomic
 from ltv_assets.storage.warehouse import DAY_ASSETS, DOCUMENT_FOLDERS, WINDOW_ASSETS, Verdict, Warehouse
 
@@ -149,7 +149,7 @@ def test_command_shows_first_and_deletes_only_when_told(project: Project) -> Non
 
 
 def test_crash_between_two_deletions_leaves_whole_partitions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets import retention
+    from ltv_assets.cli.app import retention
 
     original, calls = retention._remove, []
 
@@ -181,8 +181,8 @@ def test_crash_between_two_deletions_leaves_whole_partitions(project: Project, m
 def test_no_rule_ever_lets_go_what_a_kept_window_needs(
     tmp_path_factory: pytest.TempPathFactory, windows: set[int], reigns: list[int], newest: int, back: int
 ) -> None:
-    from ltv_assets.config import Config, RetentionConfig
-    from ltv_assets.horizon import Horizon
+    from ltv_assets.core.config import Config, RetentionConfig
+    from ltv_assets.ingestion.calendar import Horizon
 
     warehouse = Warehouse(tmp_path_factory.mktemp("w"))
     for number in windows:
@@ -204,9 +204,9 @@ def test_no_rule_ever_lets_go_what_a_kept_window_needs(
 def test_runs_of_a_window_are_forgotten_with_their_artifacts(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    from ltv_assets.config import Config
-    from ltv_assets.outbox import WINDOW_STAGE, Record
-    from ltv_assets.tracking import Tracker
+    from ltv_assets.core.config import Config
+    from ltv_assets.tracking.client import Tracker
+    from ltv_assets.tracking.outbox import WINDOW_STAGE, Record
 
     tracker = Tracker(Config(), Warehouse(tmp_path))
     for window in (day(5), day(6)):
@@ -223,8 +223,8 @@ def test_runs_of_a_window_are_forgotten_with_their_artifacts(tmp_path: Path) -> 
 
 
 def test_server_that_is_down_does_not_stop_the_clean_up(tmp_path: Path) -> None:
-    from ltv_assets.config import Config
-    from ltv_assets.tracking import Tracker
+    from ltv_assets.core.config import Config
+    from ltv_assets.tracking.client import Tracker
 
     tracker = Tracker(Config(), Warehouse(tmp_path), uri="http://127.0.0.1:9")
     tracker.outbox.remember_run(day(5), "i", tracker.server, "window", "r")

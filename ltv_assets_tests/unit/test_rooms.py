@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ltv_assets.config import PROJECT_ROOT
+from ltv_assets.core.config import PROJECT_ROOT
 
 PACKAGE = PROJECT_ROOT / "ltv_assets"
 PURE = ("features", "sampling", "modeling", "simulator", "storage", "pictures")
@@ -54,7 +54,7 @@ def test_core_really_runs_without_dagster_and_mlflow() -> None:
     code = (
         "import sys\n"
         "for name in ('dagster', 'mlflow'): sys.modules[name] = None\n"
-        "import ltv_assets.modeling, ltv_assets.features.flatten, ltv_assets.pictures, ltv_assets.simulator, ltv_assets.storage.catalogue\n"
+        "import ltv_assets.modeling, ltv_assets.features.flatten, ltv_assets.plots, ltv_assets.simulator, ltv_assets.storage.catalog\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT_ROOT)
 
@@ -72,7 +72,7 @@ def test_arrows_point_down_only() -> None:
 
 
 @pytest.mark.parametrize("words", ["import duckdb\n\nduckdb.connect()\n", "from duckdb import connect\n\nconnect()\n"])
-@pytest.mark.parametrize("place", ["ltv_assets/watching.py", "ltv_assets/storage/catalogue.py", "benchmarks/serving.py"])
+@pytest.mark.parametrize("place", ["ltv_assets/monitoring/retraining.py", "ltv_assets/storage/catalog.py", "benchmarks/serving.py"])
 def test_duckdb_is_opened_in_one_place(place: str, words: str) -> None:
     """Elsewhere the linter refuses it: DuckDB's own defaults are every core, 80 % of the memory and the machine's time zone."""
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251", "--stdin-filename", place, "-"]

@@ -13,14 +13,15 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ltv_assets import automation, readiness, schedules, sensors
-from ltv_assets.config import load_config
-from ltv_assets.errors import StaleError
-from ltv_assets.landing import landings
-from ltv_assets.lineage import WINDOW_UPSTREAM, Lineage, Status
-from ltv_assets.project import Project
-from ltv_assets.resources import ProjectResource
-from ltv_assets.watching import Watch
+from ltv_assets.core.config import load_config
+from ltv_assets.core.errors import StaleError
+from ltv_assets.defs import automation, schedules, sensors
+from ltv_assets.defs.resources import ProjectResource
+from ltv_assets.ingestion.arrivals import landings
+from ltv_assets.monitoring.retraining import Watch
+from ltv_assets.state import readiness
+from ltv_assets.state.freshness import WINDOW_UPSTREAM, Lineage, Status
+from ltv_assets.state.project import Project
 
 DAYS = [f"2025-10-0{i}" for i in range(1, 6)]
 PARTITIONS = dg.DailyPartitionsDefinition(start_date=DAYS[0], end_date="2025-10-20")

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.contract import BY_NAME, LABEL_NAMES, RAW_COLUMNS
-from ltv_assets.errors import ConfigError, DataError
+from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.core.errors import ConfigError, DataError
 from ltv_assets.simulator import LAWS, attained_share, oracle_metrics, simulate
 from ltv_assets.simulator.facts import COLUMN_ORDER
 from ltv_assets.simulator.population import FAMILIES

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.errors import ModelFileError, PermanentError, StaleError, TransientError
+from ltv_assets.core.errors import ModelFileError, PermanentError, StaleError, TransientError
 from ltv_assets.storage import files as storage_files
 from ltv_assets.storage.files import file_lock, publish_folder, recover_folder, staging, sweep_staging, write_atomic
 from ltv_assets.storage.manifest import MANIFEST_NAME

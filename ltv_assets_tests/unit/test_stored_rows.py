@@ -11,15 +11,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.config import ComputeConfig, Config
-from ltv_assets.errors import TransientError
+from ltv_assets.core.config import ComputeConfig, Config
+from ltv_assets.core.errors import TransientError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names
-from ltv_assets.modeling.design import EncodedFile, Matrix
-from ltv_assets.modeling.trees import Trainer
-from ltv_assets.modeling.window import RowStore
-from ltv_assets.windows import affordable, read_rows
+from ltv_assets.modeling.boosting import Trainer
+from ltv_assets.modeling.dataset import RowStore
+from ltv_assets.modeling.design_matrix import EncodedFile, Matrix
+from ltv_assets.training.windows import affordable, read_rows
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows, write_hour
 
 
@@ -50,7 +50,7 @@ def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registr
     features = feature_names(registry)
     here = read_rows(Config(), days, features)
     monkeypatch.setattr(ComputeConfig, "rows_in_memory", lambda self, features: 100)
-    monkeypatch.setattr("ltv_assets.modeling.window.BLOCK_ROWS", 64)
+    monkeypatch.setattr("ltv_assets.modeling.dataset.BLOCK_ROWS", 64)
     there = read_rows(Config(), days, features)
     assert isinstance(here.X, pd.DataFrame) and isinstance(there.X, RowStore)
     assert len(there.X) == len(here.X) and list(there.X.columns) == features

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.errors import DataError
-from ltv_assets.submission import sample_form, validate_submission, write_submissions
+from ltv_assets.core.errors import DataError
+from ltv_assets.scoring.submission import sample_form, validate_submission, write_submissions
 
 LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "0.5GB"}
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ltv_assets.champion import Champion
-from ltv_assets.config import Config
-from ltv_assets.outbox import WINDOW_STAGE, Outbox, Record
-from ltv_assets.recording import config_changes, flat_params
+from ltv_assets.core.config import Config
+from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking import PushResult, Tracker
+from ltv_assets.tracking.client import PushResult, Tracker
+from ltv_assets.tracking.outbox import WINDOW_STAGE, Outbox, Record
+from ltv_assets.tracking.records import config_changes, flat_params
 
 WINDOW = "2025-10-06"
 

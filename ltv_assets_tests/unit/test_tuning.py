@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from ltv_assets.cli import main
-from ltv_assets.config import BoosterConfig, load_config, parse_config
+from ltv_assets.cli.app import main
+from ltv_assets.cli.tune import SPACE, Outcome, Range, SearchedWindow, Settings, present_settings, with_settings
+from ltv_assets.core.config import BoosterConfig, load_config, parse_config
+from ltv_assets.modeling.dataset import prepare_window
 from ltv_assets.modeling.stages import WindowContext, fit_window
-from ltv_assets.modeling.window import prepare_window
-from ltv_assets.tuning import SPACE, Outcome, Range, SearchedWindow, Settings, present_settings, with_settings
 from ltv_assets_tests.model_world import SMALL, World, world
 
 NAMES = [name for part in SPACE.values() for name in part]

@@ -1,0 +1,207 @@
+"""How fast and how large training, scoring and whole runs are, each against a named baseline of the same run.
+
+What belongs here: the measurements behind ``ltv bench train|score|run``. What does not: flattening by itself
+(``features/bench.py``) and the table of results (``benchmarks/``). A ratio of two speeds that were measured side by side
+says more than either: the machine, its disk and its other programs touch both.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ltv_assets.cli.flatten_benchmark import find_days, peak_memory, scan, timed_scan
+from ltv_assets.core.errors import DataError, PermanentError
+from ltv_assets.core.memory import release_memory
+from ltv_assets.features.flatten import RawFile, flatten_files
+from ltv_assets.features.schema import feature_names
+from ltv_assets.modeling.baseline import fit_reference
+from ltv_assets.modeling.stages import WindowContext, fit_window
+from ltv_assets.scoring.batch import score_files
+from ltv_assets.scoring.submission import write_submissions
+from ltv_assets.state.project import Project
+from ltv_assets.training.windows import affordable, as_window, read_rows
+
+Figures = dict[str, float | int | str]
+T = TypeVar("T")
+
+BASELINE_TREES = 50
+MODEL_ROWS = 40_000
+"""Rows of the first days that teach the model of ``bench score``."""
+
+
+def bench(what: str, project: Project, data: Path, threads: int) -> Figures:
+    """Measure ``train``, ``score`` or ``run`` on a data root with ``train/`` (and ``test/``).
+
+    Returns rows, seconds, rows_per_second, peak_rss_mb (this process and its children, while it is measured), bytes on
+    disk, the baseline's name and speed, and ratio = the speed by the baseline's. Raises DataError without labelled days.
+    """
+    if what == "run":
+        return _bench_run(project, data, threads)
+    with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
+        lake, flatten_seconds = _flatten_days(project, data, Path(folder), threads)
+        release_memory()
+        measure = _bench_train if what == "train" else _bench_score
+        return measure(project, lake, Path(folder), threads, flatten_seconds)
+
+
+def _flatten_days(project: Project, data: Path, folder: Path, threads: int) -> tuple[dict[str, tuple[Path, ...]], float]:
+    """Flattened files of the labelled days, and how long they took."""
+    lake: dict[str, tuple[Path, ...]] = {}
+    began = time.perf_counter()
+    for (split, day), files in find_days(data).items():
+        if split == "train":
+            lake[day] = (folder / f"{day}.parquet",)
+            limit = project.config.compute.duckdb_limit
+            flatten_files(files, registry=project.registry, labelled=True, out=lake[day][0], threads=threads, memory_limit=limit)
+    if not lake:
+        raise DataError(f"{data}: expected train/datetime=YYYY-MM-DD-HH-00/*.parquet, found none")
+    return lake, time.perf_counter() - began
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float, float]:
+    """Result, seconds, and peak of resident memory in MB."""
+    with peak_memory() as memory:
+        began = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - began
+    return result, seconds, memory[0] / 2**20
+
+
+def _figures(rows: int, seconds: float, peak_mb: float, baseline: str, baseline_seconds: float, **more: Any) -> Figures:
+    return {
+        "rows": rows,
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(rows / seconds, 1),
+        "baseline": baseline,
+        "baseline_rows_per_second": round(rows / baseline_seconds, 1),
+        "ratio": round(baseline_seconds / seconds, 4),
+        "peak_rss_mb": round(peak_mb, 1),
+        **more,
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def _bench_train(project: Project, lake: dict[str, tuple[Path, ...]], folder: Path, threads: int, _: float) -> Figures:
+    """All stages of a window on every labelled row, from the lake; baseline: a plain LightGBM on the same rows."""
+    config = project.config
+    features = feature_names(project.registry)
+
+    def train() -> WindowContext:
+        rows = read_rows(config, lake, features)
+        models = affordable(config, len(features), len(rows.row_id))
+        data = as_window(rows)
+        del rows  # as in a run, identifiers stay no longer than it takes to hash them
+        context = WindowContext(data, models, config.sampling, config.seed, threads)
+        fit_window(context)
+        return context
+
+    context, seconds, peak = _timed(train)
+    # The bins exist by now; a baseline of its own would have to make them.
+    baseline = _timed(lambda: fit_reference(context.design, context.trainer, BASELINE_TREES))[1]
+    name = f"{BASELINE_TREES} trees of the pinned reference on the same bins"
+    auxiliary = len(context.design.auxiliary)
+    return _figures(len(context.data), seconds, peak, name, baseline, auxiliary_rows=auxiliary, lake_bytes=_size(folder))
+
+
+def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Path, threads: int, flatten_seconds: float) -> Figures:
+    """The whole chain from the lake to the submission's CSV; baseline: DuckDB decoding every column of the lake."""
+    config, features = project.config, feature_names(project.registry)
+    rows = read_rows(config, lake, features)
+    few = np.linspace(0, len(rows.row_id) - 1, min(MODEL_ROWS, len(rows.row_id))).astype(np.int64)
+    data = replace(as_window(rows), period=np.arange(len(rows.row_id)) * 5 // len(rows.row_id), period_names=tuple("01234")).rows(few)
+    models = fit_window(WindowContext(data, config.models, config.sampling, config.seed, threads))
+    del rows, data
+    release_memory()
+    files = [path for _, paths in sorted(lake.items()) for path in paths]
+    raw = [RawFile(path, "") for path in files]
+    limit = config.compute.duckdb_limit
+    scan(raw, threads, limit)
+    baseline = _timed(lambda: scan(raw, threads, limit))[1]
+    release_memory()
+
+    def score() -> int:
+        written = []
+        for number, path in enumerate(files):
+            written.append(folder / f"scores-{number}.parquet")
+            score_files(models, [path], features, written[-1], chunk_rows=config.compute.chunk_rows, threads=threads)
+        return write_submissions(written, None, folder, threads=threads, memory_limit=limit)
+
+    count, seconds, peak = _timed(score)
+    stages = (models.classifier.model, models.regressor.head, models.regressor.reference, *models.regressor.increments.values())
+    base = models.stacker.base
+    trees = sum(m.n_trees for m in (*stages, *((base.forest, base.boosting, base.additive) if base else ())))
+    from_raw = round(count / (seconds + flatten_seconds), 1)
+    csv = (folder / "submission.csv").stat().st_size
+    name = "DuckDB decoding every column of the flattened days"
+    return _figures(count, seconds, peak, name, baseline, rows_per_second_from_raw=from_raw, trees=trees, csv_bytes=csv)
+
+
+STEPS = {"ingest_days": "flatten", "train_window": "train", "score_days": "score", "make_submission": "submit"}
+"""Jobs of ``ltv run`` in their order, under the names their figures have."""
+
+
+def _bench_run(project: Project, data: Path, threads: int) -> Figures:
+    """``ltv run`` in a process and a warehouse of its own; baseline: DuckDB decoding every column of the raw files.
+
+    Beside the figures of the whole there are seconds and peak memory of each of STEPS, ``start`` being what comes before
+    the first of them. Lines of the run are passed on to standard error. Raises PermanentError with the run's own words when it fails.
+    """
+    days = find_days(data)
+    files = [file for members in days.values() for file in members]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        baseline = other.submit(timed_scan, files, threads, project.config.compute.duckdb_limit).result()
+    with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
+        environment = {**os.environ, "LTV_WAREHOUSE": folder, "LTV_DATA_ROOT": str(data)}
+        command = [sys.executable, "-m", "ltv_assets.cli.app", "run"]
+        (code, said, steps), seconds, _ = _timed(lambda: _watched(command, environment))
+        if code:
+            raise PermanentError(f"ltv run failed on {data}: {said[-1000:]}")
+        lake, raw = _size(Path(folder) / "lake" / "flattened_features"), sum(file.path.stat().st_size for file in files)
+    rows = sum(int(pq.read_metadata(file.path).num_rows) for file in files)
+    more: Figures = {"raw_bytes": raw, "lake_bytes": lake, "lake_share": round(lake / raw, 3)}
+    more["largest_process_mb"] = round(max(process for _, _, process in steps.values()) / 2**20, 1)
+    for name, (step_seconds, peak, _) in steps.items():
+        more |= {f"{name}_seconds": round(step_seconds, 1), f"{name}_peak_rss_mb": round(peak / 2**20, 1)}
+    tree = max(peak for _, peak, _ in steps.values()) / 2**20
+    return _figures(rows, seconds, tree, "DuckDB decoding every column of the raw files", baseline, **more)
+
+
+def _watched(command: list[str], environment: dict[str, str]) -> tuple[int, str, dict[str, tuple[float, float, float]]]:
+    """Exit code and output of ``ltv run``, and seconds, peak memory and largest process in bytes by step."""
+    steps: dict[str, tuple[float, float, float]] = {}
+    said, step, began = [], "start", time.perf_counter()
+
+    def close(memory: list[float]) -> None:
+        before = steps.get(step, (0.0, 0.0, 0.0))
+        steps[step] = (before[0] + time.perf_counter() - began, max(before[1], memory[0]), max(before[2], memory[1]))
+        memory[:] = 0.0, 0.0
+
+    with peak_memory(own=False) as memory, subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            sys.stderr.write(line)
+            following = STEPS.get(line.split(" ", 1)[0], step)
+            if following != step:
+                close(memory)
+                step, began = following, time.perf_counter()
+        process.wait()
+        close(memory)
+    return process.returncode, "".join(said), steps

@@ -1,0 +1,109 @@
+"""``holdout_metrics``: the evaluated model on the day it never saw; ``served_model``: the refit that scores new days."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets.defs.partitions import holdout_mapping
+from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
+from ltv_assets.state.freshness import CODE_VERSIONS, WINDOW_UPSTREAM
+from ltv_assets.state.project import Project
+from ltv_assets.storage.champion import Champion
+
+GROUP = "evaluation"
+
+
+def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Evaluation and refit on the windows' clock."""
+    days = dg.AssetDep("flattened_features", partition_mapping=holdout_mapping(project.config))
+
+    @dg.asset(
+        name="holdout_metrics",
+        partitions_def=windows,
+        deps=[days, *WINDOW_UPSTREAM["holdout_metrics"]],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"duckdb", "mlflow"},
+        code_version=CODE_VERSIONS["holdout_metrics"],
+        description="Every figure of the window's models on its holdout day, overall and by segment, with intervals.",
+        metadata=definition_metadata("holdout_metrics"),
+    )
+    def holdout_metrics(
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
+    ) -> dg.MaterializeResult:
+        from ltv_assets.reporting.report import write_report
+        from ltv_assets.tracking.records import log_window
+        from ltv_assets.training.evaluation import evaluate_window, holdout_pictures, write_holdout
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "holdout_metrics", context.partition_key)
+            holdout = evaluate_window(work.project, work.key)
+            manifest = work.publish(lambda folder: write_holdout(folder, work.key, holdout))
+            drawn = holdout_pictures(holdout)
+            report = write_report(work.project, work.key, drawn)
+            tracker = tracking.open(work.project)
+            documents = {report.name: report.read_bytes()}
+            log_window(tracker, work.project, work.key, holdout, drawn, documents, run_id=context.run_id, seconds=work.seconds)
+            return work.result(manifest, _evaluation_metadata(holdout, drawn, report, tracker.run_id(work.key)))
+
+    @dg.asset(
+        name="served_model",
+        partitions_def=windows,
+        deps=[days, *WINDOW_UPSTREAM["served_model"]],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"lightgbm"},
+        code_version=CODE_VERSIONS["served_model"],
+        description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
+        metadata=definition_metadata("served_model"),
+    )
+    def served_model(
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
+    ) -> dg.MaterializeResult:
+        from ltv_assets.promotion.promotion import update_champion
+        from ltv_assets.reporting.report import describe_champion
+        from ltv_assets.training.refit import refit_window, write_served
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "served_model", context.partition_key)
+            models = refit_window(work.project, work.key)
+            manifest = work.publish(lambda folder: write_served(folder, work.key, models))
+            champion = update_champion(work.project)
+            context.log.info(champion.why)
+            tracker = tracking.open(work.project)
+            for problem in (describe_champion(work.project), tracker.mirror_champion(champion, trained=work.key)):
+                if problem is not None:
+                    context.log.warning(problem)
+            return work.result(manifest, _champion_metadata(work.project, champion))
+
+    return [holdout_metrics, served_model]
+
+
+def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, run_id: str | None) -> dict[str, Any]:
+    figures = holdout.headline()
+    deciles = [{str(k): v for k, v in row.items()} for row in holdout.deciles.to_dict("records")]
+    shown = picture_metadata(drawn)
+    return {
+        **figures,
+        "report": dg.MetadataValue.path(str(report)),
+        "deciles": markdown_table(deciles),
+        **shown,
+        "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`",
+    }
+
+
+def _champion_metadata(project: Project, champion: Champion) -> dict[str, Any]:
+    """Who scores new days, why, and its model card."""
+    from ltv_assets.reporting.report import CARD_FILE
+
+    card = project.warehouse.folder("model_card", champion.window) / CARD_FILE
+    text = card.read_text() if card.is_file() else "no card was written; `ltv promote --unpin` writes it"
+    return {"champion": champion.window, "champion_reason": champion.why, "model_card": dg.MetadataValue.md(text)}

@@ -1,0 +1,130 @@
+"""``predictions`` of a day by the champion, and the ``submission`` of the test days."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.resources import CatalogueResource, ProjectResource
+from ltv_assets.state.freshness import CODE_VERSIONS
+from ltv_assets.state.project import Project
+
+GROUP = "scoring"
+
+
+def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Scores by day, and the submission, which has no partitions."""
+
+    @dg.asset(
+        name="predictions",
+        partitions_def=days,
+        deps=["flattened_features", dg.AssetDep("served_model", partition_mapping=dg.AllPartitionMapping())],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"lightgbm", "parquet"},
+        code_version=CODE_VERSIONS["predictions"],
+        description="Every impression of a day scored with the champion: probability, log revenue, LTV at three horizons, the gate.",
+        metadata=definition_metadata("predictions"),
+    )
+    def predictions(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "predictions", context.partition_key)
+            manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
+            return work.result(manifest, _prediction_metadata(work))
+
+    @dg.asset(
+        name="submission",
+        deps=[dg.AssetDep(predictions, partition_mapping=dg.AllPartitionMapping())],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"csv"},
+        code_version=CODE_VERSIONS["submission"],
+        description="submission.csv (gated) and submission_ungated.csv for every row of the configured test days.",
+        metadata=definition_metadata("submission"),
+    )
+    def submission(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        with readable_failures():
+            key = project_resource.open().submission_key
+            work = Publication.begin(project_resource, catalogue, "submission", key)
+            manifest = work.publish(lambda folder: _write_submission(work, folder))
+            return work.result(manifest, _submission_metadata(work))
+
+    return [predictions, submission]
+
+
+def _champion_window(work: Publication) -> str:
+    return next(k.partition("/")[2] for k in work.inputs if k.startswith("champion/"))
+
+
+def _score(work: Publication, folder: Path) -> dict[str, int | None]:
+    from ltv_assets.features.schema import feature_names
+    from ltv_assets.modeling.model_store import read_served
+    from ltv_assets.scoring.batch import score_files
+    from ltv_assets.training.dask_cluster import workers_of
+
+    rows = score_files(
+        read_served(work.project.warehouse, _champion_window(work)),
+        work.project.warehouse.files("flattened_features", work.key),
+        feature_names(work.project.registry),
+        folder / "scores.parquet",
+        chunk_rows=work.project.config.compute.chunk_rows,
+        threads=work.project.config.compute.threads,
+        day=work.key,
+        workers=workers_of(work.project.config),
+    )
+    return {"scores.parquet": rows}
+
+
+def _prediction_metadata(work: Publication) -> dict[str, Any]:
+    from ltv_assets.plots import score_distribution
+
+    files = [str(f) for f in work.project.warehouse.files("predictions", work.key, verify=False)]
+    with work.project.open_duckdb() as connection:
+        row = connection.execute(
+            "SELECT avg(predicted_zero::INT), avg(buyer_probability), sum(expected_revenue_d7), max(ltv_d7) FROM read_parquet(?)", [files]
+        ).fetchone()
+        ltv = connection.execute(
+            "SELECT ltv_d7 FROM read_parquet(?) USING SAMPLE reservoir(200000 ROWS) REPEATABLE (0)", [files]
+        ).fetchnumpy()
+    names = ("predicted_zero_rate", "mean_buyer_probability", "expected_revenue_d7_usd", "largest_ltv_d7_usd")
+    figures = {n: float(v) for n, v in zip(names, row or (), strict=False) if v is not None}
+    picture = score_distribution(ltv["ltv_d7"], title=f"Distribution of ltv_d7, {work.key}")
+    return {"champion": _champion_window(work), **figures, **picture_metadata({"scores.png": picture})}
+
+
+def _submission_metadata(work: Publication) -> dict[str, Any]:
+    warehouse, days = work.project.warehouse, [str(day) for day in work.project.horizon.test_days]
+    query = (
+        "SELECT count(*) AS rows, avg(predicted_zero::INT) AS zero_rate, max(iap_revenue_d7) AS largest_usd, "
+        "sum(expected_revenue_d7) AS expected_revenue_usd FROM read_parquet(?)"
+    )
+    with work.project.open_duckdb() as connection:
+        found = [
+            connection.execute(query, [[str(f) for f in warehouse.files("predictions", day, verify=False)]])
+            .fetch_df()
+            .to_dict("records")[0]
+            for day in days
+        ]
+    by_day = [{"day": day, **{str(k): v for k, v in row.items()}} for day, row in zip(days, found, strict=True)]
+    folder = warehouse.folder("submission", work.key)
+    return {
+        "file": dg.MetadataValue.path(str(folder / "submission.csv")),
+        "file_ungated": dg.MetadataValue.path(str(folder / "submission_ungated.csv")),
+        "by_day": markdown_table(by_day),
+    }
+
+
+def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:
+    from ltv_assets.scoring.submission import write_submissions
+
+    config = work.project.config
+    files = [f for day in work.project.horizon.test_days for f in work.project.warehouse.files("predictions", str(day))]
+    rows = write_submissions(
+        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_limit=config.compute.duckdb_limit
+    )
+    return {"submission.csv": rows, "submission_ungated.csv": None}

@@ -1,0 +1,151 @@
+"""Sampling plans of a window: ``histos_train`` (how often a row is shown) and ``hhistus_buyers`` (which payers are kept)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import pyarrow.parquet as pq
+
+from ltv_assets.defs.partitions import training_days_mapping
+from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, picture_metadata, readable_failures
+from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
+from ltv_assets.state.freshness import CODE_VERSIONS
+from ltv_assets.state.project import Project
+
+if TYPE_CHECKING:
+    from ltv_assets.modeling.stages import WindowContext
+    from ltv_assets.sampling.hhistus import HhistusPlan
+    from ltv_assets.sampling.histos import HistosPlan
+
+GROUP = "sampling"
+
+
+def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """The two plans on the windows' clock."""
+    days = [dg.AssetDep("flattened_features", partition_mapping=training_days_mapping(project.config))]
+
+    @dg.asset(
+        name="histos_train",
+        partitions_def=windows,
+        deps=days,
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"parquet"},
+        code_version=CODE_VERSIONS["histos_train"],
+        description="HistOS plan for the classifier: how often each training row is shown. Rows are never copied.",
+        metadata=definition_metadata("histos_train"),
+    )
+    def histos_train(
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
+    ) -> dg.MaterializeResult:
+        from ltv_assets.modeling.stages import histos_plan
+        from ltv_assets.training.windows import window_context
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "histos_train", context.partition_key)
+            window = window_context(work.project, work.key)
+            plan = histos_plan(window)
+            shown = _recorded(work, tracking, context.run_id, *_histos_facts(window, plan))
+            manifest = work.publish(lambda folder: _write_histos(work, window, plan, folder))
+            return work.result(manifest, shown)
+
+    @dg.asset(
+        name="hhistus_buyers",
+        partitions_def=windows,
+        deps=days,
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"parquet"},
+        code_version=CODE_VERSIONS["hhistus_buyers"],
+        description="HHISTUS plan for the regressor: which payers are kept and with which weight; whales always are.",
+        metadata=definition_metadata("hhistus_buyers"),
+    )
+    def hhistus_buyers(
+        context: dg.AssetExecutionContext,
+        project_resource: ProjectResource,
+        catalogue: CatalogueResource,
+        tracking: TrackingResource,
+    ) -> dg.MaterializeResult:
+        from ltv_assets.modeling.stages import hhistus_plan
+        from ltv_assets.training.windows import window_context
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "hhistus_buyers", context.partition_key)
+            window = window_context(work.project, work.key)
+            plan = hhistus_plan(window)
+            shown = _recorded(work, tracking, context.run_id, *_hhistus_facts(window, plan))
+            manifest = work.publish(lambda folder: _write_hhistus(work, window, plan, folder))
+            return work.result(manifest, shown)
+
+    return [histos_train, hhistus_buyers]
+
+
+def _write_histos(work: Publication, window: "WindowContext", plan: "HistosPlan | None", folder: Path) -> dict[str, int | None]:
+    from ltv_assets.training.windows import plan_table
+
+    rows = np.arange(len(window.data) if plan is not None else 0)
+    columns: dict[str, np.ndarray] = {
+        "bin": plan.bin.astype(np.int16) if plan else np.zeros(0, np.int16),
+        "multiplicity": plan.multiplicity.astype(np.int32) if plan else np.zeros(0, np.int32),
+    }
+    pq.write_table(plan_table(work.project, work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
+    return {"plan.parquet": len(rows)}
+
+
+def _write_hhistus(work: Publication, window: "WindowContext", plan: "HhistusPlan | None", folder: Path) -> dict[str, int | None]:
+    from ltv_assets.training.windows import plan_table
+
+    rows = np.flatnonzero(plan.keep) if plan is not None else np.zeros(0, np.int64)
+    columns: dict[str, np.ndarray] = {
+        "bin": plan.bin.astype(np.int16) if plan else np.zeros(0, np.int16),
+        "weight": plan.weight.astype(np.float32) if plan else np.zeros(0, np.float32),
+    }
+    pq.write_table(plan_table(work.project, work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
+    return {"plan.parquet": len(rows)}
+
+
+def _recorded(
+    work: Publication, tracking: TrackingResource, run_id: str, plan: str, figures: dict[str, float], picture: bytes | None
+) -> dict[str, Any]:
+    """Tell MLflow of a plan, before it is published; returns the same for the asset page."""
+    from ltv_assets.tracking.records import StageEvidence, log_stage
+
+    evidence = StageEvidence(figures, pictures={"histogram.png": picture} if picture else {})
+    log_stage(tracking.open(work.project), work.project, work.asset, work.key, evidence, run_id=run_id, seconds=work.seconds)
+    return {**figures, "plan": plan, **picture_metadata(evidence.pictures)}
+
+
+def _histos_facts(window: "WindowContext", plan: "HistosPlan | None") -> tuple[str, dict[str, float], bytes | None]:
+    rows, payers = len(window.data), float(window.data.payer.sum())
+    if plan is None:
+        return "none", {"training_rows": rows, "payer_rate": payers / rows}, None
+    shown = plan.multiplicity.astype(np.int64)
+    figures = {
+        "training_rows": rows,
+        "rows_shown": int(shown.sum()),
+        "payer_rate": payers / rows,
+        "payer_rate_shown": float((shown * window.data.payer).sum() / shown.sum()),
+    }
+    return "histos", figures, _picture(window, shown.astype(np.float64), "HistOS: training rows by revenue")
+
+
+def _hhistus_facts(window: "WindowContext", plan: "HhistusPlan | None") -> tuple[str, dict[str, float], bytes | None]:
+    payers = int(window.data.payer.sum())
+    if plan is None:
+        return "none", {"payers": payers, "payers_kept": payers}, None
+    figures = {"payers": payers, "payers_kept": int(plan.keep.sum()), "largest_weight": float(plan.weight.max())}
+    return "hhistus", figures, _picture(window, plan.keep.astype(np.float64), "HHISTUS: payers by revenue")
+
+
+def _picture(window: "WindowContext", counts: np.ndarray, title: str) -> bytes:
+    from ltv_assets.plots import sampling_histogram
+
+    bins = window.histogram.bin_of(window.data.d7)
+    size = window.histogram.n_bins + 1
+    before = np.bincount(bins, minlength=size) if "HistOS" in title else np.bincount(bins[window.data.d7 > 0], minlength=size)
+    after = np.bincount(bins, weights=counts, minlength=size)
+    return sampling_histogram(window.histogram.edges, before, after, title=title)

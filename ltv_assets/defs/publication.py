@@ -1,0 +1,159 @@
+"""What every asset does around its one call into the core: verify inputs, publish atomically, describe what it made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ltv_assets.core.columns import RELATIONS, OutputColumn
+from ltv_assets.core.errors import LtvError, NoSpaceError, TransientError, explained
+from ltv_assets.defs.resources import CatalogueResource, ProjectResource
+from ltv_assets.state.freshness import CODE_VERSIONS
+from ltv_assets.state.project import Project
+from ltv_assets.storage.files import sweep_staging
+from ltv_assets.storage.manifest import Manifest
+
+OWNERS = ["team:ltv"]
+MAX_RETRIES = 2
+RETRY_SECONDS = 5.0
+
+Fill = Callable[[Path], Mapping[str, int | None]]
+
+
+@contextmanager
+def readable_failures() -> Iterator[None]:
+    """Turn the project's errors into Dagster failures with one message; only transient ones are retried, and not for ever."""
+    try:
+        yield
+    except NoSpaceError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    except TransientError as error:
+        raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=RETRY_SECONDS) from error
+    except LtvError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        raise dg.Failure(str(known), allow_retries=False) from error
+
+
+@dataclass
+class Publication:
+    """One asset partition being made: the opened project, its verified inputs, and a stopwatch."""
+
+    project: Project
+    catalogue: CatalogueResource
+    asset: str
+    key: str
+    inputs: dict[str, str]
+    started: float
+
+    @classmethod
+    def begin(cls, resource: ProjectResource, catalogue: CatalogueResource, asset: str, key: str) -> Publication:
+        """Open the project and verify that every input is fresh and passed its checks.
+
+        Raises StaleError naming the input at fault and the command that repairs it.
+        """
+        project = resource.open()
+        sweep_staging(project.warehouse.root)
+        project.warehouse.writable()
+        return cls(project, catalogue, asset, key, project.lineage().require_ready(asset, key), time.perf_counter())
+
+    def publish(self, fill: Fill, facts: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None) -> Manifest:
+        """Write the partition and show it in the catalogue; a locked catalogue is left to the next sync.
+
+        Raises TransientError if an input was replaced while it was read: what was made then belongs to neither of the two.
+        """
+
+        def filled(folder: Path) -> Mapping[str, int | None]:
+            try:
+                listed = fill(folder)
+            except Exception:
+                self._refuse_replaced_inputs()
+                raise
+            self._refuse_replaced_inputs()
+            return listed
+
+        manifest = self.project.warehouse.write(
+            self.asset,
+            self.key,
+            filled,
+            code_version=CODE_VERSIONS[self.asset],
+            config=self.project.lineage().config_hash(self.asset, self.key),
+            inputs=self.inputs,
+            facts=facts,
+        )
+        try:
+            self.catalogue.sync(self.project)
+        except TransientError as error:
+            dg.get_dagster_logger().warning(str(error))
+        return manifest
+
+    def _refuse_replaced_inputs(self) -> None:
+        now = self.project.lineage().inputs(self.asset, self.key)
+        replaced = sorted(name for name in now.keys() | self.inputs.keys() if now.get(name) != self.inputs.get(name))
+        if replaced:
+            raise TransientError(
+                f"{self.asset} {self.key}: its input {replaced[0]} was replaced by another run while it was read; run it again"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since the asset began."""
+        return time.perf_counter() - self.started
+
+    def result(self, manifest: Manifest, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult:
+        """The materialization: rows, bytes, seconds and whatever the asset adds."""
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": manifest.rows,
+                "seconds": round(self.seconds, 3),
+                "bytes": manifest.size_bytes,
+                "content_fingerprint": manifest.fingerprint,
+                "path": dg.MetadataValue.path(str(self.project.warehouse.folder(self.asset, self.key))),
+                **(metadata or {}),
+            },
+            data_version=dg.DataVersion(manifest.fingerprint),
+        )
+
+
+def column_schema(columns: tuple[OutputColumn, ...]) -> dg.TableSchema:
+    """Columns of a relation as the UI shows them."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(c.name, c.type, description=c.description + (f" [{c.unit}]" if c.unit else "")) for c in columns]
+    )
+
+
+def definition_metadata(asset: str) -> dict[str, Any]:
+    """Static metadata of an asset: its columns, and its relation in the catalogue."""
+    return {"dagster/column_schema": column_schema(RELATIONS[asset]), "dagster/table_name": f"ltv.main.{asset}"}
+
+
+def picture_metadata(pictures: Mapping[str, bytes]) -> dict[str, dg.MarkdownMetadataValue]:
+    """PNG pictures by file name as metadata ``picture_<name>``, so that none hides a figure of the same name."""
+    from ltv_assets.plots import to_markdown_image
+
+    names = {file: file.removesuffix(".png") for file in pictures}
+    return {f"picture_{name}": dg.MetadataValue.md(to_markdown_image(pictures[file], name)) for file, name in names.items()}
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Rows as a Markdown table; a short sentence when there is none."""
+    if not rows:
+        return dg.MetadataValue.md("nothing to show")
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row[n]) for n in names) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

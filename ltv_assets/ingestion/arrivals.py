@@ -1,0 +1,65 @@
+"""Which days have landed: complete, left alone for a while, and with which files. Pure and cheap: names, sizes and times only.
+
+The sensors ask this every half minute, so no file is opened here. Whether a file can be *used* is decided by the
+inventory (``storage/inventory.py``) when the day is ingested.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import date
+
+from ltv_assets.core.config import Config
+from ltv_assets.ingestion.calendar import Horizon, Split, today
+from ltv_assets.ingestion.inventory import IGNORED_SUFFIXES, hourly_folders
+
+HOURS_PER_DAY = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """What lies in the folders of one day: hours with at least one file, a fingerprint of names, sizes and times, and the newest change."""
+
+    day: date
+    split: Split
+    hours: int
+    fingerprint: str
+    changed_at: float
+
+    def waiting_for(self, config: Config, now: float) -> str | None:
+        """Why the day has not landed yet, or None if it has; ``now`` in seconds since 1970."""
+        settings = config.automation
+        missing = HOURS_PER_DAY - self.hours
+        if missing > settings.allow_missing_hours:
+            return f"{missing} of {HOURS_PER_DAY} hours are missing (automation.allow_missing_hours = {settings.allow_missing_hours})"
+        quiet = now - self.changed_at
+        if quiet < settings.settle_seconds:
+            return f"its files changed {max(quiet, 0):.0f} s ago (automation.settle_seconds = {settings.settle_seconds:g})"
+        return None
+
+
+def landings(config: Config, horizon: Horizon) -> tuple[Landing, ...]:
+    """Every known day up to today with at least one file, in order of time."""
+    found: list[Landing] = []
+    last = today()
+    splits: tuple[tuple[Split, tuple[date, ...]], ...] = (("train", horizon.train_days), ("test", horizon.test_days))
+    for split, days in splits:
+        entries: dict[date, list[tuple[str, int, int]]] = defaultdict(list)
+        hours: dict[date, set[str]] = defaultdict(set)
+        for key, folder in hourly_folders(config, split).items():
+            day = date.fromisoformat(key[:10])
+            if day not in days or day > last:
+                continue
+            for entry in os.scandir(folder):
+                if entry.name.startswith((".", "_")) or entry.name.endswith(IGNORED_SUFFIXES):
+                    continue
+                stat = entry.stat(follow_symlinks=False)
+                entries[day].append((f"{key}/{entry.name}", stat.st_size, stat.st_mtime_ns))
+                hours[day].add(key)
+        for day, files in entries.items():
+            digest = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]
+            found.append(Landing(day, split, len(hours[day]), digest, max(f[2] for f in files) / 1e9))
+    return tuple(sorted(found, key=lambda landing: landing.day))

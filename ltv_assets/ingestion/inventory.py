@@ -1,0 +1,413 @@
+"""The inventory of raw files: what is there, what can be read, and what is set aside with which reason.
+
+Nothing is copied and no row is decoded here; footers, sizes and hashes decide. Row-level damage is found when the day is
+flattened (``features/flatten.py``). A file that cannot be used is *quarantined*: listed with its reason, never read, never
+silently dropped. Every raw file passes here before this process opens it, because a footer can end the process that reads
+it (``footers.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+
+from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
+from ltv_assets.core.config import Config
+from ltv_assets.core.errors import DataError
+from ltv_assets.features.naming import contract_names, similar_name
+from ltv_assets.ingestion.calendar import Horizon, Split, hour_of_folder, split_folder
+from ltv_assets.ingestion.footers import read_footer
+from ltv_assets.storage.files import sha256_file, write_atomic
+
+HIDDEN = (".", "_")
+IGNORED_SUFFIXES = (".crc",)
+ENGINE_COLUMNS = ("file_index", "file_row_number")
+"""Columns DuckDB adds to every file it reads, unless the file has its own."""
+
+HOURS = tuple(range(24))
+NO_PERMISSION = "no permission to read it"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One raw file. ``path`` is relative to the data root; ``reason`` is set when ``verdict`` is quarantined."""
+
+    day: str
+    split: str
+    datetime: str
+    path: str
+    rows: int | None
+    bytes: int
+    schema_fingerprint: str | None
+    sha256: str | None
+    verdict: str
+    reason: str | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """True for a file that is read."""
+        return self.verdict == "good"
+
+
+@dataclass(frozen=True, slots=True)
+class DayInventory:
+    """All files of one day, below ``root``, with what was noticed about the day as a whole.
+
+    ``schema_errors`` break the contract and reject the day; ``warnings`` do not. ``columns_missing`` and
+    ``columns_unexpected`` compare the good files with the contract.
+    """
+
+    root: Path
+    day: date
+    split: Split
+    files: tuple[FileRecord, ...]
+    missing_hours: tuple[str, ...]
+    empty_hours: tuple[str, ...]
+    columns_missing: tuple[str, ...]
+    columns_unexpected: tuple[str, ...]
+    schema_errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def good(self) -> tuple[FileRecord, ...]:
+        """Files to be read, in order of hour and name."""
+        return tuple(f for f in self.files if f.is_good)
+
+    @property
+    def quarantined(self) -> tuple[FileRecord, ...]:
+        """Files set aside."""
+        return tuple(f for f in self.files if not f.is_good)
+
+    @property
+    def rows(self) -> int:
+        """Rows the good files declare."""
+        return sum(f.rows or 0 for f in self.good)
+
+    def table(self) -> pa.Table:
+        """The relation ``raw_partitions`` for this day."""
+        schema = pa.schema(
+            [
+                ("day", pa.string()),
+                ("split", pa.string()),
+                ("datetime", pa.string()),
+                ("path", pa.string()),
+                ("rows", pa.int64()),
+                ("bytes", pa.int64()),
+                ("schema_fingerprint", pa.string()),
+                ("sha256", pa.string()),
+                ("verdict", pa.string()),
+                ("reason", pa.string()),
+            ]
+        )
+        return pa.Table.from_pylist([asdict(f) for f in self.files], schema=schema)
+
+
+@dataclass(slots=True)
+class HashCache:
+    """Hashes of files already read once, keyed by path and trusted while size and modification time stay the same."""
+
+    path: Path | None = None
+    entries: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> HashCache:
+        """Read a cache; a missing or damaged one is empty, because it only saves time."""
+        try:
+            raw = json.loads(path.read_bytes())
+            return cls(path, {k: (int(a), int(b), str(c)) for k, (a, b, c) in raw.items()})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return cls(path)
+
+    def digest(self, file: Path) -> str:
+        """SHA-256 of a file, remembered."""
+        stat = file.stat()
+        known = self.entries.get(str(file))
+        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+            return known[2]
+        digest = sha256_file(file)
+        self.entries[str(file)] = (stat.st_size, stat.st_mtime_ns, digest)
+        return digest
+
+    def knows(self, file: Path, digest: str | None) -> bool:
+        """Whether a file is still the one that had this hash, judged by its size and modification time."""
+        stat = file.stat()
+        return self.entries.get(str(file)) == (stat.st_size, stat.st_mtime_ns, digest)
+
+    def save(self) -> None:
+        """Write the cache back beside its partition."""
+        if self.path is not None:
+            write_atomic(self.path, json.dumps(self.entries, sort_keys=True).encode())
+
+
+def scan_hours(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """({hour key YYYY-MM-DD-HH-00: its folder} in order of time, other entries) of one folder.
+
+    Hidden entries, and those that begin with an underscore (markers, uncommitted output of a job), are neither.
+    """
+    if not folder.is_dir():
+        return {}, []
+    hours: dict[str, Path] = {}
+    others: list[Path] = []
+    for entry in os.scandir(folder):
+        if entry.is_dir() and hour_of_folder(entry.name) is not None:
+            hours[entry.name.removeprefix("datetime=")] = Path(entry.path)
+        elif not entry.name.startswith(HIDDEN):
+            others.append(Path(entry.path))
+    return dict(sorted(hours.items())), sorted(others)
+
+
+def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
+    """([(hour key, its folder)], entries left out) of a folder that need be no data root, in order of path.
+
+    The folder may be an hourly one itself. Beside hourly folders nothing else counts; above them, every folder is looked into
+    that is neither hidden nor begins with an underscore, as folders of jobs under way do.
+    """
+    key = hour_of_folder(source.absolute().name)
+    if key is not None:
+        return [(source.absolute().name.removeprefix("datetime="), source)], []
+    found: list[tuple[str, Path]] = []
+    left_out: list[Path] = []
+    seen: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        folder = waiting.pop(0)
+        hours, others = scan_hours(folder)
+        found += hours.items()
+        within = [] if hours else [other for other in others if other.is_dir() and other.resolve() not in seen]
+        seen |= {other.resolve() for other in within}
+        waiting += within
+        left_out += [other for other in others if hours or (other.suffix == ".parquet" and other not in within)]
+    return found, left_out
+
+
+def not_an_hour(path: Path) -> str:
+    """What is said of an entry beside hourly folders that is none."""
+    return f"{path}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
+
+
+def hourly_folders(config: Config, split: Split) -> dict[str, Path]:
+    """{hour key: folder} of one split, in order of time, cut to ``max_partitions`` if it is set."""
+    limit = (config.data.train if split == "train" else config.data.test).max_partitions
+    return dict(list(scan_hours(split_folder(config, split))[0].items())[:limit])
+
+
+def unknown_entries(config: Config, split: Split) -> tuple[str, ...]:
+    """A message for each entry beside the hourly folders that is neither hidden, nor a marker, nor readable as an hour."""
+    return tuple(not_an_hour(path) for path in scan_hours(split_folder(config, split))[1])
+
+
+def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | None = None) -> DayInventory:
+    """List, open and hash every file of one day.
+
+    Raises DataError if the day belongs to no split.
+    """
+    split = horizon.split_of(day)
+    folders = _folders_of(config, split, day)
+    return inspect_hours(config.data.root, split, day, [(key, data_files(folder)) for key, folder in folders.items()], cache)
+
+
+def inspect_hours(
+    root: Path,
+    split: Split,
+    day: date,
+    hours: Sequence[tuple[str, Sequence[Path]]],
+    cache: HashCache | None = None,
+    *,
+    expected: Sequence[int] = HOURS,
+) -> DayInventory:
+    """Open and hash the files of one day, given as (hour key, files) in their order; wherever they lie below ``root``.
+
+    Args:
+        split: ``train`` if the files must have labels.
+        expected: hours of the day that are missed if they are not given.
+    """
+    cache = cache if cache is not None else HashCache()
+    records: list[FileRecord] = []
+    schemas: dict[str, pa.Schema] = {}
+    for key, candidates in hours:
+        records += [_inspect_file(root, split, str(day), key, path, cache, schemas) for path in candidates]
+    records = _mark_duplicates(records)
+    cache.save()
+    given = {key for key, _ in hours}
+    missing_hours = tuple(h for h in (f"{day:%Y-%m-%d}-{hour:02d}-00" for hour in expected) if h not in given)
+    empty = tuple(key for key, candidates in hours if not candidates)
+    good = [r for r in records if r.is_good]
+    missing, unexpected, errors, warnings = _compare_schemas(split, good, schemas)
+    if missing_hours:
+        warnings.append(f"day {day}: {len(missing_hours)} of 24 hours are missing: {_shorten(missing_hours)}")
+    if empty:
+        warnings.append(f"day {day}: {len(empty)} hours hold no file: {_shorten(empty)}")
+    warnings += [f"{r.path}: quarantined: {r.reason}" for r in records if not r.is_good]
+    return DayInventory(root, day, split, tuple(records), missing_hours, empty, missing, unexpected, tuple(errors), tuple(warnings))
+
+
+def _folders_of(config: Config, split: Split, day: date) -> dict[str, Path]:
+    prefix = f"{day:%Y-%m-%d}-"
+    return {key: path for key, path in hourly_folders(config, split).items() if key.startswith(prefix)}
+
+
+def candidate_files(config: Config, horizon: Horizon, day: date) -> list[Path]:
+    """Every entry of a day's hourly folders that is data or pretends to be, in order, unopened."""
+    return [path for folder in _folders_of(config, horizon.split_of(day), day).values() for path in data_files(folder)]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Every entry of an hourly folder that is data or pretends to be, in order, unopened."""
+    return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(HIDDEN) and not e.name.endswith(IGNORED_SUFFIXES))
+
+
+def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cache: HashCache, schemas: dict[str, pa.Schema]) -> FileRecord:
+    relative = str(path.relative_to(root))
+    size = path.lstat().st_size
+
+    def quarantined(reason: str, sha256: str | None = None) -> FileRecord:
+        return FileRecord(day, split, key, relative, None, size, None, sha256, "quarantined", reason)
+
+    if not path.resolve().is_relative_to(root.resolve()):
+        return quarantined("symbolic link that leaves the data root; copy the file instead")
+    if path.is_dir():
+        return quarantined("folder where a parquet file was expected")
+    if path.suffix != ".parquet":
+        return quarantined(f"expected a .parquet file, found {path.suffix or 'no suffix'} (an unfinished upload?)")
+    if size == 0:
+        return quarantined("zero bytes; upload the file again")
+    try:
+        footer = read_footer(path)
+        digest = cache.digest(path)
+    except PermissionError:
+        return quarantined(NO_PERMISSION)
+    except OSError as error:
+        # The hash makes a repair visible even when it changes neither size nor anything else of the folder.
+        return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}", _digest_or_none(path, cache))
+    problem = footer if isinstance(footer, str) else _naming_problem(footer.schema)
+    if isinstance(footer, str) or problem is not None:
+        return quarantined(str(problem), digest)
+    schemas[relative] = footer.schema
+    return FileRecord(day, split, key, relative, footer.rows, size, schema_fingerprint(footer.schema), digest, "good")
+
+
+def refuse_unsound(files: Iterable[tuple[Path, str | None]], cache: HashCache) -> None:
+    """Raise DataError if a file that was exchanged since the inventory would now be set aside by it.
+
+    ``files`` are (path, hash in the inventory), ``cache`` the hashes of that inventory. A file that is gone is left to its reader.
+    """
+    for path, digest in files:
+        with suppress(OSError):
+            footer = None if cache.knows(path, digest) else read_footer(path)
+            if isinstance(footer, str):
+                raise DataError(f"{path}: {footer}; it was exchanged after the inventory of its day, run `ltv run` for a new one")
+
+
+def _digest_or_none(path: Path, cache: HashCache) -> str | None:
+    try:
+        return cache.digest(path)
+    except OSError:
+        return None
+
+
+def _naming_problem(schema: pa.Schema) -> str | None:
+    """A column of the contract that stands twice, or one that hides a column of the engine: nobody can say which is meant."""
+    reserved = sorted(name for name in schema.names if name.casefold() in ENGINE_COLUMNS)
+    if reserved:
+        return f"column {reserved[0]} has a name that is reserved; deliver the file without it"
+    problems = contract_names(schema.names)[1]
+    return problems[0] if problems else None
+
+
+def _mark_duplicates(records: Iterable[FileRecord]) -> list[FileRecord]:
+    seen: dict[str, str] = {}
+    result = []
+    for record in records:
+        if record.is_good and record.sha256 is not None and record.rows:
+            first = seen.setdefault(record.sha256, record.path)
+            if first != record.path:
+                fields = {**asdict(record), "verdict": "quarantined", "reason": f"same content as {first}"}
+                record = FileRecord(**fields)
+        result.append(record)
+    return result
+
+
+def schema_fingerprint(schema: pa.Schema) -> str:
+    """Hash of column names and physical types, independent of their order."""
+    text = "\n".join(sorted(f"{f.name} {f.type}" for f in schema))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _compare_schemas(
+    split: Split, good: list[FileRecord], schemas: Mapping[str, pa.Schema]
+) -> tuple[tuple[str, ...], tuple[str, ...], list[str], list[str]]:
+    required = REQUIRED_TRAIN_COLUMNS if split == "train" else REQUIRED_TEST_COLUMNS
+    wanted = set(BY_NAME) - {"datetime", *required, *(LABEL_NAMES if split == "test" else ())}
+    present: set[str] = set()
+    unknown: set[str] = set()
+    errors: list[str] = []
+    missing_in: dict[str, list[str]] = {}
+    renamed_in: dict[tuple[str, str], list[str]] = {}
+    for record in good:
+        names = schemas[record.path].names
+        found, _ = contract_names(names)
+        present |= found.keys()
+        unknown |= set(names) - set(found.values())
+        for name in required:
+            if name not in found:
+                errors.append(
+                    f"{record.path}: required column {name} is missing; expected it in every file of {split}/; deliver the file again"
+                )
+        for name in wanted - found.keys():
+            missing_in.setdefault(name, []).append(record.path)
+        for name, written in found.items():
+            if written != name:
+                renamed_in.setdefault((name, written), []).append(record.path)
+
+    def where(files: list[str]) -> str:
+        return "every file" if len(files) == len(good) else f"{len(files)} of {len(good)} files, first {files[0]}"
+
+    warnings = [f"column {written} is read as {name} in {where(files)}" for (name, written), files in sorted(renamed_in.items())]
+    for name, files in sorted(missing_in.items()):
+        similar = similar_name(name, unknown)
+        hint = f"; {similar} has a similar name, and is ignored" if similar is not None else ""
+        warnings.append(f"column {name} is missing in {where(files)}: read as NULL{hint}")
+    if unknown:
+        warnings.append(f"unexpected columns are ignored: {_shorten(sorted(unknown))}")
+    if split == "test" and present & set(LABEL_NAMES):
+        warnings.append(f"label columns in test/ are ignored: {_shorten(sorted(present & set(LABEL_NAMES)))}")
+    return tuple(sorted(missing_in)), tuple(sorted(unknown)), errors, warnings
+
+
+def _shorten(names: Iterable[str], most: int = 6) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def files_problem(day: object, good: int, quarantined: Sequence[tuple[str, str]], max_bad_file_share: float) -> str | None:
+    """Why a day's files are too few or too broken to be used; None if they are not.
+
+    ``good`` is the number of readable files, ``quarantined`` the (path, reason) of the others.
+    """
+    if good == 0:
+        first = f"; first: {quarantined[0][0]}: {quarantined[0][1]}" if quarantined else ""
+        return f"day {day}: no readable file, {len(quarantined)} quarantined{first}; deliver the hours again"
+    share = len(quarantined) / (len(quarantined) + good)
+    if share > max_bad_file_share:
+        path, reason = quarantined[0]
+        bound = f"max_bad_file_share = {max_bad_file_share:.0%}"
+        return f"day {day}: {share:.0%} of the files are unreadable, more than {bound}; first: {path}: {reason}"
+    return None
+
+
+def rows_problem(day: object, rows: int, quarantined: Mapping[str, int], max_bad_row_share: float) -> str | None:
+    """Why too many of a day's rows are set aside; None if they are not. ``quarantined`` is {reason: rows}."""
+    aside = sum(quarantined.values())
+    if aside <= max_bad_row_share * rows:
+        return None
+    worst = max(quarantined, key=lambda reason: quarantined[reason])
+    bound = f"max_bad_row_share = {max_bad_row_share:.1%}"
+    return f"day {day}: {aside} of {rows} rows quarantined, more than {bound}; most: {worst}"

@@ -1,0 +1,379 @@
+"""Design matrices: encoded rows, and the folds' own encodings.
+
+What belongs here: one small abstraction through which every fit reads its rows. What does not: models. Next to read:
+``trees`` and ``linear``, which consume a ``Matrix``.
+
+Each fold has an encoder of its own, fitted without the held-out rows. Sharing the window's encoder would let the labels
+of held-out rows into the target encodings of the rows that train the fold's models.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ltv_assets.core.config import ModelsConfig
+from ltv_assets.core.errors import TransientError
+from ltv_assets.core.memory import release_memory
+from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
+from ltv_assets.modeling.encoding.encoders import CrossFitter, WindowEncoder, fold_ids, revenue_targets
+from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
+from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
+from ltv_assets.sampling.draws import hash_uniform
+
+# LightGBM tells of categories, and of every port it opens, on standard output, before it has read how much it is to say.
+lgb.register_logger(logging.getLogger("lightgbm"))
+
+FloatMatrix = NDArray[np.float32]
+
+ENCODER_BLOCKS = 5
+"""Rows of a single period are cross-fitted in this many blocks."""
+AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
+"""Separate these draws from those of the sampling plans under the same seed."""
+BIN_SAMPLE_ROWS = BLOCK_ROWS
+"""LightGBM finds bins on so many rows, and holds them twice as float64: its own 200,000 took more memory than any fit."""
+
+
+def bin_params(max_bin: int) -> dict[str, Any]:
+    """LightGBM's parameters for finding bins, the same here and on a cluster.
+
+    ``feature_pre_filter`` is off: boosters with different ``min_data_in_leaf`` share the bins.
+    """
+    return {"max_bin": max_bin, "bin_construct_sample_cnt": BIN_SAMPLE_ROWS, "feature_pre_filter": False, "verbose": -1, "seed": 0}
+
+
+class EncodedRows(ABC):
+    """Encoded rows that are not in memory: read in blocks."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        """Rows low..high-1, (high - low, m)."""
+
+
+class EncodedFile(EncodedRows):
+    """Encoded rows in a file without a name, which ends with the process whatever becomes of it."""
+
+    def __init__(self, columns: int, folder: Path | None) -> None:
+        self._columns = columns
+        self._count = 0
+        self._folder = folder
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed, and so removed, with its owner
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, rows: FloatMatrix) -> None:
+        """Add rows (n, columns) at the end. Raises TransientError when the disk is full."""
+        try:
+            rows.tofile(self._file)
+            self._file.flush()
+        except OSError as error:
+            raise TransientError(
+                f"{self._folder or gettempdir()}: no room for the window's encoded rows ({error}); make room and run again"
+            ) from error
+        self._count += len(rows)
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        self._file.seek(4 * self._columns * int(low))  # LightGBM asks with 32-bit numbers, and this leaves them at 2 GB
+        return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
+
+
+class EncodedOnDemand(EncodedRows):
+    """Rows of a store, encoded whenever they are asked for, which takes ten times as long as reading floats from a file."""
+
+    def __init__(self, store: RowStore, encoder: CrossFitter, fold: NDArray[np.integer[Any]]) -> None:
+        self._store, self._encoder, self._fold = store, encoder, fold
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        encoded = self._encoder.transform(self._store.read(low, high), self._fold[low:high])
+        return np.ascontiguousarray(encoded.to_numpy(dtype=np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Encoded rows (n, m) float32 with NaN for gaps, ``names`` (m,), ``categorical`` column numbers of codes.
+
+    ``encoded``: the rows themselves, or where they come from. Whichever it is, the bins are the same.
+    """
+
+    encoded: FloatMatrix | EncodedRows
+    names: tuple[str, ...]
+    categorical: tuple[int, ...]
+    max_bin: int = 255
+    _cache: dict[str, lgb.Dataset] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def blocks(self) -> Iterator[FloatMatrix]:
+        """The rows in order, BLOCK_ROWS at a time."""
+        for low in range(0, len(self), BLOCK_ROWS):
+            yield self.rows(low, min(low + BLOCK_ROWS, len(self)))
+
+    @property
+    def values(self) -> FloatMatrix:
+        """All rows as an array; made anew each time if they are not in memory."""
+        if not isinstance(self.encoded, EncodedRows):
+            return self.encoded
+        values = np.empty((len(self), len(self.names)), np.float32)
+        for low, block in zip(range(0, len(self), BLOCK_ROWS), self.blocks(), strict=True):
+            values[low : low + BLOCK_ROWS] = block
+        return values
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        """Rows low..high-1 as an array."""
+        return self.encoded.rows(low, high) if isinstance(self.encoded, EncodedRows) else self.encoded[low:high]
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
+        """The chosen rows, in memory; row numbers must ascend."""
+        if not isinstance(self.encoded, EncodedRows):
+            return self._of(self.encoded[rows])
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        taken = np.empty((len(rows), len(self.names)), np.float32)
+        for low in range(0, len(self), BLOCK_ROWS):
+            first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
+            if last > first:
+                taken[first:last] = self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low]
+        return self._of(taken)
+
+    def in_memory(self) -> Matrix:
+        """The same rows as an array."""
+        return self._of(self.values)
+
+    def put_away(self, folder: Path | None) -> Matrix:
+        """The same rows in a temporary file of ``folder``: out of memory except while they are asked for."""
+        kept = EncodedFile(len(self.names), folder)
+        for block in self.blocks():
+            kept.append(block)
+        return self._of(kept)
+
+    def _of(self, encoded: FloatMatrix | EncodedRows) -> Matrix:
+        return Matrix(encoded, self.names, self.categorical, self.max_bin)
+
+    def binned(self) -> lgb.Dataset:
+        """LightGBM's binned form, built once and shared by every booster that trains on these rows."""
+        if "base" not in self._cache:
+            # Up to so many rows LightGBM looks at all of them to find bins, which costs a sequence more than an array.
+            source = _Blocks(self) if isinstance(self.encoded, EncodedRows) and len(self) > BIN_SAMPLE_ROWS else self.values
+            labels = np.zeros(len(self))
+            dataset = lgb.Dataset(
+                source, label=labels, categorical_feature=list(self.categorical), params=bin_params(self.max_bin), free_raw_data=False
+            )
+            dataset.construct()
+            dataset.data = None  # whatever is fitted reads the bins
+            self._cache["base"] = dataset
+            del source
+            release_memory()  # the sample of rows that bins are found on takes more than the bins of a million rows
+        return self._cache["base"]
+
+    def forget_bins(self) -> None:
+        """Give up the memory of the binned form; it is built again when it is asked for."""
+        self._cache.clear()
+        release_memory()
+
+
+class _Blocks(lgb.Sequence):
+    """LightGBM's view of a matrix: it samples single rows in ascending order, then takes all of them in batches."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.batch_size = BLOCK_ROWS
+        self._matrix = matrix
+        self._low = -1
+        self._block = np.empty((0, 0), np.float32)
+
+    def __len__(self) -> int:
+        return len(self._matrix)
+
+    def __getitem__(self, index: int | slice | list[int]) -> NDArray[Any]:
+        if isinstance(index, slice):
+            return self._matrix.rows(*index.indices(len(self))[:2])
+        if isinstance(index, list):
+            return np.stack([self[i] for i in index])
+        low = index - index % BLOCK_ROWS
+        if low != self._low:
+            self._low, self._block = low, self._matrix.rows(low, min(low + BLOCK_ROWS, len(self)))
+        return self._block[index - low].astype(np.float64)  # LightGBM takes its sample in no other type
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to fit on and rows to look at; ``train_rows`` and ``held_rows`` are row numbers of the auxiliary sample."""
+
+    train: Matrix
+    train_rows: Ints
+    held: Matrix
+    held_rows: Ints
+
+
+class Design:
+    """A window, encoded: the full matrix for final fits, and lazily the folds for everything out-of-fold.
+
+    ``auxiliary`` (row numbers) is a hash-drawn sample of at most ``models.max_auxiliary_rows`` rows; folds live on it, and
+    ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows.
+    """
+
+    def __init__(self, data: WindowData, models: ModelsConfig, seed: int, threads: int = 2) -> None:
+        self.data = data
+        self.models = models
+        self.seed = seed
+        self.threads = threads
+        self._splits: dict[int, Split] = {}
+
+    @cached_property
+    def auxiliary(self) -> Ints:
+        """Row numbers of the rows used by out-of-fold and linear fits, ascending."""
+        drawn = self._drawn(self.models.max_auxiliary_rows, AUXILIARY_DRAW)
+        return np.arange(len(self.data)) if drawn is None else drawn
+
+    @cached_property
+    def reference_rows(self) -> Ints | None:
+        """Row numbers, ascending, of the rows that the reference and the longer horizons are fitted on; None means all."""
+        return self._drawn(self.models.max_reference_rows, REFERENCE_DRAW)
+
+    def _drawn(self, limit: int | None, number: int) -> Ints | None:
+        if limit is None or len(self.data) <= limit:
+            return None
+        draw = hash_uniform(self.data.hashes, self.seed, number)
+        return np.sort(np.argpartition(draw, limit)[:limit])
+
+    @cached_property
+    def aux(self) -> WindowData:
+        """The auxiliary rows as a window of their own."""
+        if len(self.auxiliary) == len(self.data) and isinstance(self.data.X, pd.DataFrame):
+            return self.data
+        chosen = self.data.rows(self.auxiliary)
+        release_memory()
+        return chosen
+
+    @cached_property
+    def folds(self) -> TimeFolds:
+        """Folds of the auxiliary rows."""
+        return make_folds(self.aux.period, self.models.folds)
+
+    @cached_property
+    def _encoded(self) -> tuple[WindowEncoder, Matrix]:
+        _ = self.aux  # taken while there are no bins yet: it needs room for itself twice
+        return self._encode(self.data)
+
+    @property
+    def encoder(self) -> WindowEncoder:
+        """The encoder fitted on every row of the window; it is what scoring uses."""
+        return self._encoded[0]
+
+    @property
+    def train(self) -> Matrix:
+        """All rows, cross-fitted encodings."""
+        return self._encoded[1]
+
+    def served_are_fitted(self) -> None:
+        """Give up the bins of all rows: with those of the folds they are more than a stage needs at once, where folds have a sample."""
+        if len(self.auxiliary) < len(self.data):
+            self.train.forget_bins()
+
+    @cached_property
+    def aux_train(self) -> Matrix:
+        """The auxiliary rows of ``train``."""
+        return self.train if len(self.auxiliary) == len(self.data) else self._laid(self.train.take(self.auxiliary))
+
+    def fold(self, k: int) -> Split:
+        """Fold ``k``: encoded without its held-out rows."""
+        if k not in self._splits:
+            self._splits[k] = self.split(*self.folds.split(k))
+            release_memory()
+        return self._splits[k]
+
+    @property
+    def stopping(self) -> Split:
+        """The split on which tree counts and penalties are chosen: the time-last fold."""
+        return self.fold(self.folds.n_folds - 1)
+
+    def out_of_fold(self, fit: Callable[[Split], Floats]) -> Floats:
+        """Held-out predictions of ``fit(split)`` put in row order; (len(aux),) or (len(aux), c)."""
+        parts = [(self.fold(k).held_rows, fit(self.fold(k))) for k in range(self.folds.n_folds)]
+        out = np.full((len(self.aux), *parts[0][1].shape[1:]), np.nan)
+        for rows, values in parts:
+            out[rows] = values
+        return out
+
+    def split(self, train_rows: Ints, held_rows: Ints) -> Split:
+        """Any two disjoint sets of auxiliary rows, encoded without the held-out ones."""
+        encoder, train = self._encode(self.aux.rows(train_rows))
+        return Split(train, train_rows, self._laid(encode(encoder, self.aux.rows(held_rows).X, self.models.max_bin)), held_rows)
+
+    def _laid(self, matrix: Matrix) -> Matrix:
+        """The matrix where this window's matrices are: in memory, or in files if the window itself is not in memory."""
+        X = self.data.X
+        return matrix.put_away(X.scratch) if isinstance(X, RowStore) else matrix.in_memory()
+
+    def _encode(self, data: WindowData) -> tuple[WindowEncoder, Matrix]:
+        encoder = WindowEncoder()
+        one_period = data.period.min() == data.period.max()
+        period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
+        # Frames as well in blocks: encoding all rows at once would need several copies of them.
+        store = data.X if isinstance(data.X, RowStore) else FrameRows(data.X)
+        fold = fold_ids(len(data), period)
+        fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
+        release_memory()
+        chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)
+        encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
+        matrix = self._laid(_stored(store, fitter, fold, self.models.max_bin))
+        store.forget()
+        release_memory()
+        return encoder, matrix
+
+    def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
+        """Columns that vary, and of these the most telling ``models.max_features``, from one pass over the rows."""
+        limit = self.models.max_features
+        every = -(-len(matrix) // SELECTION_ROWS)
+        count = 0 if limit is None or len(matrix.names) <= limit else -(-len(matrix) // every)
+        sampled = np.empty((count, len(matrix.names)), np.float32)
+
+        def blocks() -> Iterator[FloatMatrix]:
+            for low, block in zip(range(0, len(matrix), BLOCK_ROWS), matrix.blocks(), strict=True):
+                if count:
+                    sampled[-(-low // every) : -(-(low + len(block)) // every)] = block[-low % every :: every]
+                yield block
+
+        chosen = varying_columns(blocks())
+        if limit is None or len(chosen) <= limit:
+            return chosen
+        sampled = sampled[:, chosen]
+        codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
+        return chosen[most_telling(sampled, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
+
+
+def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
+    return Matrix(EncodedOnDemand(store, fitter, fold), *_columns(fitter.encoder), max_bin)
+
+
+def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:
+    return Matrix(np.ascontiguousarray(values), *_columns(encoder), max_bin)
+
+
+def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of the encoded columns, and the numbers of those that hold category codes."""
+    names = tuple(str(c) for c in encoder.get_feature_names_out())
+    codes = set(encoder.categorical_features_)
+    return names, tuple(i for i, name in enumerate(names) if name in codes)
+
+
+def encode(encoder: WindowEncoder, X: object, max_bin: int = 255) -> Matrix:
+    """Rows to score, encoded without refitting."""
+    return _matrix(encoder, encoder.transform(X).to_numpy(dtype=np.float32), max_bin)

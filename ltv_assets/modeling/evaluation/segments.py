@@ -1,0 +1,344 @@
+"""Which figures are reported, for which rows, under which names.
+
+``METRICS`` is the one list of names: the documentation, the columns in the user interface and the checks are made from it.
+``evaluate`` computes all of them for a holdout, overall and by segment. What does not belong here: formulas
+(``metrics.py``), bounds and verdicts (``checks.py``), pictures (``pictures/``).
+
+``low`` and ``high`` are the ends of a 95 % bootstrap interval where one is computed. What cannot be computed from the
+given rows - no payer in a segment, no oracle outside the simulator - is NaN, which parquet and DuckDB hold as NULL: a
+missing figure is never a zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ltv_assets.core.errors import DataError
+from ltv_assets.modeling.evaluation import metrics as m
+from ltv_assets.modeling.evaluation.metrics import decile_table
+
+__all__ = ["ALL", "METRICS", "MISSING", "OTHER", "Metric", "cold_start", "decile_table", "evaluate", "metrics_markdown", "segment_labels"]
+
+ALL = "all"
+OTHER = "(other)"
+MISSING = "(missing)"
+
+Floats = NDArray[np.float64]
+
+
+class Metric(NamedTuple):
+    """``better``: which direction is an improvement; ``near 1`` and ``near 0`` have a target, ``none`` is a description."""
+
+    unit: str
+    description: str
+    better: Literal["lower", "higher", "near 1", "near 0", "none"]
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "rows": Metric("rows", "impressions evaluated", "none"),
+        "payers": Metric("rows", "impressions with revenue within seven days", "none"),
+        "revenue_usd": Metric("USD", "revenue within seven days", "none"),
+        "rmsle": Metric("log USD", "root mean squared error of log1p, `ltv_d7` (ungated)", "lower"),
+        "rmsle_gated": Metric("log USD", "the same of `iap_revenue_d7`, with gated rows at zero", "lower"),
+        "rmsle_reference": Metric("log USD", "the same of the pinned LightGBM on log1p(revenue)", "lower"),
+        "rmsle_constant": Metric("log USD", "the same of the best constant of the training part", "lower"),
+        "rmsle_zero": Metric("log USD", "the same of predicting zero everywhere", "lower"),
+        "rmsle_oracle": Metric("log USD", "the same of the true conditional mean, where it is known", "lower"),
+        "rmsle_minus_reference": Metric("log USD", "`rmsle` - `rmsle_reference`, interval of the paired bootstrap", "lower"),
+        "rmsle_d14": Metric("log USD", "RMSLE of `ltv_d14` where that label is there", "lower"),
+        "rmsle_d28": Metric("log USD", "RMSLE of `ltv_d28` where that label is there", "lower"),
+        "attained_share": Metric("share", "(MSLE_constant - MSLE) / (MSLE_constant - MSLE_oracle) of `ltv_d7`", "higher"),
+        "attained_share_reference": Metric("share", "the same of the pinned reference", "higher"),
+        "r2_log1p": Metric("share", "explained variance of log1p(revenue) by `ltv_d7`", "higher"),
+        "rmse": Metric("USD", "root mean squared error of `ltv_d7`; a single whale decides it", "lower"),
+        "rmse_capped": Metric("USD", "the same with both sides cut at `cap_usd`", "lower"),
+        "rmse_expected_capped": Metric("USD", "the same of `expected_revenue_d7`", "lower"),
+        "mae": Metric("USD", "mean absolute error of `ltv_d7`", "lower"),
+        "mae_capped": Metric("USD", "the same with both sides cut at `cap_usd`", "lower"),
+        "bias_ratio_capped": Metric("ratio", "sum of `expected_revenue_d7` / sum of min(revenue, `cap_usd`)", "near 1"),
+        "bias_ratio_ltv_d7": Metric("ratio", "sum of `ltv_d7` / revenue: why the RMSLE-optimal number is not money", "none"),
+        "tail_factor": Metric("ratio", "revenue / sum of min(revenue, `cap_usd`)", "none"),
+        "gini_normalized": Metric("share", "Gini of revenue ordered by `ltv_d7` over that of the perfect order", "higher"),
+        "gini_normalized_reference": Metric("share", "the same of the pinned reference", "higher"),
+        "gini_normalized_gated": Metric("share", "the same of `iap_revenue_d7`: what ranking on gated scores loses", "higher"),
+        "spearman_payers": Metric("correlation", "rank correlation of `ltv_d7` and revenue among payers", "higher"),
+        "capture_top_1pct": Metric("share", "revenue in the 1 % of rows with the highest `ltv_d7`", "higher"),
+        "capture_top_5pct": Metric("share", "revenue in the 5 % of rows with the highest `ltv_d7`", "higher"),
+        "capture_top_10pct": Metric("share", "revenue in the 10 % of rows with the highest `ltv_d7`", "higher"),
+        "capture_top_10pct_gated": Metric("share", "the same by `iap_revenue_d7`", "higher"),
+        "capture_top_10pct_reference": Metric("share", "the same by the pinned reference", "higher"),
+        "capture_top_10pct_oracle": Metric("share", "the same by the true conditional mean, where it is known", "higher"),
+        "auc": Metric("share", "area under the ROC curve of `buyer_probability`", "higher"),
+        "pr_auc": Metric("share", "average precision of `buyer_probability`", "higher"),
+        "log_loss": Metric("nats", "cross-entropy of `buyer_probability`", "lower"),
+        "ece": Metric("probability", "calibration error in ten bins of equally many rows", "lower"),
+        "mean_p_over_rate": Metric("ratio", "mean `buyer_probability` / share of payers", "near 1"),
+        "zero_rate_observed": Metric("share", "rows without revenue", "none"),
+        "zero_rate_predicted": Metric("share", "rows the gate sets to zero", "none"),
+        "zero_rate_error": Metric("share", "`zero_rate_predicted` - `zero_rate_observed`", "near 0"),
+        "gate_cost_msle": Metric("log USD squared", "mean(score^2 1{gated}): what the gate is expected to add to MSLE", "lower"),
+        "gate_cost_rmsle": Metric("log USD", "`rmsle_gated` - `rmsle` as observed", "lower"),
+        "horizon_violations": Metric("rows", "rows with `ltv_d7` > `ltv_d14` or `ltv_d14` > `ltv_d28`", "lower"),
+    }
+)
+
+REQUIRED = ("buyer_probability", "ltv_d7", "expected_revenue_d7", "predicted_zero", "iap_revenue_d7")
+
+
+def metrics_markdown() -> str:
+    """``METRICS`` as a Markdown table, for the documentation and the asset page."""
+    lines = ["| metric | unit | better | meaning |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| `{name}` | {x.unit} | {x.better} | {x.description} |" for name, x in METRICS.items()])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The arrays of some rows. Predictions in USD; ``reference``, ``oracle`` and ``constant`` are scores in log1p(USD)."""
+
+    revenue: Floats
+    probability: Floats
+    ltv: Floats
+    expected: Floats
+    gated: Floats
+    zero: NDArray[np.bool_]
+    log_revenue: Floats
+    log_ltv: Floats
+    longer: dict[str, tuple[Floats, Floats]]
+    falls: NDArray[np.bool_] | None
+    reference: Floats | None
+    constant: Floats
+    oracle: Floats | None
+
+    def take(self, index: NDArray[np.int64]) -> _Rows:
+        def pick(value: object) -> object:
+            if isinstance(value, np.ndarray):
+                return value[index]
+            if isinstance(value, dict):
+                return {k: (label[index], prediction[index]) for k, (label, prediction) in value.items()}
+            return value
+
+        return _Rows(**{name: pick(getattr(self, name)) for name in self.__dataclass_fields__})  # type: ignore[arg-type]
+
+
+def evaluate(
+    scores: pd.DataFrame,
+    revenue_usd: pd.Series | pd.DataFrame | ArrayLike,
+    *,
+    cap_usd: float,
+    segments: pd.DataFrame | None = None,
+    oracle_log: ArrayLike | None = None,
+    constant_log: float | None = None,
+    min_segment_rows: int = 200,
+    max_segments: int = 20,
+    ece_bins: int = 10,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every figure of ``METRICS`` for scored rows whose revenue is known.
+
+    Parameters
+    ----------
+    scores : the published score columns; optionally ``reference_log`` (the pinned reference's score in log1p USD).
+    revenue_usd : revenue within seven days, aligned with ``scores`` by position; or a frame whose first column is that
+        and whose further columns, named ``d14``/``d28`` or ``iap_revenue_d14``/``iap_revenue_d28``, are longer horizons
+        (NaN there = not known for that row).
+    cap_usd : the cap stored with the model, for the capped twins and the bias ratio.
+    segments : columns by whose values the rows are split; see ``segment_labels``.
+    oracle_log : E[log1p(revenue) | row] where the law is known.
+    constant_log : score of the best constant of the *training* part; without it, the mean of log1p of these rows.
+    min_segment_rows, max_segments : values with fewer rows, or beyond the most frequent ones of a column, are pooled.
+    replicates, seed : of the bootstrap behind the intervals of ``rmsle`` and its difference to the reference.
+
+    Returns a frame (metric, segment, value, low, high): first segment ``all``, then ``column=value``; metrics in the order
+    of ``METRICS``. Metrics whose input is not given (no reference, no oracle, no longer label) have no row at all; those
+    undefined for a segment are NaN. Raises ``DataError`` for missing columns, lengths that differ, values that are NaN,
+    infinite or negative.
+    """
+    rows = _rows(scores, revenue_usd, oracle_log, constant_log)
+    if not cap_usd > 0:
+        raise DataError(f"cap_usd must be positive, found {cap_usd!r}")
+    parts = [_figures(rows, cap_usd, ece_bins, replicates, seed).assign(segment=ALL)]
+    if segments is not None:
+        if len(segments) != len(scores):
+            raise DataError(f"segments has {len(segments)} rows, scores has {len(scores)}: they must be aligned by position")
+        for name, index in _segments(segments, min_segment_rows, max_segments):
+            parts.append(_figures(rows.take(index), cap_usd, ece_bins, replicates, seed).assign(segment=name))
+    return pd.concat(parts, ignore_index=True)[["metric", "segment", "value", "low", "high"]]
+
+
+def segment_labels(column: pd.Series, min_rows: int, max_segments: int) -> pd.Categorical:
+    """Values as text, missing as ``(missing)``; those rarer than ``min_rows`` or beyond ``max_segments`` as ``(other)``."""
+    codes, values = pd.factorize(column, use_na_sentinel=True)
+    texts = [_segment_text(v) for v in values] + [MISSING]
+    counts = np.bincount(codes % len(texts), minlength=len(texts))  # code -1, missing, is the last text
+    ranked = sorted((i for i in range(len(texts)) if counts[i]), key=lambda i: (-counts[i], texts[i]))
+    kept = [i for i in ranked[:max_segments] if counts[i] >= min_rows]
+    names = [*sorted({texts[i] for i in kept}), OTHER]
+    position = np.full(len(texts), len(names) - 1)
+    position[kept] = [names.index(texts[i]) for i in kept]
+    return pd.Categorical.from_codes(position[codes], names)
+
+
+def _segment_text(value: object) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def cold_start(values: ArrayLike, seen: ArrayLike) -> NDArray[np.bool_]:
+    """True where a value (bundle, user) did not occur in training: a segment column for cold starts."""
+    known = np.asarray(pd.Series(seen).unique(), dtype=object)
+    return ~pd.Series(values).isin(known).to_numpy()
+
+
+def _segments(segments: pd.DataFrame, min_rows: int, max_segments: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Name and row positions of every segment; one stable sort per column puts each segment's rows side by side."""
+    for column in segments.columns:
+        labels = segment_labels(segments[column], min_rows, max_segments)
+        order = np.argsort(labels.codes, kind="stable")
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(labels.codes, minlength=len(labels.categories)))])
+        for i, value in enumerate(labels.categories):
+            if bounds[i + 1] > bounds[i]:
+                yield f"{column}={value}", order[bounds[i] : bounds[i + 1]]
+
+
+def _rows(
+    scores: pd.DataFrame, revenue_usd: pd.Series | pd.DataFrame | ArrayLike, oracle_log: ArrayLike | None, constant_log: float | None
+) -> _Rows:
+    missing = [c for c in REQUIRED if c not in scores.columns]
+    if missing:
+        raise DataError(f"scores lack the columns {missing}: evaluate the output of the scoring function")
+    n = len(scores)
+
+    def column(name: str) -> Floats:
+        return _checked(scores[name], n, name, signed=False)
+
+    frame = (
+        revenue_usd
+        if isinstance(revenue_usd, pd.DataFrame)
+        else pd.DataFrame({"iap_revenue_d7": np.asarray(revenue_usd, dtype=np.float64)})
+    )
+    revenue = _checked(frame.iloc[:, 0], n, "revenue", signed=False)
+    longer: dict[str, tuple[Floats, Floats]] = {}
+    for horizon in ("d14", "d28"):
+        label = next((c for c in (horizon, f"iap_revenue_{horizon}") if c in frame.columns[1:]), None)
+        if label is not None and f"ltv_{horizon}" in scores.columns:
+            longer[horizon] = frame[label].to_numpy(dtype=np.float64, na_value=np.nan), column(f"ltv_{horizon}")
+    falls = None
+    if {"ltv_d14", "ltv_d28"} <= set(scores.columns):
+        ltv = [scores[f"ltv_{h}"].to_numpy(dtype=np.float64) for h in ("d7", "d14", "d28")]
+        falls = (ltv[0] > ltv[1]) | (ltv[1] > ltv[2])
+    log_revenue = np.log1p(revenue)
+    if constant_log is None:
+        constant_log = float(log_revenue.mean()) if n else math.nan
+    return _Rows(
+        revenue=revenue,
+        probability=column("buyer_probability"),
+        ltv=column("ltv_d7"),
+        expected=column("expected_revenue_d7"),
+        gated=column("iap_revenue_d7"),
+        zero=scores["predicted_zero"].to_numpy(dtype=bool),
+        log_revenue=log_revenue,
+        log_ltv=np.log1p(column("ltv_d7")),
+        longer=longer,
+        falls=falls,
+        reference=_checked(scores["reference_log"], n, "reference_log", signed=True) if "reference_log" in scores.columns else None,
+        constant=np.full(n, constant_log),
+        oracle=None if oracle_log is None else _checked(oracle_log, n, "oracle_log", signed=True),
+    )
+
+
+def _checked(values: ArrayLike, n: int, name: str, *, signed: bool) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (n,):
+        raise DataError(f"{name} must have one value per scored row: expected shape ({n},), found {array.shape}")
+    bad = ~np.isfinite(array) if signed else ~(np.isfinite(array) & (array >= 0))
+    if bad.any():
+        kind = "NaN or infinite" if signed else "NaN, infinite or negative"
+        raise DataError(f"{name} is {kind} in {int(bad.sum())} of {n} rows, first at position {int(bad.argmax())}")
+    return array
+
+
+def _figures(rows: _Rows, cap_usd: float, ece_bins: int, replicates: int, seed: int) -> pd.DataFrame:
+    """All figures of one set of rows, in the order of ``METRICS``."""
+    truth, paying, n = rows.revenue, rows.revenue > 0, rows.revenue.size
+
+    def losses(score: Floats) -> Floats:
+        return (score - rows.log_revenue) ** 2
+
+    def root(score: Floats) -> float:
+        return math.sqrt(float(losses(score).mean())) if n else math.nan
+
+    own = losses(rows.log_ltv)
+    boot = m.paired_bootstrap(own, own if rows.reference is None else losses(rows.reference), replicates=replicates, seed=seed)
+    rmsle, rmsle_gated = boot.model.value, root(np.log1p(rows.gated))
+    constant = root(rows.constant)
+    found: dict[str, float | m.Interval] = {
+        "rows": float(n),
+        "payers": float(paying.sum()),
+        "revenue_usd": float(truth.sum()),
+        "rmsle": boot.model,
+        "rmsle_gated": rmsle_gated,
+        "rmsle_constant": constant,
+        "rmsle_zero": root(np.zeros(n)),
+        "r2_log1p": m.r2_log1p(truth, rows.ltv),
+        "rmse": m.rmse(truth, rows.ltv),
+        "rmse_capped": m.rmse(truth, rows.ltv, cap_usd),
+        "rmse_expected_capped": m.rmse(truth, rows.expected, cap_usd),
+        "mae": m.mae(truth, rows.ltv),
+        "mae_capped": m.mae(truth, rows.ltv, cap_usd),
+        "bias_ratio_capped": m.bias_ratio(truth, rows.expected, cap_usd),
+        "bias_ratio_ltv_d7": m.bias_ratio(truth, rows.ltv),
+        "tail_factor": m.tail_factor(truth, cap_usd),
+        "gini_normalized": m.gini_normalized(truth, rows.ltv),
+        "gini_normalized_gated": m.gini_normalized(truth, rows.gated),
+        "spearman_payers": m.spearman_payers(truth, rows.ltv),
+        "capture_top_1pct": m.revenue_capture(truth, rows.ltv, 0.01),
+        "capture_top_5pct": m.revenue_capture(truth, rows.ltv, 0.05),
+        "capture_top_10pct": m.revenue_capture(truth, rows.ltv, 0.10),
+        "capture_top_10pct_gated": m.revenue_capture(truth, rows.gated, 0.10),
+        "auc": m.auc(paying, rows.probability),
+        "pr_auc": m.pr_auc(paying, rows.probability),
+        "log_loss": m.log_loss(paying, rows.probability),
+        "ece": m.ece(paying, rows.probability, ece_bins),
+        "mean_p_over_rate": m.mean_p_over_rate(paying, rows.probability),
+        "zero_rate_observed": m.zero_rate(truth),
+        "zero_rate_predicted": float(rows.zero.mean()) if n else math.nan,
+        "zero_rate_error": float(rows.zero.mean()) - m.zero_rate(truth) if n else math.nan,
+        "gate_cost_msle": m.gate_cost_msle(rows.log_ltv, rows.zero),
+        "gate_cost_rmsle": rmsle_gated - rmsle,
+    }
+    if rows.falls is not None:
+        found["horizon_violations"] = float(rows.falls.sum())
+    for horizon, (label, prediction) in rows.longer.items():
+        known = ~np.isnan(label)
+        found[f"rmsle_{horizon}"] = m.rmsle(label[known], prediction[known])
+    if rows.reference is not None:
+        found["rmsle_reference"] = boot.reference
+        found["rmsle_minus_reference"] = boot.difference
+        found["gini_normalized_reference"] = m.gini_normalized(truth, rows.reference)
+        found["capture_top_10pct_reference"] = m.revenue_capture(truth, rows.reference, 0.10)
+    if rows.oracle is not None:
+        oracle = root(rows.oracle)
+        found["rmsle_oracle"] = oracle
+        found["attained_share"] = m.attained_share(rmsle**2, constant**2, oracle**2)
+        found["capture_top_10pct_oracle"] = m.revenue_capture(truth, rows.oracle, 0.10)
+        if rows.reference is not None:
+            found["attained_share_reference"] = m.attained_share(boot.reference.value**2, constant**2, oracle**2)
+    records = []
+    for name in METRICS:
+        if name in found:
+            figure = found[name]
+            records.append(
+                (name, figure.value, figure.low, figure.high) if isinstance(figure, m.Interval) else (name, figure, math.nan, math.nan)
+            )
+    return pd.DataFrame(records, columns=["metric", "value", "low", "high"])

@@ -1,0 +1,141 @@
+"""From features to the scored columns: the one function behind ``predictions``, ``submission``, ``LTVModel`` and serving.
+
+What belongs here: loading and verifying a window's models, applying them chunk by chunk. What does not: any fit. Next to
+read: ``ltv_model``.
+
+Every step treats each row on its own, so neither the size of chunks nor the order of rows changes a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.classifier import BuyerClassifier
+from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
+from ltv_assets.modeling.design_matrix import Matrix, encode
+from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.regressor import RevenueRegressor
+from ltv_assets.modeling.serialization import Files, below, digest, prefixed
+from ltv_assets.modeling.stacker import Signals, Stacker, staged_digests
+
+SCORED_COLUMNS: tuple[str, ...] = (
+    "buyer_probability",
+    "log_revenue_if_buyer",
+    "ltv_d7",
+    "expected_revenue_d7",
+    "ltv_d14",
+    "ltv_d28",
+    "predicted_zero",
+    "iap_revenue_d7",
+)
+STAGES: tuple[str, ...] = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
+CHUNK_ROWS = 65_536
+
+
+@dataclass(eq=False)
+class WindowModels:
+    """The four fitted stages of one window; ``score`` applies them."""
+
+    classifier: BuyerClassifier
+    gating: BuyerGating
+    regressor: RevenueRegressor
+    stacker: Stacker
+
+    @property
+    def cap_usd(self) -> float:
+        """The amount at which ``expected_revenue_d7`` counts a row's revenue."""
+        return self.regressor.expected.cap_usd
+
+    def score(self, X: Any, chunk_rows: int = CHUNK_ROWS) -> pd.DataFrame:
+        """Scored columns for the rows of X, with X's index; columns and units as in ``SCORED_COLUMNS``'s contract.
+
+        Raises DataError when a training column is missing; columns may come in any order.
+        """
+        parts = [self._score_chunk(frame) for frame in _chunks(X, chunk_rows)]
+        return pd.concat(parts, ignore_index=isinstance(X, RowStore)) if parts else self._score_chunk(as_frame(X))
+
+    def signals(self, matrix: Matrix) -> Signals:
+        """What the stages before the stacker say about encoded rows."""
+        odds = self.classifier.log_odds(matrix)
+        return Signals(
+            probability=np.minimum(self.classifier.probability(odds), self.gating.cap),
+            log_odds=odds,
+            log_revenue=self.regressor.log_revenue_if_buyer(matrix),
+            whale=self.gating.whale_probability(matrix),
+            reference=self.regressor.reference_score(matrix),
+            increments=np.column_stack([self.regressor.increment("d14", matrix), self.regressor.increment("d28", matrix)]),
+        )
+
+    def _score_chunk(self, frame: pd.DataFrame) -> pd.DataFrame:
+        matrix = encode(self.classifier.encoder, frame)
+        signals = self.signals(matrix)
+        whale = self.gating.likely_whale(signals.whale)
+        probability = self.gating.at_level(signals.probability)
+        # The stacker's parts were fitted without the level; where there is none, the probability that is served makes the score.
+        score = self.stacker.score(replace(signals, probability=probability) if self.stacker.base is None else signals, matrix)
+        score = np.where(whale, np.minimum(score * self.stacker.gate.whale_factor, self.stacker.log_max), score)
+        zero = self.stacker.gate.is_zero(score, signals.log_odds, whale)
+        ltv_d7 = np.expm1(score)
+        columns = {
+            "buyer_probability": probability,
+            "log_revenue_if_buyer": signals.log_revenue,
+            "ltv_d7": ltv_d7,
+            "expected_revenue_d7": self.regressor.expected.predict(signals.probability, signals.log_revenue, signals.whale),
+            "ltv_d14": np.expm1(score + signals.increments[:, 0]),
+            "ltv_d28": np.expm1(score + signals.increments[:, 0] + signals.increments[:, 1]),
+            "predicted_zero": zero,
+            "iap_revenue_d7": np.where(zero, 0.0, ltv_d7),
+        }
+        return pd.DataFrame(columns, index=frame.index)
+
+    def reference_ltv(self, X: Any) -> Any:
+        """The pinned reference's prediction of D7 revenue in USD, (n,): what the stacker is compared with."""
+        scores = [self.regressor.reference_score(encode(self.classifier.encoder, frame)) for frame in _chunks(X, CHUNK_ROWS)]
+        return np.expm1(np.concatenate([np.zeros(0), *scores]))
+
+    def to_files(self) -> Files:
+        """``<stage>/<file>`` for every stage."""
+        parts = (self.classifier.to_files(), self.gating.to_files(), self.regressor.to_files(), self.stacker.to_files())
+        return {name: content for stage, files in zip(STAGES, parts, strict=True) for name, content in prefixed(stage, files).items()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> WindowModels:
+        """Load the stages and verify that cap, rules and gate belong to exactly these models."""
+        parts = {stage: below(stage, files) for stage in STAGES}
+        models = cls(
+            BuyerClassifier.from_files(parts["buyer_classifier"]),
+            BuyerGating.from_files(parts["buyer_gating"]),
+            RevenueRegressor.from_files(parts["revenue_regressor"]),
+            Stacker.from_files(parts["stacker"]),
+        )
+        verify_chain(models, {stage: digest(parts[stage]) for stage in STAGES[:3]})
+        return models
+
+
+def _chunks(X: Any, chunk_rows: int) -> Iterator[pd.DataFrame]:
+    if isinstance(X, RowStore):
+        for low in range(0, len(X), BLOCK_ROWS):
+            yield from _chunks(X.read(low, min(low + BLOCK_ROWS, len(X))), chunk_rows)
+        return
+    frame = as_frame(X)
+    for low in range(0, len(frame), chunk_rows):
+        yield frame.iloc[low : low + chunk_rows]
+
+
+def verify_chain(models: WindowModels, found: Mapping[str, str] | None = None) -> None:
+    """Raise ModelFileError unless the gating files and the final gate belong to the models beside them.
+
+    ``found``: digests of the stages' files as stored; None computes them from the loaded objects.
+    """
+    found = found or staged_digests(models.classifier, models.gating, models.regressor)
+    if models.gating.classifier_digest != found["buyer_classifier"]:
+        raise ModelFileError("buyer_gating.json belongs to another buyer classifier than the one beside it; materialize buyer_gating again")
+    for stage in STAGES[:3]:
+        if models.stacker.belongs_to[stage] != found[stage]:
+            raise ModelFileError(f"score_gate.json was fitted with another {stage} than the one beside it; materialize the stacker again")

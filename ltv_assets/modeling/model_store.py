@@ -1,0 +1,82 @@
+"""Stages and models of a window in the warehouse: written as files, read back verified.
+
+What belongs here: which class a stage's files are read by, and the files of its out-of-fold arrays and figures. What does
+not: fitting, the rows of a window (``training/windows.py``). Read next: ``model_set.py``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ltv_assets.modeling.classifier import BuyerClassifier
+from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.model_set import WindowModels
+from ltv_assets.modeling.regressor import RevenueRegressor
+from ltv_assets.modeling.stacker import Stacker
+from ltv_assets.storage.warehouse import Warehouse
+
+OOF_FILE = "out_of_fold.parquet"
+METRICS_FILE = "figures.parquet"
+STAGE_CLASSES: dict[str, type[Any]] = {
+    "buyer_classifier": BuyerClassifier,
+    "buyer_gating": BuyerGating,
+    "revenue_regressor": RevenueRegressor,
+    "stacker": Stacker,
+}
+
+
+def write_stage(folder: Path, key: str, stage: Any) -> dict[str, int | None]:
+    """Write a stage's files, its out-of-fold arrays and its figures; returns {file name: rows or None}."""
+    listed: dict[str, int | None] = {}
+    for name, data in stage.to_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        listed[name] = None
+    if stage.oof:
+        pq.write_table(pa.table({name: pa.array(values) for name, values in sorted(stage.oof.items())}), folder / OOF_FILE)
+        listed[OOF_FILE] = None
+    return listed | write_figures(folder, key, stage.diagnostics)
+
+
+def write_figures(folder: Path, key: str, figures: Mapping[str, float]) -> dict[str, int | None]:
+    """Write a stage's figures as its relation (window_key, metric, value)."""
+    names = sorted(figures)
+    table = pa.table(
+        {
+            "window_key": pa.array([key] * len(names), pa.string()),
+            "metric": pa.array(names, pa.string()),
+            "value": pa.array([float(figures[n]) for n in names], pa.float64()),
+        }
+    )
+    pq.write_table(table, folder / METRICS_FILE)
+    return {METRICS_FILE: table.num_rows}
+
+
+def read_stage(warehouse: Warehouse, asset: str, key: str) -> Any:
+    """A stage of a window with its out-of-fold arrays; every file is verified before it is opened."""
+    files = warehouse.artifacts(asset, key)
+    oof: dict[str, NDArray[Any]] = {}
+    if OOF_FILE in files:
+        table = pq.read_table(io.BytesIO(files.pop(OOF_FILE)))
+        oof = {name: table[name].to_numpy() for name in table.column_names}
+    return STAGE_CLASSES[asset].from_files(files, oof=oof)
+
+
+def read_evaluated(warehouse: Warehouse, key: str) -> WindowModels:
+    """The four stages of a window as trained before its holdout day, verified to belong together."""
+    files = {
+        f"{asset}/{name}": data for asset in STAGE_CLASSES for name, data in warehouse.artifacts(asset, key).items() if name != OOF_FILE
+    }
+    return WindowModels.from_files(files)
+
+
+def read_served(warehouse: Warehouse, key: str) -> WindowModels:
+    """The model of a window that scores new days, verified."""
+    return WindowModels.from_files(warehouse.artifacts("served_model", key))

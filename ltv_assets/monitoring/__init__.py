@@ -1,0 +1,5 @@
+"""Reasons to look again.
+
+What belongs here: drift of features and scores, the decision to retrain. What does not: acting on them. Read first:
+``retraining.py``.
+"""

@@ -1,0 +1,48 @@
+"""Pictures for the asset pages, the tracking server and the documentation: plain arrays in, PNG bytes out.
+
+What belongs here: drawing. What does not: computing figures (``modeling/metrics.py``), choosing where a picture is shown
+(``assets/``). Every function copes with empty, constant, all-zero and NaN input by drawing "no data" or what is left.
+"""
+
+from __future__ import annotations
+
+from ltv_assets.plots.canvas import no_data, to_markdown_image
+from ltv_assets.plots.data import (
+    feature_importances,
+    missing_shares,
+    psi_bars,
+    rows_by_hour,
+    sampling_histogram,
+    shap_summary,
+    training_curves,
+)
+from ltv_assets.plots.quality import (
+    decile_chart,
+    gain_curves,
+    reliability_curve,
+    residuals_by_revenue,
+    revenue_against_spend,
+    rmsle_bars,
+    score_distribution,
+    zero_rate_by,
+)
+
+__all__ = [
+    "decile_chart",
+    "feature_importances",
+    "gain_curves",
+    "missing_shares",
+    "no_data",
+    "psi_bars",
+    "reliability_curve",
+    "residuals_by_revenue",
+    "revenue_against_spend",
+    "rmsle_bars",
+    "rows_by_hour",
+    "sampling_histogram",
+    "score_distribution",
+    "shap_summary",
+    "to_markdown_image",
+    "training_curves",
+    "zero_rate_by",
+]

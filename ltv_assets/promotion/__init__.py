@@ -1,0 +1,5 @@
+"""Which window serves.
+
+What belongs here: comparison of a challenger with the champion, promotion, rollback. What does not: training. Read
+first: ``promotion.py``.
+"""

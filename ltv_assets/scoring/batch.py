@@ -1,0 +1,134 @@
+"""Scores of flattened files, streamed: one batch of rows in memory, whatever the size of the day.
+
+The arithmetic is `ltv_assets.modeling.model_set`; here are only files. The result does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ltv_assets.core.columns import RELATIONS
+from ltv_assets.core.parallel import Workers, in_order
+from ltv_assets.modeling.model_set import WindowModels
+from ltv_assets.modeling.serialization import digest
+
+_ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BOOLEAN": pa.bool_()}
+TASK_ROWS = 65_536
+"""Rows that are sent to another process at a time, about."""
+PREDICTIONS_SCHEMA = pa.schema([(c.name, _ARROW[c.type]) for c in RELATIONS["predictions"]])
+
+
+def scored_batches(
+    models: WindowModels, files: Sequence[Path], features: Sequence[str], *, chunk_rows: int, threads: int = 1, day: str | None = None
+) -> Iterator[pa.Table]:
+    """Tables in the columns of ``predictions`` for the rows of flattened files, in their order.
+
+    ``day`` is written into the column of that name; without it the day is taken from each row's hour. ``threads`` chunks are
+    scored side by side, and as many are read ahead.
+    """
+    chunks = _chunks(files, ["row_id", "datetime", *features], chunk_rows)
+    with ThreadPoolExecutor(threads, thread_name_prefix="score") as pool:
+        yield from in_order(lambda chunk: pool.submit(_scored, models, chunk, features, day), chunks, ahead=2 * threads)
+
+
+def _chunks(files: Sequence[Path], columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
+    for path in files:
+        with pq.ParquetFile(path) as source:
+            for batch in source.iter_batches(batch_size=chunk_rows, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def _scored(models: WindowModels, table: pa.Table, features: Sequence[str], day: str | None) -> pa.Table:
+    return _as_predictions(table, models.score(table.select(list(features)).to_pandas(), max(table.num_rows, 1)), day)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows first..last-1 of one flattened file."""
+
+    path: Path
+    first: int
+    last: int
+
+
+def parts_of(files: Sequence[Path], chunk_rows: int) -> Iterator[Part]:
+    """Stretches of whole chunks, about ``TASK_ROWS`` long, so that parts and files have the same chunks."""
+    step = chunk_rows * max(1, TASK_ROWS // chunk_rows)
+    for path in files:
+        rows = pq.read_metadata(path).num_rows
+        yield from (Part(path, first, min(first + step, rows)) for first in range(0, rows, step))
+
+
+def score_part(part: Part, *, models: Mapping[str, bytes], features: Sequence[str], chunk_rows: int, day: str | None) -> list[pa.Table]:
+    """One part on its own, for another process; ``models`` are a window's files, verified when they are opened."""
+    opened = _opened(models)
+    with pq.ParquetFile(part.path) as source:
+        ends = [0]
+        for group in range(source.num_row_groups):
+            ends.append(ends[-1] + source.metadata.row_group(group).num_rows)
+        groups = [g for g in range(source.num_row_groups) if ends[g] < part.last and ends[g + 1] > part.first]
+        rows = source.read_row_groups(groups, columns=["row_id", "datetime", *features]).slice(
+            part.first - ends[groups[0]], part.last - part.first
+        )
+    return [_scored(opened, rows.slice(first, chunk_rows), features, day) for first in range(0, rows.num_rows, chunk_rows)]
+
+
+_LAST_OPENED: dict[str, WindowModels] = {}
+
+
+def _opened(files: Mapping[str, bytes]) -> WindowModels:
+    """The models of these files; the last ones are kept, so a process parses them once."""
+    identity = digest(files)
+    models = _LAST_OPENED.get(identity)
+    if models is None:
+        models = WindowModels.from_files(files)
+        _LAST_OPENED.clear()
+        _LAST_OPENED[identity] = models
+    return models
+
+
+def _as_predictions(table: pa.Table, scores: pd.DataFrame, day: str | None) -> pa.Table:
+    hours = table["datetime"].cast(pa.string())
+    days = pa.repeat(pa.scalar(day), table.num_rows) if day is not None else pc.utf8_slice_codeunits(hours, 0, 10)
+    columns = [table["row_id"], days, *(pa.array(scores[n].to_numpy()) for n in PREDICTIONS_SCHEMA.names[2:])]
+    return pa.table(columns, schema=PREDICTIONS_SCHEMA)
+
+
+def score_files(
+    models: WindowModels,
+    files: Sequence[Path],
+    features: Sequence[str],
+    out: Path,
+    *,
+    chunk_rows: int,
+    threads: int = 1,
+    day: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    workers: Workers | None = None,
+) -> int:
+    """Score flattened files into one parquet file with the columns of ``predictions``; returns the rows.
+
+    ``workers``: other processes that score parts of the files, which they must be able to read; the bytes are the same.
+    """
+    if workers is None:
+        tables = scored_batches(models, files, features, chunk_rows=chunk_rows, threads=threads, day=day)
+    else:
+        parts = parts_of(files, chunk_rows)
+        shared = {"models": models.to_files(), "features": tuple(features), "chunk_rows": chunk_rows, "day": day}
+        tables = (table for scored in workers.map(score_part, parts, **shared) for table in scored)
+    rows = 0
+    with pq.ParquetWriter(out, PREDICTIONS_SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            rows += table.num_rows
+            if progress is not None:
+                progress(rows)
+    return rows

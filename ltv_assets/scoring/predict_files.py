@@ -1,0 +1,149 @@
+"""``ltv predict``: raw impressions in, scored columns out, with a window's served model and without the graph."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from ltv_assets.core.config import DataConfig
+from ltv_assets.core.errors import DataError, StaleError
+from ltv_assets.features.flatten import RawFile, flatten_files
+from ltv_assets.features.schema import feature_names
+from ltv_assets.ingestion.calendar import hour_of_folder
+from ltv_assets.ingestion.inventory import (
+    HOURS,
+    DayInventory,
+    data_files,
+    files_problem,
+    find_hours,
+    inspect_hours,
+    not_an_hour,
+    rows_problem,
+)
+from ltv_assets.modeling.model_store import read_served
+from ltv_assets.scoring.batch import PREDICTIONS_SCHEMA, scored_batches
+from ltv_assets.scoring.submission import refuse_formulas
+from ltv_assets.state.project import Project
+
+
+@dataclass
+class Scored:
+    """What became of the impressions: rows scored, rows set aside by reason, files set aside, and what else was noticed."""
+
+    rows: int = 0
+    rows_aside: Counter[str] = field(default_factory=Counter)
+    files_aside: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+def inspect_source(source: Path) -> tuple[list[DayInventory], list[str]]:
+    """(inventories of the days below ``source`` in order, warnings); by the rules of a day of the graph, wherever the hours lie.
+
+    ``source`` is a folder above hourly folders, one hourly folder or one file in it.
+    Raises DataError if there is no hour, naming what was expected.
+    """
+    source = source.absolute()
+    single = source.is_file() or hour_of_folder(source.name) is not None
+    found, left_out = find_hours(source.parent if source.is_file() else source)
+    days: dict[date, list[tuple[str, list[Path]]]] = {}
+    for key, folder in sorted(found, key=lambda hour: hour[0]):
+        days.setdefault(date.fromisoformat(key[:10]), []).append((key, [source] if source.is_file() else data_files(folder)))
+    if not days:
+        raise DataError(f"{source}: no impressions found; expected datetime=YYYY-MM-DD-HH-00/*.parquet below it")
+    root = found[0][1].parent if single else source
+    expected = () if single else HOURS
+    inventories = [inspect_hours(root, "test", day, hours, expected=expected) for day, hours in sorted(days.items())]
+    return inventories, [f"{not_an_hour(path)}; it is left out" for path in left_out]
+
+
+def predict_folder(project: Project, source: Path, target: Path, *, window: str | None, progress: Callable[[int, int], None]) -> Scored:
+    """Score every impression below ``source`` into ``target`` (.csv or .parquet).
+
+    Files and rows count, are set aside and refuse their day by the rules of ``ltv run``; one refused day refuses all. The target
+    appears only when it is complete. Raises StaleError if there is no champion, DataError for unusable input, an unknown
+    file type, or an id that a spreadsheet would execute.
+    """
+    if target.suffix not in (".csv", ".parquet"):
+        raise DataError(f"{target}: expected a file ending in .csv or .parquet")
+    champion = project.lineage().champion()
+    if window is None and champion is None:
+        raise StaleError(f"no champion in {project.warehouse.root} yet; run `ltv run` first, or name a window with --window")
+    models = read_served(project.warehouse, window or (champion.window if champion else ""))
+    features = feature_names(project.registry)
+    days, warnings = inspect_source(source)
+    refuse_unusable(project.config.data, days)
+    scored = Scored(warnings=warnings)
+    config = project.config.compute
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with tempfile.TemporaryDirectory(prefix="ltv-predict-") as folder, _writer(temporary, target.suffix) as writer:
+            for number, day in enumerate(days):
+                progress(number, len(days))
+                flat = Path(folder) / "day.parquet"
+                _flatten(project, day, flat, scored)
+                for table in scored_batches(models, [flat], features, chunk_rows=config.chunk_rows, threads=config.threads):
+                    if target.suffix == ".csv":
+                        refuse_formulas(table["row_id"], str(target))
+                    writer.write_table(table)
+                    scored.rows += table.num_rows
+        progress(len(days), len(days))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    scored.warnings = list(dict.fromkeys(scored.warnings))
+    return scored
+
+
+def refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:
+    """Raise DataError if a day has too many unreadable files, or files without a key."""
+    problems: list[str] = []
+    for day in days:
+        aside = [(f.path, f.reason or "") for f in day.quarantined]
+        problem = files_problem(day.day, len(day.good), aside, config.max_bad_file_share)
+        problems += [*([problem] if problem is not None else []), *day.schema_errors]
+    _refuse(problems)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more; `ltv check-data` lists them)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}")
+
+
+def _flatten(project: Project, day: DayInventory, out: Path, scored: Scored) -> None:
+    """Flatten one day into a file and add to ``scored`` what was set aside and noticed. Raises DataError for too much of it."""
+    config, data = project.config.compute, project.config.data
+    result = flatten_files(
+        [RawFile(day.root / f.path, f.datetime) for f in day.good],
+        registry=project.registry,
+        labelled=False,
+        out=out,
+        threads=config.flatten_threads,
+        memory_limit=config.duckdb_limit,
+    )
+    undecodable = [(str(f.path.relative_to(day.root)), f.reason) for f in result.files_aside]
+    aside = [*undecodable, *((f.path, f.reason or "") for f in day.quarantined)]
+    problem = files_problem(day.day, len(day.good) - len(undecodable), aside, data.max_bad_file_share)
+    problem = problem or rows_problem(day.day, result.rows_in, result.rows_quarantined, data.max_bad_row_share)
+    _refuse([problem] if problem is not None else [])
+    scored.files_aside += len(aside)
+    scored.rows_aside.update(result.rows_quarantined)
+    scored.warnings += [*day.warnings, *(f"{path}: quarantined: {reason}" for path, reason in undecodable)]
+    scored.warnings += [warning.replace(f"{day.root}/", "") for warning in result.warnings]
+
+
+def _writer(path: Path, suffix: str) -> pq.ParquetWriter | pacsv.CSVWriter:
+    if suffix == ".parquet":
+        return pq.ParquetWriter(path, PREDICTIONS_SCHEMA, compression="zstd")
+    schema: pa.Schema = PREDICTIONS_SCHEMA
+    return pacsv.CSVWriter(path, schema, write_options=pacsv.WriteOptions(quoting_style="needed"))

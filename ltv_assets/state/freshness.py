@@ -1,0 +1,316 @@
+"""What each partition is made from, and whether it still is.
+
+A partition is *fresh* when its manifest names the inputs, the configuration and the code version that would be used now.
+This is a claim about the warehouse itself, verified against it, not about anybody's event log. `Lineage` answers for
+`ltv status`, `ltv run` and every asset that must refuse outdated inputs. Pure: it reads manifests, never data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.config import Config
+from ltv_assets.core.errors import LtvError, StaleError
+from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
+from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
+from ltv_assets.storage.champion import Champion, read_champion
+from ltv_assets.storage.warehouse import Verdict, Warehouse
+
+State = Literal["fresh", "stale", "failed", "missing"]
+
+CODE_VERSIONS: dict[str, str] = {
+    "raw_partitions": "2",
+    "flattened_features": "4",
+    "histos_train": "1",
+    "hhistus_buyers": "1",
+    "buyer_classifier": "4",
+    "buyer_gating": "5",
+    "revenue_regressor": "5",
+    "stacker": "6",
+    "holdout_metrics": "2",
+    "served_model": "6",
+    "predictions": "3",
+    "submission": "1",
+}
+"""Raised by hand when the meaning of an asset's output changes; older partitions then count as stale."""
+
+WINDOW_UPSTREAM: dict[str, tuple[str, ...]] = {
+    "histos_train": (),
+    "hhistus_buyers": (),
+    "buyer_classifier": ("histos_train",),
+    "buyer_gating": ("buyer_classifier",),
+    "revenue_regressor": ("hhistus_buyers", "buyer_classifier", "buyer_gating"),
+    "stacker": ("buyer_classifier", "buyer_gating", "revenue_regressor"),
+    "holdout_metrics": ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"),
+    "served_model": ("stacker", "holdout_metrics"),
+}
+"""Assets of the same window that each window asset reads, next to the flattened days."""
+
+CONFIG_KEYS: dict[str, tuple[str, ...]] = {
+    "raw_partitions": ("data.{split}.max_partitions",),
+    "flattened_features": ("seed", "features", "data.{split}.sampling_fraction"),
+    "histos_train": ("seed", "sampling"),
+    "hhistus_buyers": ("seed", "sampling"),
+    "buyer_classifier": ("seed", "sampling", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
+    "buyer_gating": ("seed", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
+    "revenue_regressor": ("seed", "sampling", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
+    "stacker": ("seed", "models", "compute.threads", "compute.max_memory_gb"),
+    "holdout_metrics": ("seed", "evaluation"),
+    "served_model": ("seed", "sampling", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
+    "predictions": (),
+    "submission": ("data.sample_submission",),
+}
+"""Configuration keys that change an asset's bytes; paths and bounds of checks are not among them."""
+
+CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
+    "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
+    "row_ids_new": ("windows.max_train_days",),
+    "rows_reconciled": ("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
+    "zero_rate": ("checks.zero_rate_tolerance",),
+    "rmsle": ("checks.rmsle_max",),
+    "calibration": ("checks.ece_max",),
+    "expected_revenue": ("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"),
+    "drift": ("checks.psi_warn",),
+    "adversarial_drift": ("checks.adversarial_auc_warn",),
+}
+"""Configured bounds of each check; a verdict given under other bounds does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """State of one partition and the reason for it."""
+
+    asset: str
+    partition: str
+    state: State
+    why: str = ""
+
+
+class Lineage:
+    """Freshness of every partition of one warehouse under one configuration. Results are remembered: make a new one after a change."""
+
+    def __init__(self, config: Config, horizon: Horizon, warehouse: Warehouse, registry_fingerprint: str) -> None:
+        self.config = config
+        self.horizon = horizon
+        self.warehouse = warehouse
+        self.registry_fingerprint = registry_fingerprint
+        self._statuses: dict[tuple[str, str], Status] = {}
+
+    # ----------------------------------------------------------------------------------------------- what it is made from
+
+    def config_hash(self, asset: str, key: str) -> str:
+        """Hash of the configuration values that shape the bytes of one partition."""
+        dumped = self.config.model_dump(mode="json")
+        picked: dict[str, Any] = {}
+        for pattern in CONFIG_KEYS[asset]:
+            name = pattern
+            if "{split}" in pattern:
+                name = pattern.format(split=self.horizon.split_of(parse_day(key)))
+            value: Any = dumped
+            for part in name.split("."):
+                value = value[part]
+            picked[pattern] = self.registry_fingerprint if name == "features" else value
+        if asset == "submission" and picked["data.sample_submission"]:
+            picked["data.sample_submission"] = hashlib.sha256(Path(picked["data.sample_submission"]).read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+
+    def bounds_hash(self, check: str) -> str:
+        """Hash of the configured bounds one check judges by."""
+        dumped = self.config.model_dump(mode="json")
+        picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in CHECK_BOUNDS.get(check, ())}
+        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+
+    def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
+        """(asset, partition) pairs that one partition is made from."""
+        if asset == "raw_partitions":
+            return ()
+        if asset == "flattened_features":
+            return (("raw_partitions", key),)
+        if asset == "predictions":
+            return (("flattened_features", key),)
+        if asset == "submission":
+            return tuple(("predictions", str(day)) for day in self.horizon.test_days)
+        window = parse_day(key)
+        if window not in self.horizon.train_days:
+            # A backfill over days offers every later window too; without its holdout a window could be trained but never judged.
+            last = self.horizon.last_window
+            raise StaleError(f"window {key}: its holdout day has no labelled data; the newest possible window is {last or 'none yet'}")
+        days = list(self.horizon.training_days(window))
+        if asset in ("holdout_metrics", "served_model"):
+            days.append(window)
+        return (*(("flattened_features", str(day)) for day in days), *((name, key) for name in WINDOW_UPSTREAM[asset]))
+
+    def champion(self) -> Champion | None:
+        """The champion of record."""
+        return read_champion(self.warehouse)
+
+    def inputs(self, asset: str, key: str) -> dict[str, str]:
+        """{asset/partition: content hash} of everything one partition is made from, as it lies in the warehouse now.
+
+        Raises StaleError naming what is missing and the command that makes it.
+        """
+        found: dict[str, str] = {}
+        for name, partition in self.upstream(asset, key):
+            fingerprint = self.warehouse.fingerprint(name, partition)
+            if fingerprint is None:
+                raise StaleError(f"{asset} {key}: {name} {partition} is not in the warehouse; {self.remedy(name, partition)}")
+            found[f"{name}/{partition}"] = fingerprint
+        if asset == "predictions":
+            champion = self.champion()
+            if champion is None:
+                raise StaleError(
+                    f"predictions {key}: no window has passed its checks yet, so there is no champion; `ltv status` says which failed"
+                )
+            found[f"champion/{champion.window}"] = champion.fingerprint
+        if asset in WINDOW_UPSTREAM:
+            window = parse_day(key)
+            found["label_horizons"] = ",".join(str(h) for h in sorted(mature_horizons(self.config, window)))
+        return found
+
+    def window_identity(self, key: str) -> str:
+        """Hash of the days and the configuration that a window's models are made from, the same wherever the warehouse lies."""
+        parts = {"days": self.inputs("histos_train", key), "config": [self.config_hash(a, key) for a in ("histos_train", "stacker")]}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def require_ready(self, asset: str, key: str) -> dict[str, str]:
+        """Inputs of a partition, each verified to be fresh and to have passed its blocking checks.
+
+        Raises StaleError naming the first input that is not, why, and the command that repairs it.
+        """
+        if asset in WINDOW_UPSTREAM:
+            self._refuse_failed_holdout(asset, key)
+        for name, partition in self.upstream(asset, key):
+            status = self.status(name, partition)
+            if status.state != "fresh":
+                raise StaleError(
+                    f"{asset} {key}: its input {name} {partition} is {status.state} ({status.why}); {self.remedy(name, partition)}"
+                )
+        return self.inputs(asset, key)
+
+    def remedy(self, asset: str, key: str) -> str:
+        """What makes one partition: a command, or the raw hours it lacks."""
+        if asset in ("raw_partitions", "flattened_features"):
+            day = parse_day(key)
+            if not has_raw_data(self.config, self.horizon, day):
+                folder = split_folder(self.config, self.horizon.split_of(day))
+                listed = "list it in data.gap_days" if day in self.horizon.train_days else "change data.dates.test"
+                return f"there is no hour of {key} in {folder}: add the hours, or {listed}"
+        return remedy(asset, key)
+
+    def _refuse_failed_holdout(self, asset: str, key: str) -> None:
+        """Before a model is trained that could not be judged: the holdout may still be on its way, but it must not have failed."""
+        for name in ("raw_partitions", "flattened_features"):
+            status = self.status(name, key)
+            if status.state == "failed":
+                raise StaleError(
+                    f"{asset} {key}: the holdout day of its window failed ({name} {key}: {status.why}); {self.remedy(name, key)}"
+                )
+
+    # ----------------------------------------------------------------------------------------------------------- freshness
+
+    def status(self, asset: str, key: str) -> Status:
+        """State of one partition."""
+        known = self._statuses.get((asset, key))
+        if known is None:
+            known = self._statuses[(asset, key)] = self._judge(asset, key)
+        return known
+
+    def _judge(self, asset: str, key: str) -> Status:
+        def status(state: State, why: str = "") -> Status:
+            return Status(asset, key, state, why)
+
+        try:
+            manifest = self.warehouse.manifest(asset, key)
+        except LtvError as error:
+            return status("stale", str(error))
+        if manifest is None:
+            return status("missing", "never materialized")
+        damage = self.warehouse.damage(asset, key)
+        if damage is not None:
+            return status("stale", damage)
+        if manifest.code_version != CODE_VERSIONS[asset]:
+            return status("stale", f"made by code version {manifest.code_version}, now {CODE_VERSIONS[asset]}")
+        try:
+            if manifest.config != self.config_hash(asset, key):
+                return status("stale", "the configuration changed")
+            if asset == "raw_partitions":
+                changed = self._changed_files(key)
+                if changed:
+                    return status("stale", changed)
+            for name, partition in self.upstream(asset, key):
+                above = self.status(name, partition)
+                if above.state != "fresh":
+                    return status("stale", f"{name} {partition} is {above.state}")
+            inputs = self.inputs(asset, key)
+        except LtvError as error:
+            return status("stale", str(error))
+        if inputs != manifest.inputs:
+            different = sorted(k for k in inputs.keys() | manifest.inputs.keys() if inputs.get(k) != manifest.inputs.get(k))
+            return status("stale", f"{different[0]} changed")
+        return self._judge_verdicts(asset, key)
+
+    def _judge_verdicts(self, asset: str, key: str) -> Status:
+        known: dict[str, Verdict] = {v.check: v for v in self.warehouse.verdicts(asset, key)}
+        for check in BLOCKING_CHECKS.get(asset, ()):
+            verdict = known.get(check)
+            if verdict is None or verdict.bounds != self.bounds_hash(check):
+                return Status(asset, key, "stale", f"check {check} has not run on this content with the present bounds")
+            if not verdict.passed:
+                return Status(asset, key, "failed", f"check {check}: {verdict.message}")
+        return Status(asset, key, "fresh")
+
+    def _changed_files(self, key: str) -> str | None:
+        """Why the raw files of a day differ from the stored inventory; None if they do not.
+
+        Sizes and modification times decide; a file whose are new is hashed, so a copy with the same content is no change.
+        """
+        day = parse_day(key)
+        cache = HashCache.load(hash_cache_path(self.warehouse, day))
+        now = {str(p.relative_to(self.config.data.root)): p for p in candidate_files(self.config, self.horizon, day)}
+        before = {row["path"]: row for row in _read_inventory(self.warehouse, key)}
+        for path in sorted(now.keys() | before.keys()):
+            if path not in before:
+                return f"new file {path}"
+            if path not in now:
+                return f"file {path} disappeared"
+            known = before[path]
+            if known["sha256"] is None:
+                readable_now = known["reason"] == NO_PERMISSION and os.access(now[path], os.R_OK)
+                if readable_now or now[path].lstat().st_size != known["bytes"]:
+                    return f"file {path} was rewritten"
+            elif not now[path].is_file() or cache.digest(now[path]) != known["sha256"]:
+                return f"file {path} was rewritten"
+        return None
+
+
+def hash_cache_path(warehouse: Warehouse, day: date) -> Path:
+    """Where the hashes of a day's raw files are remembered."""
+    return warehouse.root / "cache" / "raw_hashes" / f"{day}.json"
+
+
+def _read_inventory(warehouse: Warehouse, key: str) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    files = warehouse.files("raw_partitions", key)
+    return [row for f in files for row in pq.read_table(f).to_pylist()]
+
+
+def remedy(asset: str, key: str) -> str:
+    """The command that makes one partition."""
+    if asset == "submission":
+        return "run `ltv run`"
+    return f"run `ltv run`, or `dagster asset materialize --select {asset} --partition {key}`"
+
+
+def has_raw_data(config: Config, horizon: Horizon, day: date) -> bool:
+    """True if at least one hourly folder of the day exists."""
+    split = horizon.split_of(day)
+    prefix = f"{day:%Y-%m-%d}-"
+    return any(key.startswith(prefix) for key in hourly_folders(config, split))

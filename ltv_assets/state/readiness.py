@@ -1,0 +1,101 @@
+"""What could be made now: which partitions are wanted, what still keeps them waiting, and what they would be made from.
+
+Every automatic decision (sensors, schedules, automation conditions) asks this module, and it asks the same `Lineage` as
+`ltv run` and `ltv status`; so what happens by itself is what a person would have been told to do. Pure: no Dagster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+
+from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.errors import LtvError
+from ltv_assets.ingestion.calendar import mature_horizons, parse_day
+from ltv_assets.state.freshness import CHECK_BOUNDS, CODE_VERSIONS, WINDOW_UPSTREAM, Lineage
+
+D7 = 7
+
+
+def wanted(lineage: Lineage, asset: str) -> tuple[str, ...]:
+    """Partitions of a window asset, of ``predictions`` or of ``submission`` that automation brings up to date, oldest first."""
+    horizon = lineage.horizon
+    if asset in WINDOW_UPSTREAM:
+        keys = horizon.window_keys()
+        if not keys:
+            return ()
+        oldest = keys[-1] - timedelta(days=lineage.config.automation.windows_back)
+        return tuple(str(day) for day in keys if day >= oldest)
+    if not horizon.test_days:
+        return ()
+    if asset == "predictions":
+        return tuple(str(day) for day in horizon.test_days)
+    return (f"{horizon.test_days[0]}_{horizon.test_days[-1]}",)
+
+
+def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
+    """What a wanted partition still waits for, or None if it could be made now.
+
+    A window waits for its days, holdout included: fresh in the lake, blocking checks passed, D7 labels mature. Scores wait
+    for their day and for a champion, the submission for the scores of every test day.
+    """
+    try:
+        if asset in WINDOW_UPSTREAM:
+            return _window_waits_for(lineage, key)
+        lineage.require_ready(asset, key)
+    except LtvError as error:
+        return str(error)
+    return None
+
+
+def _window_waits_for(lineage: Lineage, key: str) -> str | None:
+    window = parse_day(key)
+    days = (*lineage.horizon.training_days(window), window)
+    if window not in lineage.horizon.train_days:
+        return f"window {key}: its holdout day has no labelled hours yet"
+    for day in days:
+        if D7 not in mature_horizons(lineage.config, day):
+            return f"window {key}: the D7 labels of day {day} are not final yet"
+    for day in days:
+        status = lineage.status("flattened_features", str(day))
+        if status.state != "fresh":
+            return f"window {key}: day {day} is {status.state} ({status.why})"
+    return None
+
+
+def identity(lineage: Lineage, asset: str, key: str) -> str:
+    """Hash of everything a partition would be made from now: the same inputs are never asked for twice.
+
+    Raises StaleError if an input is missing.
+    """
+    if asset in WINDOW_UPSTREAM:
+        days = (*lineage.horizon.training_days(parse_day(key)), parse_day(key))
+        inputs = {str(day): lineage.warehouse.fingerprint("flattened_features", str(day)) or "" for day in days}
+        horizons = sorted(mature_horizons(lineage.config, parse_day(key)))
+        settings = [(name, CODE_VERSIONS[name], lineage.config_hash(name, key)) for name in sorted(WINDOW_UPSTREAM)]
+        bounded = [check for name in WINDOW_UPSTREAM for check in BLOCKING_CHECKS.get(name, ()) if check in CHECK_BOUNDS]
+        parts: object = [inputs, horizons, settings, *map(lineage.bounds_hash, bounded)]
+    else:
+        parts = [lineage.inputs(asset, key), CODE_VERSIONS[asset], lineage.config_hash(asset, key)]
+    return hashlib.sha256(json.dumps([asset in WINDOW_UPSTREAM or asset, key, parts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_fresh(lineage: Lineage, assets: Sequence[str], key: str) -> bool:
+    """True if every one of the assets is fresh for one partition."""
+    return all(lineage.status(asset, key).state == "fresh" for asset in assets)
+
+
+def newest_trainable_window(lineage: Lineage) -> tuple[str | None, str]:
+    """The newest window that could be trained now and is not fresh, and a sentence about it or about why there is none."""
+    reasons: list[str] = []
+    for key in reversed(wanted(lineage, "served_model")):
+        blocked = waiting_for(lineage, "served_model", key)
+        if blocked is not None:
+            reasons.append(blocked)
+            continue
+        if is_fresh(lineage, tuple(WINDOW_UPSTREAM), key):
+            return None, "; ".join([f"window {key} is the newest that can be trained, and it is fresh", *reasons])
+        return key, f"window {key} can be trained: its days passed their checks and their labels are final"
+    return None, "; ".join(reasons) or "no window has enough labelled days"

@@ -1,0 +1,96 @@
+"""What the command line and the documents show first: headline figures, and the state of every partition.
+
+What belongs here: which figures and which partitions, and in what order. What does not: measuring (``modeling/evaluation.py``),
+judging (``lineage.py``), looks (``cli.py``, ``pictures/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.errors import LtvError
+from ltv_assets.state.freshness import Lineage, has_raw_data
+from ltv_assets.state.project import Project
+from ltv_assets.storage.warehouse import WINDOW_ASSETS
+
+HEADLINE: tuple[tuple[str, str], ...] = (
+    ("rmsle", "RMSLE of ltv_d7 (ungated)"),
+    ("rmsle_gated", "RMSLE of iap_revenue_d7 (gated)"),
+    ("rmsle_reference", "RMSLE of the LightGBM reference"),
+    ("rmsle_constant", "RMSLE of the best constant"),
+    ("rmsle_zero", "RMSLE of predicting zero"),
+    ("rmsle_oracle", "RMSLE of the oracle"),
+    ("attained_share", "attained share of what is attainable"),
+    ("zero_rate_observed", "zero rate observed"),
+    ("zero_rate_predicted", "zero rate predicted"),
+    ("gate_cost_rmsle", "cost of the gate in RMSLE"),
+    ("auc", "AUC of buyer_probability"),
+    ("ece", "calibration error (ECE)"),
+    ("capture_top_10pct", "revenue captured in the top 10 %"),
+    ("bias_ratio_capped", "expected / observed capped revenue"),
+)
+"""Metrics that answer "how good is this window", with the words they are shown under."""
+
+
+def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
+    """{metric: {value, low, high}} of a stored evaluation as a whole; empty if the window was never evaluated."""
+    if project.warehouse.manifest("holdout_metrics", key) is None:
+        return {}
+    rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist()]
+    return {r["metric"]: {k: r[k] for k in ("value", "low", "high")} for r in rows if r["segment"] == "all"}
+
+
+def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
+    """(asset, partition) pairs in the order of the graph."""
+    horizon = project.horizon
+    days = [d for d in (*horizon.train_days, *horizon.test_days) if has_raw_data(project.config, horizon, d)]
+    for asset in ("raw_partitions", "flattened_features"):
+        yield from ((asset, str(day)) for day in days)
+    windows = {str(d) for d in (horizon.last_window,) if d is not None}
+    for asset in WINDOW_ASSETS:
+        yield from ((asset, key) for key in sorted(windows | set(project.warehouse.keys(asset))))
+    scored = {str(d) for d in horizon.test_days} | set(project.warehouse.keys("predictions"))
+    yield from (("predictions", key) for key in sorted(scored))
+    if horizon.test_days:
+        yield ("submission", project.submission_key)
+
+
+def verify_everything(project: Project) -> list[str]:
+    """Compare every file of the warehouse with its hash; what differs is marked, so that it counts as stale, and returned."""
+    found = (project.warehouse.verify(asset, key) for asset in ASSET_NAMES for key in project.warehouse.keys(asset))
+    return [problem for problem in found if problem is not None]
+
+
+def partition_states(project: Project) -> list[dict[str, Any]]:
+    """One dictionary per partition: asset, partition, state, rows, quarantined (rows and files), why."""
+    lineage = project.lineage()
+    rows = []
+    for asset, key in wanted_partitions(project):
+        status = lineage.status(asset, key)
+        try:
+            manifest = project.warehouse.manifest(asset, key)
+        except LtvError:
+            manifest = None
+        facts = manifest.facts if manifest else {}
+        quarantined = sum(facts.get("rows_quarantined", {}).values()) + len(facts.get("files_quarantined", []))
+        rows.append(
+            {
+                "asset": asset,
+                "partition": key,
+                "state": status.state,
+                "rows": manifest.rows if manifest else None,
+                "quarantined": quarantined,
+                "why": status.why or _remarks(lineage, asset, key),
+            }
+        )
+    return rows
+
+
+def _remarks(lineage: Lineage, asset: str, key: str) -> str:
+    """What checks warn of without blocking, so that a fresh partition does not hide it."""
+    remarks = [v.remark for v in lineage.warehouse.verdicts(asset, key)]
+    return "; ".join(f"warning: {remark}" for remark in remarks if remark)

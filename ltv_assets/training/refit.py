@@ -1,0 +1,32 @@
+"""The served model of a window: refitted with the holdout day included, or the evaluated one if refitting is off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltv_assets.modeling.model_set import WindowModels
+from ltv_assets.modeling.model_store import read_evaluated, write_figures
+from ltv_assets.modeling.stages import fit_window
+from ltv_assets.state.project import Project
+from ltv_assets.training.windows import served_context
+
+STAGE_ORDER = ("classifier", "gating", "regressor", "stacker")
+
+
+def refit_window(project: Project, key: str) -> WindowModels:
+    """Fit a window's models again on its training days and its holdout, with the evaluated models' tree counts."""
+    evaluated = read_evaluated(project.warehouse, key)
+    if not project.config.models.refit:
+        return evaluated
+    return fit_window(served_context(project, key), evaluated)
+
+
+def write_served(folder: Path, key: str, models: WindowModels) -> dict[str, int | None]:
+    """Write every file of the served model and its figures; returns what `Warehouse.write` wants to know."""
+    listed: dict[str, int | None] = {}
+    for name, data in models.to_files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        listed[name] = None
+    figures = {f"{stage}.{name}": value for stage in STAGE_ORDER for name, value in getattr(models, stage).diagnostics.items()}
+    return listed | write_figures(folder, key, figures)
