@@ -127,8 +127,8 @@ def _accepted(schema: Mapping[str, Any]) -> str:
 def _range(schema: Mapping[str, Any], word: str) -> str:
     ends = (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"), ("exclusiveMaximum", "below"))
     if "minimum" in schema and "maximum" in schema:
-        return f"{word}, {schema['minimum']:g} to {schema['maximum']:g}"
-    return ", ".join([word, *(f"{text} {schema[name]:g}" for name, text in ends if name in schema)])
+        return f"{word}, {schema['minimum']:.10g} to {schema['maximum']:.10g}"
+    return ", ".join([word, *(f"{text} {schema[name]:.10g}" for name, text in ends if name in schema)])
 
 
 def configuration() -> str:

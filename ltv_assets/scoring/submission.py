@@ -80,7 +80,7 @@ def _one(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence
 
 
 _REPAIR = "repair the test data and score the days again"
-_OTHER_SAMPLE = "give the sample file of exactly these test days (data.sample_submission), or the days it is of"
+_OTHER_SAMPLE = "give the sample file of these test days"
 
 
 def _refuse(connection: duckdb.DuckDBPyConnection, query: str, reason: str, remedy: str = _REPAIR) -> None:

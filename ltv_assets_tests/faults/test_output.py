@@ -95,14 +95,14 @@ def scored(folder: Path, ids: list[str]) -> Path:
     "output",
     "row_id that is not in the sample file",
     answer="reject",
-    message="submission: row_id <id> is not in the sample file sample.csv; repair the test data and score the days again",
+    message="submission: row_id <id> is not in the sample file <file>; give the sample file of these test days",
     inject=["a", "b", "c", "d"],
 )
 @fault(
     "output",
     "row_id of the sample file that was not scored",
     answer="reject",
-    message="submission: row_id <id> is in the sample file but was not scored; repair the test data and score the days again",
+    message="submission: row_id <id> is in the sample file but was not scored (<file>); give the sample file of these test days",
     inject=["a", "b"],
 )
 def test_unusable_ids_write_nothing(fault: Fault, tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_record_waits_until_the_server_is_back(fault: Fault, tmp_path: Path) -> 
 
 @fault(
     "services",
+    "tracking address that is none",
+    answer="degrade",
+    message="tracking address '<uri>': <reason>; set MLFLOW_TRACKING_URI to an address such as http://127.0.0.1:5000; "
+    "what is recorded waits for `ltv mlflow-sync`",
+)
+def test_address_that_is_none_lets_records_wait(fault: Fault, tmp_path: Path) -> None:
+    record = Record(window=WINDOW, stage="window", identity="i", finished=True)
+    result = Tracker(Config(), Warehouse(tmp_path), uri="http://127.0.0.1:99999").log(record)
+    assert result.waiting == ("window",)
+    assert fault.told(result.problem or "")["reason"] == "its port is no number between 1 and 65535"
+    assert Tracker(Config(), Warehouse(tmp_path)).push(WINDOW).complete
+
+
+@fault(
+    "services",
     "the model registry is empty or cannot be reached",
     answer="degrade",
     message=DOWN,
