@@ -24,7 +24,7 @@ from ltv_assets.core.config import PROJECT_ROOT, Config, walk_keys
 from ltv_assets.defs.asset_checks.checks import CHECKS, STANDING_CHECKS
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
-from ltv_assets.modeling.evaluation import metrics_markdown
+from ltv_assets.modeling.evaluation.segments import metrics_markdown
 from ltv_assets.state.freshness import CHECK_BOUNDS, CONFIG_KEYS
 
 DOCS = PROJECT_ROOT / "docs"
