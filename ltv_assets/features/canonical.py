@@ -50,6 +50,7 @@ Query = Callable[[str, pa.Table], pa.Table]
 """Runs SQL over a table that the SQL calls ``cells``; rows keep their order."""
 
 Mask = NDArray[np.bool_]
+Offsets = NDArray[np.int32]
 
 
 class UnreadableTypeError(ValueError):
@@ -270,12 +271,11 @@ class _Reading:
             self._lose(np.append(lost, False)[codes], array)
         return values.take(array.indices)
 
-    def _finite(self, values: pa.Array, largest: float = np.finfo(np.float64).max) -> pa.Array:
+    def _finite(self, values: pa.Array, largest: float | None = None) -> pa.Array:
         """The values, NULL where they are NaN, infinite or beyond ``largest``; those are counted."""
         floats = _floats(values)
-        usable = np.abs(floats) <= largest
-        nulls = values.null_count
-        bad = len(floats) - int(np.count_nonzero(usable)) - nulls
+        usable = np.isfinite(floats) if largest is None else np.abs(floats) <= largest
+        bad = len(floats) - int(np.count_nonzero(usable)) - values.null_count
         if not bad:
             return values
         self.findings.nonfinite += bad
@@ -355,37 +355,37 @@ class _Reading:
         """Lists of text from any list layout or the JSON text of an array."""
         array = _plain(array)
         if pa.types.is_dictionary(array.type) or _is_text(array.type):
-            valid, lengths, elements = self._json_list(array)
+            valid, offsets, elements = self._json_list(array)
         else:
-            valid, lengths, elements = _list_parts(array)
-        return pa.ListArray.from_arrays(_offsets(lengths), self.texts(elements), mask=_mask(valid))
+            valid, offsets, elements = _list_parts(array)
+        return pa.ListArray.from_arrays(pa.array(offsets), self.texts(elements), mask=_mask(valid))
 
     def maps(self, array: pa.Array, convert: Callable[[pa.Array], pa.Array], *, nested: bool = False) -> pa.MapArray:
         """Maps from any map layout, list of key and value, or the JSON text of either; ``convert`` reads the values."""
         array = _plain(array)
         as_json = pa.types.is_dictionary(array.type) or _is_text(array.type)
-        valid, lengths, keys, items = self._json_map(array) if as_json else _map_parts(array)
+        valid, offsets, keys, items = self._json_map(array) if as_json else _map_parts(array)
         words = self.texts(keys)
-        nameless = ~_valid(words)
-        if nameless.any():
+        if words.null_count:
+            nameless = ~_valid(words)
             # Without a key an entry belongs to nothing; in JSON it is an element that is no pair.
             self.findings.lose(nameless, lambda i: _shown(items[i]))
             named = pa.array(~nameless)
-            lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[~nameless], minlength=len(lengths))
+            offsets = np.append(0, np.cumsum(~nameless))[offsets].astype(np.int32)
             words, items = words.filter(named), items.filter(named)
         values = convert(self._json_texts(items) if as_json and not nested else items)
         if not nested:
             values = self._finite(values)
-        return pa.MapArray.from_arrays(_offsets(lengths), words, values, mask=_mask(valid))
+        return pa.MapArray.from_arrays(pa.array(offsets), words, values, mask=_mask(valid))
 
-    def _json_list(self, array: pa.Array) -> tuple[Mask, NDArray[np.int64], pa.Array]:
+    def _json_list(self, array: pa.Array) -> tuple[Mask, Offsets, pa.Array]:
         found, valid = self._json(array, "CASE WHEN kind = 'ARRAY' THEN json_extract(j, '$[*]') END AS elements", ("ARRAY",))
         if found is None:
-            return valid, np.zeros(len(array), np.int64), pa.nulls(0, pa.string())
-        present, lengths, elements = _list_parts(found.column("elements").combine_chunks())
-        return present, lengths, self._json_texts(elements)
+            return valid, np.zeros(len(array) + 1, np.int32), pa.nulls(0, pa.string())
+        present, offsets, elements = _list_parts(found.column("elements").combine_chunks())
+        return present, offsets, self._json_texts(elements)
 
-    def _json_map(self, array: pa.Array) -> tuple[Mask, NDArray[np.int64], pa.Array, pa.Array]:
+    def _json_map(self, array: pa.Array) -> tuple[Mask, Offsets, pa.Array, pa.Array]:
         """Keys, and values as JSON; an element of a list that is no pair has no key and is itself the value."""
         key = (
             "CASE json_type(e)"
@@ -401,9 +401,9 @@ class _Reading:
         found, valid = self._json(array, select, ("OBJECT", "ARRAY"))
         if found is None:
             nothing = pa.nulls(0, pa.string())
-            return valid, np.zeros(len(array), np.int64), nothing, nothing
-        present, lengths, keys = _list_parts(found.column("keys").combine_chunks())
-        return present, lengths, keys, _list_parts(found.column("items").combine_chunks())[2]
+            return valid, np.zeros(len(array) + 1, np.int32), nothing, nothing
+        present, offsets, keys = _list_parts(found.column("keys").combine_chunks())
+        return present, offsets, keys, _list_parts(found.column("items").combine_chunks())[2]
 
     def _json(self, array: pa.Array, select: str, kinds: tuple[str, ...]) -> tuple[pa.Table | None, Mask]:
         """Run ``select`` over the JSON values ``j`` and their ``kind``; text that is no JSON of these kinds is lost.
@@ -479,32 +479,38 @@ def _uuid_texts(storage: pa.FixedSizeBinaryArray) -> pa.Array:
     return pc.if_else(storage.is_valid(), texts, pa.scalar(None, pa.string())) if storage.null_count else texts
 
 
-def _list_parts(array: pa.Array) -> tuple[Mask, NDArray[np.int64], pa.Array]:
-    """Which rows of any list layout are present, their lengths, and the elements one after the other."""
+def _list_parts(array: pa.Array) -> tuple[Mask, Offsets, pa.Array]:
+    """Which rows of any list layout are present, where their elements begin and end, and the elements one after the other."""
     array = _unwrapped(_plain(array))
     kind = array.type
     if pa.types.is_map(kind) or not _is_list(kind):
         raise UnreadableTypeError(str(kind))
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
     elements = _plain(array.flatten())
     if pa.types.is_struct(elements.type) and elements.type.num_fields == 1:
         elements = elements.flatten()[0]
-    return _valid(array), lengths, elements
+    return _valid(array), offsets, elements
 
 
-def _map_parts(array: pa.Array) -> tuple[Mask, NDArray[np.int64], pa.Array, pa.Array]:
-    """Which rows of a map or of a list of key and value are present, their lengths, keys and values."""
+def _map_parts(array: pa.Array) -> tuple[Mask, Offsets, pa.Array, pa.Array]:
+    """Which rows of a map or of a list of key and value are present, where their entries begin and end, keys and values."""
     array = _unwrapped(_plain(array))
     if pa.types.is_map(array.type):
-        lengths = np.diff(array.offsets.to_numpy(zero_copy_only=False))
         valid = _valid(array)
-        first, last = (array.offsets[0].as_py(), array.offsets[-1].as_py()) if len(array) else (0, 0)
+        offsets = array.offsets.to_numpy(zero_copy_only=False) if len(array) else np.zeros(1, np.int32)
+        first, last = int(offsets[0]), int(offsets[-1])
+        offsets = offsets - offsets[0] if first else offsets
         keys, items = array.keys.slice(first, last - first), array.items.slice(first, last - first)
-        if array.null_count and lengths[~valid].any():
+        gone = np.flatnonzero(~valid) if array.null_count else np.empty(0, np.int64)
+        if (offsets[gone + 1] != offsets[gone]).any():
+            lengths = np.diff(offsets)
             kept = pa.array(np.repeat(valid, lengths))
-            keys, items, lengths = keys.filter(kept), items.filter(kept), np.where(valid, lengths, 0)
-        return valid, lengths, keys, items
-    valid, lengths, entries = _list_parts(array)
+            keys, items = keys.filter(kept), items.filter(kept)
+            offsets = np.append(0, np.cumsum(np.where(valid, lengths, 0))).astype(np.int32)
+        return valid, offsets, keys, items
+    valid, offsets, entries = _list_parts(array)
     if not pa.types.is_struct(entries.type):
         raise UnreadableTypeError(str(array.type))
     names = [entries.type.field(i).name.casefold() for i in range(entries.type.num_fields)]
@@ -515,7 +521,7 @@ def _map_parts(array: pa.Array) -> tuple[Mask, NDArray[np.int64], pa.Array, pa.A
     else:
         raise UnreadableTypeError(str(array.type))
     columns = entries.flatten()
-    return valid, lengths, columns[places[0]], columns[places[1]]
+    return valid, offsets, columns[places[0]], columns[places[1]]
 
 
 def _unwrapped(array: pa.Array) -> pa.Array:
@@ -533,12 +539,6 @@ def _is_list(kind: pa.DataType) -> bool:
         or pa.types.is_list_view(kind)
         or pa.types.is_large_list_view(kind)
     )
-
-
-def _offsets(lengths: NDArray[np.int64]) -> pa.Array:
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.array(offsets)
 
 
 def _mask(valid: Mask) -> pa.Array | None:
