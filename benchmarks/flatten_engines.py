@@ -1,4 +1,4 @@
-"""Compare ways of flattening the same files: the source of the table in docs/features.md.
+"""Compare ways of flattening the same files: the source of the table in benchmarks/RESULTS.md.
 
     python benchmarks/flatten_engines.py DATA [--threads 2]
 

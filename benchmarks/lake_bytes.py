@@ -1,4 +1,4 @@
-"""What a flattened row takes on disk under different encodings, and under xz for comparison: the table of docs/scaling.md.
+"""What a flattened row takes on disk under different encodings, and under xz for comparison: the table of benchmarks/RESULTS.md.
 
     python benchmarks/lake_bytes.py DATA [--hours 2]
 

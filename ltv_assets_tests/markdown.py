@@ -10,7 +10,12 @@ from pathlib import Path
 from ltv_assets.core.config import PROJECT_ROOT
 
 DOCS = PROJECT_ROOT / "docs"
-PAGES = sorted({*DOCS.glob("*.md"), *(PROJECT_ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "warehouse/README.md"))})
+PAGES = sorted(
+    {
+        *DOCS.glob("*.md"),
+        *(PROJECT_ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "warehouse/README.md", "benchmarks/RESULTS.md")),
+    }
+)
 PAGES = [page for page in PAGES if page.is_file()]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*) *(?P<rest>[^\n]*)\n(?P<body>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")

@@ -1,12 +1,12 @@
 """Statistics of MAP and LIST columns by segmented reductions over their flat parquet leaves.
 
-What belongs here: the same statistics that ``statistics.py`` defines in SQL, computed with numpy for the layouts the
-source data really has (MAP of numbers or timestamps, MAP of MAP, LIST of text), read from canonical arrays. What does not:
-physical types (``canonical.py``), scalars (``sql.py``); a test holds both derivations to the same values. Next to read:
+What belongs here: the statistics that ``statistics.py`` defines in SQL, computed with numpy for the layouts of the source
+data (MAP of numbers or timestamps, MAP of MAP, LIST of text), from canonical arrays. What does not:
+physical types (``canonical.py``), scalars (``sql.py``); a test compares both derivations. Next to read:
 ``flatten.py``.
 
-Why it is faster: a list function of an SQL engine is paid for every row, here only entries that exist are touched, and
-keys stay dictionary codes, so that looking up the impression's own key compares integers.
+Faster than SQL: a list function of an SQL engine costs time for every row, here only for entries that exist. Keys stay
+dictionary codes, so looking up the impression's own key compares integers.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Entries:
 
     @property
     def known(self) -> Entries:
-        """The entries that have a value; ``complete`` says that all do."""
+        """Entries with a value; ``complete`` says that all do."""
         assert self.value is not None, "a list has no values"
         return self if self.complete else self.select(~np.isnan(self.value))
 
@@ -173,7 +173,7 @@ def column_statistics(
 ) -> tuple[dict[str, Sparse], Entries]:
     """Return every statistic of a canonical map or list column, and its entries.
 
-    ``hour_start`` holds the unix seconds of each row's hour; timestamps that cannot be are added to ``counts`` under the
+    ``hour_start`` holds the unix seconds of each row's hour; impossible timestamps are added to ``counts`` under the
     names of the SQL's bookkeeping columns.
     """
     entries, outer = read_entries(column, array)

@@ -1,18 +1,18 @@
-"""The one reader of raw columns: whatever type a file holds, turned into the canonical Arrow type of the logical type.
+"""The one reader of raw columns: convert any physical type of a file to the canonical Arrow type of the logical type.
 
-What belongs here: every physical form in which a column of the contract may arrive, its conversion, and the count of
-values that the conversion loses. What does not: reading files (``flatten.py``), statistics (``arrays.py``, ``sql.py``).
+What belongs here: every physical form of a column of the contract, its conversion, and the count of values that the
+conversion loses. What does not: reading files (``flatten.py``), statistics (``arrays.py``, ``sql.py``).
 Next to read: ``arrays.py``.
 
 | logical type | canonical Arrow type |
 |---|---|
-| number, timestamp (unix seconds) | double; what is not finite is NULL |
+| number, timestamp (unix seconds) | double; non-finite is NULL |
 | text | dictionary of string, valid UTF-8 |
 | list of text | list of such text |
 | map, map of maps | map from such text to double, to a map |
 | row_id | string, valid UTF-8 |
 
-``reads`` decides whether a type can be read by reading nothing of it, so it cannot disagree with ``read_column``.
+``reads`` calls ``read_column`` on zero rows, so the two always agree.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TIMESTAMP_TEXT = rf"\s*[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_TIME}\s?(?:{_OFF
 """Text that is read as a moment: ISO 8601 with or without a time and an offset; without an offset it is UTC."""
 
 NUMBER_TEXT = r"\s*[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))\s*"
-"""Text that is read as a number; a comma, a unit or a thousands separator makes it something else."""
+"""Text that is read as a number; a comma, a unit or a thousands separator does not match."""
 
 _NUMBER = re.compile(NUMBER_TEXT, re.ASCII)
 _TIMESTAMP = re.compile(TIMESTAMP_TEXT, re.ASCII)
@@ -54,14 +54,14 @@ Offsets = NDArray[np.int32]
 
 
 class UnreadableTypeError(ValueError):
-    """A physical type that is no form of the column's logical type."""
+    """A physical type that cannot be read as the column's logical type."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What could not be used among the values of one column.
+    """Counts of unusable values of one column.
 
-    ``lost`` counts cells, map entries and list elements that are there and cannot be read, ``example`` is the first as
+    ``lost`` counts cells, map entries and list elements that are present and unreadable, ``example`` is the first as
     text; ``nonfinite`` counts NaN and infinite values, ``unreadable`` texts whose bytes that are not UTF-8 were replaced;
     ``illegible`` maps rows of an identifier that is not UTF-8 to its escaped bytes.
     """
@@ -102,7 +102,7 @@ def canonical_type(column: Column) -> pa.DataType:
 
 
 def described(column: Column) -> str:
-    """Return what the values of a column are, in words for a message."""
+    """Return the kind of a column's values, in words for a message."""
     if column.role == "key":
         return "text"
     if column.is_label:
@@ -129,9 +129,9 @@ def reads(column: Column, kind: pa.DataType) -> bool:
 
 
 def read_column(column: Column, array: pa.Array, query: Query) -> tuple[pa.Array, Findings]:
-    """Turn the values of a raw column into ``canonical_type(column)``, and count what is lost.
+    """Convert the values of a raw column to ``canonical_type(column)``, and count lost values.
 
-    Raises UnreadableTypeError if the physical type is no form of the logical type.
+    Raises UnreadableTypeError if the physical type cannot be read as the logical type.
     """
     reading = _Reading(query, Findings())
     if pa.types.is_null(array.type):
@@ -186,7 +186,7 @@ class _Reading:
     # ------------------------------------------------------------------------------------------------------- scalars
 
     def identifiers(self, array: pa.Array) -> pa.Array:
-        """Strings; a value that is not UTF-8 is NULL and kept aside with its bytes escaped."""
+        """Strings; a value that is not UTF-8 is NULL and recorded with its bytes escaped."""
         values = self._texts(array, keep_illegible=True)
         return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
@@ -197,11 +197,11 @@ class _Reading:
         return encoded if encoded.type == TEXT else encoded.cast(TEXT)
 
     def labels(self, array: pa.Array) -> pa.Array:
-        """Doubles as they are: a label that is not finite is a reason to set its row aside."""
+        """Doubles unchanged: a row with a non-finite label is quarantined later."""
         return self.numbers(array)
 
     def scalars(self, array: pa.Array) -> pa.Array:
-        """Finite doubles that a float32 can hold."""
+        """Finite doubles within the range of a float32."""
         return self._finite(self.numbers(array), largest=FLOAT32_MAX)
 
     def moments(self, array: pa.Array) -> pa.Array:
@@ -234,7 +234,7 @@ class _Reading:
         if _is_text(kind):
             return self._parsed(array, "try_cast(trim(t) AS DOUBLE)", NUMBER_TEXT)
         if pa.types.is_decimal(kind):
-            # By way of text, which rounds once; Arrow's own conversion multiplies by an inexact power of ten.
+            # Through text, which rounds once; Arrow's own conversion multiplies by an inexact power of ten.
             return array.cast(pa.string()).cast(pa.float64()), None
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
             return array.cast(pa.float64(), safe=False), None
@@ -256,7 +256,7 @@ class _Reading:
         return self._numbers_and_losses(array)
 
     def _parsed(self, array: pa.Array, sql: str, pattern: str) -> tuple[pa.Array, Mask | None]:
-        """Doubles of the texts that have the pattern and that the engine can cast; the other texts are lost."""
+        """Doubles of the texts that match the pattern and that the engine can cast; other texts are lost."""
         if array.null_count == len(array):
             return pa.nulls(len(array), pa.float64()), None
         query = f"SELECT CASE WHEN regexp_full_match(t, '{pattern}') THEN {sql} END AS v FROM cells"
@@ -296,7 +296,7 @@ class _Reading:
                 return self._texts(array.dictionary_decode())
             before = self.findings.unreadable
             words = pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), self._texts_counted(array.dictionary, array.indices))
-            # Replaced bytes can make two words of the dictionary equal; equal words must share a code.
+            # Replaced bytes can make two dictionary values equal; equal values must share a code.
             return words if self.findings.unreadable == before else words.dictionary_decode().dictionary_encode()
         if pa.types.is_dictionary(kind):
             array = array.dictionary_decode()
@@ -406,9 +406,9 @@ class _Reading:
         return present, offsets, keys, _list_parts(found.column("items").combine_chunks())[2]
 
     def _json(self, array: pa.Array, select: str, kinds: tuple[str, ...]) -> tuple[pa.Table | None, Mask]:
-        """Run ``select`` over the JSON values ``j`` and their ``kind``; text that is no JSON of these kinds is lost.
+        """Run ``select`` over the JSON values ``j`` and their ``kind``; text that is not JSON of these kinds is lost.
 
-        Text that is the JSON of a text, which some writers make by encoding twice, is decoded once more.
+        Text that was encoded twice, the JSON of a text, is decoded once more.
         """
         valid = _valid(array)
         if not valid.any():
@@ -456,7 +456,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """The array without an extension type around it; a UUID keeps its own, because only its type says how it is written."""
+    """The array without an extension type around it; a UUID keeps it, because only the type shows how it is written."""
     while isinstance(array.type, pa.BaseExtensionType) and not isinstance(array, pa.UuidArray):
         array = array.storage
     return array

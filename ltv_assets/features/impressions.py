@@ -1,11 +1,11 @@
-"""Impressions as a caller writes them in JSON, one value at a time, turned into the contract's Arrow columns.
+"""Convert impressions from JSON, one value at a time, into the contract's Arrow columns.
 
-What belongs here: every form in which a nested column may arrive (object, list of pairs, list of ``{"key", "value"}``, or
-the JSON text of any of these), and the exact complaint about a value that has none of them. What does not: files, whose
-physical types are judged by ``canonical.py``, and features. Next to read: ``rows.py``.
+What belongs here: every form of a nested column (object, list of pairs, list of ``{"key", "value"}``, or the JSON text of
+any of these), and the error message for any other value. What does not: files, whose physical types are converted by
+``canonical.py``, and features. Next to read: ``rows.py``.
 
-A file with a value that cannot be read is not lost for it: the value counts as missing and is reported. Whoever asks about
-one impression wants to know instead, so here the row is refused with a message, and only that row.
+In a file, an unreadable value counts as missing and is counted. A request is about single impressions, so here the row is
+rejected with a message, and only that row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ltv_assets.features.statistics import Kind, kind_of
 HOUR_FORMAT = "%Y-%m-%d-%H-00"
 HOUR_COLUMN = "datetime"
 COLUMNS: tuple[Column, ...] = tuple(c for c in RAW_COLUMNS if c.name not in LABEL_NAMES and c.name not in ("row_id", HOUR_COLUMN))
-"""The columns an impression is scored from; ``row_id`` and ``datetime`` come beside them."""
+"""The columns an impression is scored from; ``row_id`` and ``datetime`` are separate."""
 
 _NUMBERS = pa.map_(pa.string(), pa.float64())
 _TYPES: dict[Kind, pa.DataType] = {
@@ -45,7 +45,7 @@ _PAIRS = "an object, a list of pairs, or the JSON text of either"
 
 
 class MalformedValue(ValueError):
-    """A value that has none of the accepted forms; ``where`` is the key inside a nested column, or empty."""
+    """A value in none of the accepted forms; ``where`` is the key inside a nested column, or empty."""
 
     def __init__(self, expected: str, found: object, where: str = "") -> None:
         super().__init__(f"{where}: expected {expected}, found {_describe(found)}")
@@ -54,7 +54,7 @@ class MalformedValue(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Impressions:
-    """Impressions in the contract's types, and why some of them cannot be scored.
+    """Impressions in the contract's types, and the problems of those that cannot be scored.
 
     ``table`` has one row for each impression, ``row_id`` (its position), ``hour_start`` (unix seconds) and every column of
     ``COLUMNS``; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected and found.
@@ -65,9 +65,9 @@ class Impressions:
 
 
 def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impressions:
-    """Turn columns of JSON values into Arrow; a column that is not there is missing in every row, unknown ones are ignored.
+    """Turn columns of JSON values into Arrow; an absent column is missing in every row, unknown ones are ignored.
 
-    None and NaN are missing values. No value raises: what cannot be read is NULL in the table and named in ``problems``.
+    None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``.
     """
     problems: dict[int, list[str]] = {}
     hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), _hour, problems, missing="is missing")
@@ -84,7 +84,7 @@ def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impress
 
 
 def example_impression() -> dict[str, Any]:
-    """An invented impression that has every column, each in the plainest form: documentation that can be scored."""
+    """An invented impression with every column in its simplest form: a runnable example."""
     texts = {"country": "us", "dev_os": "android", "dev_osv": "14.1.0", "hour": "13", "release_date": "2024_march"}
     plain: dict[Kind, Any] = {
         "number": 1.0,
@@ -116,7 +116,7 @@ def _converted(
                 problems.setdefault(row, []).append(f"row {row}, column {name}: expected {_HOUR}, found nothing")
         except MalformedValue as error:
             problems.setdefault(row, []).append(f"row {row}, column {name}{error}")
-        except Exception as error:  # an object of the caller's that cannot even be looked at must not cost the rows beside it
+        except Exception as error:  # an object that cannot be inspected must not affect other rows
             problems.setdefault(row, []).append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
         out.append(cell)
     return out
@@ -142,7 +142,7 @@ def _hour_start(text: str) -> int:
 
 
 def _text(value: Any) -> str:
-    # As in a column of whole numbers; how a fraction would be spelled is not known.
+    # As in a column of whole numbers; the spelling of a fraction is not known.
     return str(value) if type(value) is int else _words(value)
 
 
@@ -152,7 +152,7 @@ def _words(value: Any, where: str = "") -> str:
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON's escapes can say
+        except UnicodeEncodeError:  # half of a surrogate pair, which is valid in JSON escapes
             raise MalformedValue("text that UTF-8 can hold", value, where) from None
     return value
 
@@ -214,7 +214,7 @@ def _map(item: Callable[[Any], _Item]) -> Callable[[Any], list[tuple[str, _Item]
 
 
 class _Object(list[tuple[str, Any]]):
-    """The entries of a JSON object in their order; unlike a dict it keeps a key that is repeated."""
+    """The entries of a JSON object in their order; unlike a dict it keeps repeated keys."""
 
 
 def _pairs(value: Any) -> Iterable[tuple[Any, Any]] | None:

@@ -1,7 +1,6 @@
-"""Which column of a file is which column of the contract. Pure: names in, names out.
+"""Match columns of a file to columns of the contract. Pure: names in, names out.
 
-Warehouses write names in capitals (WIFI_RATIO), and SQL does not tell upper from lower case; so letters decide here,
-their case does not.
+Matching ignores case, as SQL does: some warehouses write names in capitals (WIFI_RATIO).
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from difflib import get_close_matches
 from ltv_assets.core.columns import BY_NAME
 
 ALIKE = 0.85
-"""Share of equal letters from which on two names are held against one another."""
+"""Similarity from which two names are suggested for one another."""
 
 
 def contract_names(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Which columns of a file are meant by the contract.
+    """Match the names of a file to columns of the contract.
 
-    Returns ({column of the contract: its name in the file}, problems). A problem is a column that stands in the file more
-    than once, in whatever case: nobody can say which is meant.
+    Returns ({column of the contract: its name in the file}, problems). A problem is a duplicate column in
+    the file, in any case, because the match is ambiguous.
     """
     spellings: dict[str, list[str]] = {}
     for name in names:
@@ -43,7 +42,7 @@ def _repeated(column: str, written: list[str]) -> str:
 
 
 def similar_name(column: str, others: Iterable[str]) -> str | None:
-    """The one of some other names that might be meant by a missing column; None if none is like it."""
+    """The name among ``others`` that is most similar to a missing column; None if none is similar."""
     written = {name.casefold(): name for name in others}
     close = get_close_matches(column, written, n=1, cutoff=ALIKE)
     return written[close[0]] if close else None

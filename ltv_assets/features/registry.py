@@ -1,8 +1,8 @@
 """The feature registry: ``config/features.yaml`` read into one frozen, validated tree.
 
-What belongs here: which columns yield which statistics, the groups that can be switched off, the derived list of
-features with name, unit and description. What does not: how a statistic is computed (``statistics.py``), how SQL is
-assembled (``sql.py``). Next to read: ``config/features.yaml`` itself, then ``sql.py``.
+What belongs here: the statistics of each column, the groups that can be switched off, the derived list of features with
+name, unit and description. What does not: formulas (``statistics.py``), assembly of SQL (``sql.py``).
+Next to read: ``config/features.yaml`` itself, then ``sql.py``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Frozen(BaseModel):
 
 
 class Feature(_Frozen):
-    """One output column: its name, the group it belongs to, and what a reader should know about it."""
+    """One output column: its name, the group it belongs to, its unit and description."""
 
     name: str
     group: str
@@ -70,7 +70,7 @@ class Interaction(_Frozen):
 
 
 class Overlap(_Frozen):
-    """How much of one list is contained in another."""
+    """Overlap of one list with another."""
 
     of: str
     within: str
@@ -81,7 +81,7 @@ class Overlap(_Frozen):
 
 
 class Group(_Frozen):
-    """Columns that are switched on and off together, and what is made of each."""
+    """Columns that are switched on and off together, and their statistics."""
 
     enabled: Annotated[bool, Field(strict=False)]
     description: str
@@ -104,7 +104,7 @@ class Group(_Frozen):
 
 
 class Registry(_Frozen):
-    """The whole registry; every name in it has been checked against the contract and the catalogue of statistics."""
+    """The whole registry; every name is validated against the contract and the catalogue of statistics."""
 
     price_tiers: Annotated[tuple[float, ...], Field(min_length=1)]
     groups: Annotated[dict[str, Group], Field(min_length=1)]
@@ -212,7 +212,7 @@ class Registry(_Frozen):
         return tuple(name for name in BY_NAME if name in used)
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the flattened columns' names and values (16 hex digits)."""
+        """Return a hash of everything that determines the flattened columns' names and values (16 hex digits)."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -277,7 +277,7 @@ def load_registry(path: Path) -> Registry:
     try:
         return Registry.model_validate(tree)
     except ValidationError as error:
-        # An unknown key comes first: it is usually the misspelt one that is then reported as missing.
+        # An unknown key comes first: it is usually the misspelled form of a key that is reported as missing.
         found = [
             line
             for item in sorted(error.errors(), key=lambda i: i["type"] != "extra_forbidden")

@@ -1,8 +1,8 @@
-"""Features of impressions that are in memory: the flattening engine on a connection that stays warm.
+"""Features of impressions in memory: the flattening engine on an open connection.
 
-What belongs here: keeping one DuckDB connection and one engine for the life of a server, and handing it rows that never
-were a file. What does not: the features themselves; the same engine and the same SQL flatten whole days, so a row's
-features do not depend on which way it came. Next to read: ``flatten.py``, ``impressions.py``.
+What belongs here: one DuckDB connection and one engine for the lifetime of a server, and its input of rows that are not in
+a file. What does not: the features themselves; the same engine and the same SQL flatten whole days, so a row's features
+do not depend on its source. Next to read: ``flatten.py``, ``impressions.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ltv_assets.features.schema import feature_names, flattened_schema
 MEMORY_LIMIT = "500MB"
 """DuckDB's memory limit; a request has few rows."""
 
-# The extra copy that DuckDB warns of is of a few rows.
+# DuckDB warns of an extra copy, which is of a few rows here.
 warnings.filterwarnings("ignore", message="Arrow output on a DB-API result", category=UserWarning)
 
 
@@ -62,7 +62,7 @@ class _WarmEngine(FlattenEngine):
 
 
 class RowFlattener:
-    """Flattens impressions in memory; safe to call from several threads, each call has a cursor of its own."""
+    """Flattens impressions in memory; safe to call from several threads, each call uses its own cursor."""
 
     def __init__(self, registry: Registry, threads: int = 1) -> None:
         self._names = feature_names(registry)
@@ -74,7 +74,7 @@ class RowFlattener:
     def features(self, table: pa.Table) -> pa.Table:
         """Every feature of the rows of ``Impressions.table``, in the registry's order and the flattened columns' types.
 
-        Raises DataError when the engine cannot flatten them.
+        Raises DataError if the engine cannot flatten them.
         """
         flat = self._engine.flatten(_Rows(table.combine_chunks()))
         columns = [_as(flat.columns[name], kind) for name, kind in zip(self._names, self._types, strict=True)]

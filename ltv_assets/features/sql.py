@@ -1,12 +1,12 @@
 """The SQL of every feature, generated from the registry.
 
 What belongs here: the intermediate values behind the statistics, and the assembly of one query from layers of named
-expressions, each layer using only names of earlier ones, so that nothing is computed twice and any single column can be
-printed with just what it needs (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten.py``).
+expressions, each layer using only names of earlier ones. Nothing is computed twice, and a single column can be printed with its own
+inputs only (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten.py``).
 Next to read: ``statistics.py`` (the formulas).
 
 The flattener runs ``row_sql`` over canonical scalars and reduces maps and lists as arrays; ``flatten_sql`` computes every
-feature from the contract's types, which people read and a test compares.
+feature from the contract's types, for readers and for a test that compares both.
 
 A *step* is a name and its SQL over other names. The prefix says what it is: ``raw_`` the logical column, ``flat_`` the
 inner values of a nested map, ``finite_`` and ``valid_`` a list or scalar without unusable values, ``sum_ min_ max_
@@ -30,13 +30,13 @@ OLDEST_TIMESTAMP = 946684800
 
 ABSURD_REVENUE = 1e9
 ROUNDING_USD = 0.005
-"""Longer horizons may lie this far below shorter ones (or a millionth of them): half a cent is what rounding takes away."""
+"""Largest difference (or a millionth of the amount) by which a longer horizon may be below a shorter one: rounding to cents."""
 
 ROUNDING_SHARE = 1e-6
 
 TARGET = REVENUE_LABELS[0]
 STORED_LABELS: tuple[str, ...] = tuple(name for name in LABEL_NAMES if name != "registration" and not name.startswith("retention"))
-"""Label columns that are carried along, by role, for training and evaluation."""
+"""Label columns that are kept, by role, for training and evaluation."""
 
 DEFAULT_SOURCE = (
     "SELECT *, epoch(strptime(datetime, '%Y-%m-%d-%H-00'))::BIGINT AS hour_start"
@@ -52,16 +52,16 @@ Steps = dict[str, str]
 def flatten_sql(registry: Registry, *, source: str = DEFAULT_SOURCE) -> str:
     """Return the one query that computes ``row_id`` and every feature from a source with the contract's own types.
 
-    The source must yield ``hour_start`` (unix seconds, BIGINT) beside the raw columns.
+    The source must have ``hour_start`` (unix seconds, BIGINT) and the raw columns.
     """
     outputs = {"row_id": "raw_row_id"} | {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
     return _assemble(_contract_steps(), _derived_steps(registry), outputs, source)
 
 
 def row_sql(registry: Registry, *, source: str, labelled: bool) -> str:
-    """Return the query for everything about a row but its nested columns, from canonical scalars.
+    """Return the query for everything of a row except its nested columns, from canonical scalars.
 
-    Besides keys, labels, the numeric features of scalars and bookkeeping, it yields what is needed to go on: the hour as
+    Besides keys, labels, the numeric features of scalars and bookkeeping, it returns the inputs of later steps: the hour as
     own key (``_own_hour``) and the inputs of interactions (``_input_<f>``). Text features are the canonical text itself.
     """
     scalars = [name for name in registry.source_columns if not BY_NAME[name].is_nested]
@@ -82,7 +82,7 @@ def _keys_and_labels(labelled: bool) -> Steps:
 
 
 def _column_outputs(registry: Registry, columns: Sequence[str]) -> Steps:
-    """Return the numeric outputs made of single columns; what combines several of them is left to the caller."""
+    """Return the numeric outputs made of single columns; combinations of several are left to the caller."""
     combined = {name for group in registry.groups.values() for name in group.expressions}
     outputs = {
         feature.name: _output_sql(feature.name)
@@ -135,13 +135,13 @@ def explain_sql(registry: Registry, column: str) -> str:
 
 
 def counts(columns: Sequence[str]) -> Steps:
-    """Return the columns that count the timestamps that cannot be: ``_future_<c>`` after the hour began, ``_ancient_<c>`` before 2000."""
+    """Return the columns that count impossible timestamps: ``_future_<c>`` after the hour began, ``_ancient_<c>`` before 2000."""
     moments = [name for name in columns if kind_of(BY_NAME[name]) == "timestamp"]
     return {f"_{when}_{name}": f"{when}_{name}" for name in moments for when in ("future", "ancient")}
 
 
 def verdict(labelled: bool) -> Steps:
-    """Return the columns that judge a row: ``_reason`` says why it must be set aside, ``_value`` shows the offending value.
+    """Return the columns that validate a row: ``_reason`` for its quarantine, ``_value`` is the invalid value.
 
     On labelled days ``_disagree`` is true where the payer flag contradicts the revenue and ``_rounded_<label>`` where a
     horizon was raised to the shorter one; both are only counted.
@@ -157,7 +157,7 @@ def verdict(labelled: bool) -> Steps:
 
 
 def _label_steps() -> Steps:
-    """Return revenue as it is used: what differs from the shorter horizon by rounding is the shorter horizon."""
+    """Return revenue as it is used: a longer horizon that is lower by rounding only becomes the shorter one."""
 
     def raised(x: str, to: str) -> str:
         near = f"{to} - {x} <= greatest({ROUNDING_USD!r}, {ROUNDING_SHARE!r} * {to})"
@@ -198,7 +198,7 @@ def _label_sql(name: str, labelled: bool) -> str:
 
 
 def _output_sql(name: str, categorical: bool = False) -> str:
-    # NaN, infinities and what does not fit a float32 all fail the comparison (DuckDB orders NaN above every number).
+    # NaN, infinities and values beyond float32 all fail the comparison (DuckDB orders NaN above every number).
     return name if categorical else f"CASE WHEN abs({name}) <= {FLOAT32_MAX!r} THEN {name}::FLOAT END"
 
 
@@ -211,7 +211,7 @@ def _canonical_steps(labelled: bool) -> Steps:
     steps: Steps = {"hour_start": "hour_start"}
     for column in RAW_COLUMNS:
         if column.name in STORED_LABELS and labelled:
-            # In the longer horizons and the flag NaN is how some writers say NULL; a target that is NaN is refused by its row.
+            # In the longer horizons and the flag some writers use NaN for NULL; a row with a NaN target is quarantined.
             known = column.name == TARGET
             steps[f"raw_{column.name}"] = _quote(column.name) if known else f"CASE WHEN NOT isnan({column.name}) THEN {column.name} END"
         elif not column.is_label and not column.is_nested and column.name != "datetime":
@@ -240,14 +240,14 @@ def _contract_steps() -> Steps:
 
 
 def _derived_steps(registry: Registry) -> Steps:
-    """Return every step any feature may need; those that nothing uses are dropped when the query is assembled."""
+    """Return every step that a feature may need; unused steps are dropped when the query is assembled."""
     steps: Steps = {"hour_key": "lpad(try_cast(raw_hour AS INTEGER)::VARCHAR, 2, '0')", **_label_steps()}
     for column in RAW_COLUMNS:
         if not column.is_label and column.role != "key":
             steps |= _column_steps(column, registry)
     for group in registry.groups.values():
         for overlap in group.overlaps:
-            # list_intersect takes NULL for an empty list, hence the test.
+            # list_intersect treats NULL as an empty list, hence the test.
             shared = f"len(list_intersect(raw_{overlap.of}, raw_{overlap.within}))"
             steps[overlap.name] = f"CASE WHEN raw_{overlap.of} IS NOT NULL AND raw_{overlap.within} IS NOT NULL THEN {shared} END"
             steps[f"{overlap.name}_share"] = f"{overlap.name} / nullif({overlap.of}__n_unique, 0)"
@@ -284,7 +284,7 @@ def _column_steps(column: Column, registry: Registry) -> Steps:
 
 
 def _number_steps(c: str, values: str, own: str | None) -> Steps:
-    # A sum is finite exactly when every value is, short of overflow: one cheap pass decides whether the list needs cleaning.
+    # A sum is finite exactly when every value is, short of overflow: one cheap pass shows whether the list needs cleaning.
     suspect = f"NOT isfinite(list_sum({values}))"
     steps = {
         f"finite_{c}": f"CASE WHEN {suspect} THEN list_transform({values}, lambda x: CASE WHEN isfinite(x) THEN x END) ELSE {values} END",
@@ -319,7 +319,7 @@ def _timestamp_steps(c: str, values: str, own: str | None) -> Steps:
 
 
 def _own_entries(c: str, own: str, values: str, reduce: str) -> str:
-    # The test first: most rows do not hold their own key, and only those that do pay for the filter.
+    # The test first: most rows lack their own key, and only rows with it need the filter.
     entries = f"list_filter({values}, lambda x, i: raw_{c}_keys[i] = {own})"
     return f"CASE WHEN list_contains(raw_{c}_keys, {own}) THEN {reduce.format(entries)} END"
 
@@ -342,7 +342,7 @@ def _words(sql: str) -> list[str]:
 
 
 def _assemble(logical: Steps, derived: Steps, outputs: Mapping[str, str], source: str) -> str:
-    """Join the steps that the outputs need into layers of one query; each layer selects what later ones use, nothing else."""
+    """Join the steps that the outputs need into layers of one query; each layer selects only what later ones use."""
     depth: dict[str, int] = {}
     last_use: dict[str, int] = {}
 

@@ -1,17 +1,17 @@
-"""The catalogue of statistics: for each kind of column, what may be computed from it and by which SQL.
+"""Catalogue of statistics: for each kind of column, the available statistics and their SQL.
 
 What belongs here: one entry per statistic with its SQL over the intermediate values that ``sql.py`` prepares, its unit
-and its one-line meaning. What does not: which columns ask for which statistic (``config/features.yaml``), how physical
-types are read (``normalise.py``). Next to read: ``sql.py``.
+and its one-line meaning. What does not: the choice of statistics by column (``config/features.yaml``), physical types
+(``canonical.py``). Next to read: ``sql.py``.
 
 Conventions, the same for every column:
 
 * a NULL column gives NULL statistics; an empty map or list gives ``n_keys`` / ``length`` 0 and NULL for the rest;
-* ``n_keys`` counts entries, so a repeated key counts as often as it stands, and a key with a NULL value counts too;
+* ``n_keys`` counts entries, so repeated keys and keys with a NULL value count too;
 * NULL, NaN and infinite values are ignored by every other statistic (and non-finite ones are counted by the flattener);
 * ``own`` looks up the impression's own key (advertiser bundle, category, taxonomy level, country, region, OS version,
   hour), sums the finite values of its entries and is NULL when the key is absent;
-* shares and entropy are taken over the positive values, so a share lies in 0..1; they are NULL when nothing is positive;
+* shares and entropy use the positive values, so a share lies in 0..1; they are NULL when nothing is positive;
 * ``std`` divides by n (ddof 0); entropy is in nats; days are counted back from the start of the impression's hour.
 """
 
@@ -145,7 +145,7 @@ CYCLE_LENGTH: dict[str, int] = {"hour": 24, "weekday": 7}
 
 
 def kind_of(column: Column) -> Kind:
-    """Return which catalogue of statistics applies to a non-label column of the contract."""
+    """Return the kind of a non-label column, which selects its statistics."""
     if column.type == "map<string,map<string,int64>>":
         return "nested_timestamps" if column.meaning == "timestamp" else "nested_counts"
     if column.type.startswith("map"):
@@ -165,7 +165,7 @@ def own_key_of(column: Column) -> str | None:
 
 
 def available(column: Column) -> dict[str, Statistic]:
-    """Return the statistics that can be asked of a column: name -> statistic."""
+    """Return the available statistics of a column: name -> statistic."""
     cyclical = column.name in CYCLE_LENGTH
     own = own_key_of(column)
     return {

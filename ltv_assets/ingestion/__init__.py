@@ -1,5 +1,5 @@
 """Raw files and the calendar.
 
-What belongs here: which days, hours and files there are, what can be read of them, what has arrived. What does not:
-features, the warehouse's own files. Read first: ``calendar.py``.
+What belongs here: days, hours and files, whether they are readable, whether they have arrived. What does not: features,
+the warehouse's own files. Read first: ``calendar.py``.
 """

@@ -1,7 +1,7 @@
-"""Which days have landed: complete, left alone for a while, and with which files. Pure and cheap: names, sizes and times only.
+"""Arrival of days: complete, unchanged for a while, and with which files. Pure and cheap: names, sizes and times only.
 
-The sensors ask this every half minute, so no file is opened here. Whether a file can be *used* is decided by the
-inventory (``storage/inventory.py``) when the day is ingested.
+Sensors call this every half minute, so no file is opened here. The inventory (``inventory.py``) decides whether a file is
+usable, when the day is ingested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOURS_PER_DAY = 24
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """What lies in the folders of one day: hours with at least one file, a fingerprint of names, sizes and times, and the newest change."""
+    """Content of the folders of one day: hours with at least one file, a fingerprint of names, sizes and times, and the newest change."""
 
     day: date
     split: Split

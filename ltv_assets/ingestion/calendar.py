@@ -1,8 +1,8 @@
-"""Which days exist, and which days a window trains on.
+"""Calendar: the days that exist, and the training days of a window.
 
-Pure calendar logic over the configuration and the names of the hourly folders; no file is opened. The two clocks of the
-project are defined here: *days* (the day of the impression) and *windows* (key D = the holdout day; the days before D
-train). Next to read: ``partitions.py``, which hands both to Dagster.
+Pure calendar logic over the configuration and the names of the hourly folders; no file is opened. Both
+partition dimensions are defined here: *days* (the day of the impression) and *windows* (key D = the holdout day; the days before D
+are for training). Next to read: ``defs/partitions.py``, the same for Dagster.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FALLBACK_LAST_DAY = date(2025, 10, 11)
 
 
 def today() -> date:
-    """The day on which labels are judged mature: ``LTV_TODAY`` (YYYY-MM-DD) if set, else the UTC day."""
+    """Today, for label maturity: ``LTV_TODAY`` (YYYY-MM-DD) if set, else the UTC day."""
     text = os.environ.get("LTV_TODAY")
     if not text:
         return datetime.now(UTC).date()
@@ -37,7 +37,7 @@ def today() -> date:
 
 
 def parse_day(key: str) -> date:
-    """Day of a partition key; raises DataError for anything but YYYY-MM-DD, so no key can leave the warehouse."""
+    """Day of a partition key; raises DataError for anything but YYYY-MM-DD, so a key cannot be a path out of the warehouse."""
     try:
         return day_of(key)
     except ValueError:
@@ -45,7 +45,7 @@ def parse_day(key: str) -> date:
 
 
 def hour_of_folder(name: str) -> tuple[date, int] | None:
-    """(day, hour) of a folder named ``datetime=YYYY-MM-DD-HH-00``; None if the name is anything else or no real hour."""
+    """(day, hour) of a folder named ``datetime=YYYY-MM-DD-HH-00``; None for any other name or an invalid hour."""
     match = HOUR_FOLDER.match(name)
     if match is None:
         return None
@@ -58,7 +58,7 @@ def hour_of_folder(name: str) -> tuple[date, int] | None:
 
 
 def days_in(folder: Path, max_partitions: int | None = None) -> tuple[date, ...]:
-    """Days for which ``folder`` holds at least one hourly folder, among its ``max_partitions`` earliest hours."""
+    """Days with at least one hourly folder in ``folder``, among its ``max_partitions`` earliest hours."""
     if not folder.is_dir():
         return ()
     found = (hour_of_folder(entry.name) for entry in folder.iterdir() if entry.is_dir())
@@ -79,17 +79,17 @@ class Horizon:
 
     @property
     def is_empty(self) -> bool:
-        """True when no day at all was found or configured."""
+        """True when no day was found or configured."""
         return not self.train_days and not self.test_days
 
     @property
     def first_day(self) -> date:
-        """First known day; the contest's first day when nothing is known yet."""
+        """First known day; the contest's first day when no day is known."""
         return min((*self.train_days, *self.test_days), default=FALLBACK_FIRST_DAY)
 
     @property
     def last_day(self) -> date:
-        """Last known day; the contest's last day when nothing is known yet."""
+        """Last known day; the contest's last day when no day is known."""
         return max((*self.train_days, *self.test_days), default=FALLBACK_LAST_DAY)
 
     @property
@@ -99,12 +99,12 @@ class Horizon:
 
     @property
     def last_window(self) -> date | None:
-        """The newest labelled day, if enough days lie before it."""
+        """The newest labelled day, if it has enough days before it."""
         days = self.window_keys()
         return days[-1] if days else None
 
     def split_of(self, day: date) -> Split:
-        """Which split a day belongs to; raises DataError naming the known days."""
+        """Split of a day; raises DataError naming the known days."""
         if day in self.train_days:
             return "train"
         if day in self.test_days:
@@ -173,7 +173,7 @@ def discover(config: Config) -> Horizon:
 def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -> tuple[str, ...]:
     """A message for each day (or for ``day``) with hourly folders that no partition reads.
 
-    A day belongs to one split, so its hours under the other's folder are read by nobody, nor is a day beside explicit dates.
+    A day belongs to one split, so its hours under the other's folder are not read, nor is a day outside explicit dates.
     """
     messages = []
     splits: tuple[tuple[Split, Split, tuple[date, ...]], ...] = (
@@ -203,7 +203,7 @@ def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -
 
 
 def _spans(hours: list[int]) -> str:
-    """Hours of a day as text, those in a row by the first and the last: ``00-11, 13``."""
+    """Hours of a day as text, with ranges: ``00-11, 13``."""
     spans: list[list[int]] = []
     for hour in hours:
         if spans and spans[-1][-1] == hour - 1:
@@ -214,7 +214,7 @@ def _spans(hours: list[int]) -> str:
 
 
 def mature_horizons(config: Config, day: date, on: date | None = None) -> frozenset[int]:
-    """Which of the label horizons 7, 14, 28 (days) are final for impressions of ``day``, judged on day ``on``."""
+    """Label horizons (7, 14, 28 days) that are final for impressions of ``day``, as of day ``on``."""
     age = ((on or today()) - day).days
     needed = {
         7: config.windows.label_maturity_days_d7,

@@ -1,8 +1,8 @@
-"""The program that opens footers of parquet files, one path a line, so that a file on which a library aborts ends only it.
+"""Read footers of parquet files in a process of its own, one path a line, so that an abort in a library ends only this process.
 
-``footers.py`` starts it and asks it. Run as a script, it imports nothing of this package: it is started anew for every
-file that ends it. Each answer is one line of JSON: ``rows`` and ``schema`` (the Arrow schema, serialized, base64), or
-``problem``. Everything that a reader of the same file asks of its footer later is asked here first.
+``footers.py`` starts it and sends requests. It is run as a script and imports nothing of this package, because every file
+that ends it costs a restart. Each answer is one line of JSON: ``rows`` and ``schema`` (the Arrow schema, serialized, base64), or
+``problem``. Every operation that a later reader applies to the footer is tried here first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SIGNATURE_BYTES = 28
 """Nonce and tag that follow a footer in plain text when columns of the file are encrypted."""
 
 IDLE_SECONDS = 10
-"""Its memory is given back while days are flattened and models trained; the next file starts it again."""
+"""Seconds without a request after which the process ends and frees its memory; the next file starts it again."""
 
 SMALL_PAGE = 64 << 20
-"""Bytes that a page may claim in any case."""
+"""Size in bytes that is accepted for any page."""
 
 FIXED = {1: 0, 2: 0, 3: 1, 7: 8}
 VARINTS, BINARY, STRUCT = (4, 5, 6), 8, 12
@@ -44,15 +44,15 @@ ENCRYPTED_FOOTER = b"PARE"
 
 
 def judge(path: str) -> dict[str, int | str]:
-    """Answer for one file: what its footer says, or why it is not believed."""
+    """Answer for one file: the content of its footer, or the problem."""
     try:
         return _footer(path)
-    except Exception as error:  # whatever it is, it is this file's
+    except Exception as error:  # any error belongs to this file
         return {"problem": f"not a readable parquet file: {(str(error) or type(error).__name__).splitlines()[0]:.160}"}
 
 
 def _footer(path: str) -> dict[str, int | str]:
-    with open(path, "rb") as handle:  # noqa: PTH123 - a path given as text may hold bytes that are no text
+    with open(path, "rb") as handle:  # noqa: PTH123 - a path given as text may contain bytes that are not UTF-8
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(0, size - FOOTER_END_BYTES))
         end = handle.read()
@@ -72,9 +72,9 @@ def _footer(path: str) -> dict[str, int | str]:
 
 
 def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
-    """Why the column chunks cannot be those of this file: they lie outside it, or hold another number of rows.
+    """Contradiction between column chunks and file: chunks outside the file, or another number of rows; None if there is none.
 
-    Reading the properties of a chunk ends the process where they contradict one another, which is the other answer.
+    Contradictory properties of a chunk end the process when they are read, which is an answer too.
     """
     end = size - metadata.serialized_size - FOOTER_END_BYTES
     columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
@@ -103,10 +103,10 @@ def _chunk_problem(metadata: pq.FileMetaData, size: int) -> str | None:
 
 
 def _page_problem(path: str, metadata: pq.FileMetaData) -> str | None:
-    """Pages that contradict their column chunk: one claims more bytes than it has, or together they hold other values.
+    """Contradiction between pages and column chunk: a page with more bytes than the chunk, or another number of values in all.
 
-    A reader that believes the first needs that much memory; one that believes the second yields a column of another length.
-    Other damage to pages is left to whoever reads the rows.
+    The first makes a reader allocate that much memory, the second gives a column of another length. Other damage to pages is
+    found when rows are read.
     """
     with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:  # noqa: PTH123
         for group in range(metadata.num_row_groups):
@@ -117,7 +117,7 @@ def _page_problem(path: str, metadata: pq.FileMetaData) -> str | None:
                 at = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
                 stop = at + chunk.total_compressed_size
                 held = 0
-                # Behind a damaged header nothing can be found.
+                # After a damaged header no page can be located.
                 with suppress(IndexError):
                     while at < stop and held < values:
                         at, page = _struct(data, at)
@@ -147,7 +147,7 @@ def _number(struct: Struct, field: int) -> int:
 def _struct(data: mmap.mmap, at: int) -> tuple[int, Struct]:
     """(where the struct at ``at`` ends, its whole numbers and structs by field) of Thrift's compact protocol.
 
-    Raises IndexError if it is none.
+    Raises IndexError if it is not a struct.
     """
     found: Struct = {}
     field = 0
@@ -170,7 +170,7 @@ def _struct(data: mmap.mmap, at: int) -> tuple[int, Struct]:
 
 
 def _skip(data: mmap.mmap, at: int, kind: int) -> int:
-    """Where a value ends that stands at ``at`` and is neither a whole number nor a struct."""
+    """End of the value at ``at``, which is neither a whole number nor a struct."""
     if kind == BINARY:
         at, size = _varint(data, at)
         return at + size
@@ -197,7 +197,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _missing_rows(parquet: pq.ParquetFile) -> str | None:
-    """Why the rows are not there, looked up where they are more than the file has bytes: impressions take far more."""
+    """Problem of a file with more rows than bytes, whose rows are read to see; None if there is none."""
     rows = 0
     for batch in parquet.iter_batches(columns=[parquet.schema_arrow.names[0]], use_threads=False):
         rows += batch.num_rows
@@ -209,29 +209,29 @@ def _missing_rows(parquet: pq.ParquetFile) -> str | None:
 
 
 def _limit_memory(most: int) -> None:
-    """Allow so many bytes of address space; a system that knows no such limit goes without."""
+    """Limit the address space in bytes, where the system has such a limit."""
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def _address_space() -> int:
-    """Bytes of address space taken already, 0 where the system does not tell."""
+    """Bytes of address space in use; 0 where the system does not report it."""
     with suppress(OSError), open("/proc/self/statm") as handle:  # noqa: PTH123
         return int(handle.read().split()[0]) * resource.getpagesize()
     return 0
 
 
 def _limit_time(seconds: int) -> None:
-    """Allow so many seconds of the processor from now on."""
+    """Limit the processor time in seconds, counted from now."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + 1 + seconds, resource.RLIM_INFINITY))
 
 
 def main(seconds: int, memory: int) -> None:
-    """Answer paths (JSON text, one a line) until the asker is gone, or has asked nothing for a while."""
+    """Answer paths (JSON text, one a line) until the input ends or no request comes for a while."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whatever a library prints must not pass for an answer.
+    # Output of a library must not be read as an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     limit = _address_space() + memory
@@ -239,7 +239,7 @@ def main(seconds: int, memory: int) -> None:
     while select.select([sys.stdin], [], [], IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
         path = json.loads(line)
         with suppress(OSError):
-            # The file itself is mapped, however large it is.
+            # The file itself is mapped, so its size is added to the limit.
             _limit_memory(limit + os.stat(path).st_size)  # noqa: PTH116
         _limit_time(seconds)
         print(json.dumps(judge(path)), file=answers, flush=True)

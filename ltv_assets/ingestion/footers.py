@@ -1,8 +1,8 @@
-"""Footers of raw parquet files, read by another process, so that no file can end this one.
+"""Footers of raw parquet files, read in a process of their own, so that no file can end this one.
 
-Libraries abort on some footers (an encrypted column, level histograms that contradict the type), which no ``except``
-helps against. A file that passed here is safe to open in this process. Next to read: ``footer_reader.py``, the other
-process; it stays warm from file to file, is limited in time and memory, and is started anew when a file ended it.
+Libraries abort on some footers (an encrypted column, level histograms that contradict the type), which no ``except`` can
+catch. A file that passed here is safe to open in this process. Next to read: ``footer_reader.py``, the other process. It
+serves many files, is limited in time and memory, and is restarted when a file ended it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import pyarrow as pa
 from ltv_assets.core.errors import TransientError
 
 SECONDS = 20
-"""Processor time for one footer. One of 85 columns takes some thousandths."""
+"""Processor seconds for one footer. One of 85 columns takes a few thousandths."""
 
 WAIT = 6
-"""Times ``SECONDS`` that a footer may take by the clock, on a machine that is busy or a disk that is slow."""
+"""Wall-clock limit as a multiple of ``SECONDS``, for a busy machine or a slow disk."""
 
 MEMORY = 2 << 30
 PROGRAM = Path(__file__).with_name("footer_reader.py")
@@ -37,19 +37,19 @@ PROGRAM = Path(__file__).with_name("footer_reader.py")
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What the footer of a sound file says."""
+    """Content of a valid footer."""
 
     rows: int
     schema: pa.Schema
 
 
 class _EndedError(Exception):
-    """The reader is gone; the text says how."""
+    """The reading process ended; the text says how."""
 
 
 @dataclass(eq=False)
 class FooterReader:
-    """One reading process and the pipes to it; safe to share between threads, and forgotten by a forked process."""
+    """One reading process and the pipes to it; thread-safe, not used by a forked process."""
 
     seconds: int = SECONDS
     memory: int = MEMORY
@@ -66,7 +66,7 @@ class FooterReader:
             try:
                 answer = self._ask(path)
             except _EndedError:
-                # A second reader tells a file that ends its reader from a reader that somebody ended, or that had nothing to do.
+                # A second attempt distinguishes a file that ends its reader from a reader that was killed or idle.
                 try:
                     answer = self._ask(path)
                 except _EndedError as error:
@@ -83,7 +83,7 @@ class FooterReader:
             process.wait()
 
     def forget(self) -> None:
-        """Leave the process, and a lock that another thread may hold, to the process that forked this one."""
+        """Drop the process, and a lock that another thread may hold, after a fork: they belong to the parent."""
         self._lock = Lock()
         self._let_go()
 
@@ -97,7 +97,7 @@ class FooterReader:
     def _ask(self, path: Path) -> dict[str, int | str]:
         process = self._process or self._start()
         assert process.stdin is not None
-        # If it is gone, the answer that does not come says how.
+        # If the process ended, the missing answer shows how.
         with suppress(OSError):
             process.stdin.write(json.dumps(os.fspath(path)).encode() + b"\n")
         return self._answer(process)
@@ -106,7 +106,7 @@ class FooterReader:
         command = [sys.executable, "-P", str(PROGRAM), str(self.seconds), str(self.memory)]
         environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
         try:
-            # Without buffers, which a fork would copy in whatever state they are.
+            # Unbuffered, because a fork would copy the buffers.
             self._process = subprocess.Popen(
                 command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
             )
@@ -125,7 +125,7 @@ class FooterReader:
         raise _EndedError(f"takes more than {self.seconds} s" if code == -signal.SIGXCPU else f"ends the reader ({_how(code)})")
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes | None:
-        """What the process says up to the end of a line or of its life; None if it says nothing for too long."""
+        """Output of the process up to the end of a line or of the process; None after the time limit."""
         assert process.stdout is not None
         line = b""
         with selectors.DefaultSelector() as selector:
@@ -160,5 +160,5 @@ def read_footer(path: Path) -> Footer | str:
 
 
 def end_reader() -> None:
-    """End the other process, where its memory would be counted with that of something else."""
+    """End the other process, so that its memory is not counted in a measurement."""
     _READER.close()

@@ -1,9 +1,9 @@
-"""The inventory of raw files: what is there, what can be read, and what is set aside with which reason.
+"""Inventory of raw files: which exist, which are readable, and which are quarantined with which reason.
 
-Nothing is copied and no row is decoded here; footers, sizes and hashes decide. Row-level damage is found when the day is
-flattened (``features/flatten.py``). A file that cannot be used is *quarantined*: listed with its reason, never read, never
-silently dropped. Every raw file passes here before this process opens it, because a footer can end the process that reads
-it (``footers.py``).
+Nothing is copied and no row is decoded here; footers, sizes and hashes are read. Row-level damage is found when the day is
+flattened (``features/flatten.py``). An unusable file is *quarantined*: listed with its reason, never read, never silently
+dropped. Every raw file is inspected here before this process opens it, because a footer can end the process that reads it
+(``footers.py``).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class DayInventory:
-    """All files of one day, below ``root``, with what was noticed about the day as a whole.
+    """All files of one day, below ``root``, with findings about the whole day.
 
     ``schema_errors`` break the contract and reject the day; ``warnings`` do not. ``columns_missing`` and
     ``columns_unexpected`` compare the good files with the contract.
@@ -83,7 +83,7 @@ class DayInventory:
 
     @property
     def quarantined(self) -> tuple[FileRecord, ...]:
-        """Files set aside."""
+        """Quarantined files."""
         return tuple(f for f in self.files if not f.is_good)
 
     @property
@@ -112,7 +112,7 @@ class DayInventory:
 
 @dataclass(slots=True)
 class HashCache:
-    """Hashes of files already read once, keyed by path and trusted while size and modification time stay the same."""
+    """Hashes of files that were read once, keyed by path; valid while size and modification time are unchanged."""
 
     path: Path | None = None
     entries: dict[str, tuple[int, int, str]] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class HashCache:
             return cls(path)
 
     def digest(self, file: Path) -> str:
-        """SHA-256 of a file, remembered."""
+        """SHA-256 of a file, cached."""
         stat = file.stat()
         known = self.entries.get(str(file))
         if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
@@ -142,7 +142,7 @@ class HashCache:
         return self.entries.get(str(file)) == (stat.st_size, stat.st_mtime_ns, digest)
 
     def save(self) -> None:
-        """Write the cache back beside its partition."""
+        """Write the cache to its file."""
         if self.path is not None:
             write_atomic(self.path, json.dumps(self.entries, sort_keys=True).encode())
 
@@ -165,10 +165,10 @@ def scan_hours(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
-    """([(hour key, its folder)], entries left out) of a folder that need be no data root, in order of path.
+    """([(hour key, its folder)], ignored entries) of any folder, in order of path.
 
-    The folder may be an hourly one itself. Beside hourly folders nothing else counts; above them, every folder is looked into
-    that is neither hidden nor begins with an underscore, as folders of jobs under way do.
+    The folder may be an hourly one itself. In a folder with hourly folders, other entries are ignored. Folders above them are
+    searched unless they are hidden or begin with an underscore, as folders of running jobs do.
     """
     key = hour_of_folder(source.absolute().name)
     if key is not None:
@@ -189,7 +189,7 @@ def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
 
 
 def not_an_hour(path: Path) -> str:
-    """What is said of an entry beside hourly folders that is none."""
+    """Message for an entry among hourly folders that is not an hour."""
     return f"{path}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
 
 
@@ -200,7 +200,7 @@ def hourly_folders(config: Config, split: Split) -> dict[str, Path]:
 
 
 def unknown_entries(config: Config, split: Split) -> tuple[str, ...]:
-    """A message for each entry beside the hourly folders that is neither hidden, nor a marker, nor readable as an hour."""
+    """A message for each entry among the hourly folders that is neither hidden, nor a marker, nor an hour."""
     return tuple(not_an_hour(path) for path in scan_hours(split_folder(config, split))[1])
 
 
@@ -223,11 +223,11 @@ def inspect_hours(
     *,
     expected: Sequence[int] = HOURS,
 ) -> DayInventory:
-    """Open and hash the files of one day, given as (hour key, files) in their order; wherever they lie below ``root``.
+    """Open and hash the files of one day, given as (hour key, files) in their order, anywhere below ``root``.
 
     Args:
         split: ``train`` if the files must have labels.
-        expected: hours of the day that are missed if they are not given.
+        expected: hours of the day that are reported as missing if they are not given.
     """
     cache = cache if cache is not None else HashCache()
     records: list[FileRecord] = []
@@ -255,12 +255,12 @@ def _folders_of(config: Config, split: Split, day: date) -> dict[str, Path]:
 
 
 def candidate_files(config: Config, horizon: Horizon, day: date) -> list[Path]:
-    """Every entry of a day's hourly folders that is data or pretends to be, in order, unopened."""
+    """Every entry of a day's hourly folders that could be data, in order, unopened."""
     return [path for folder in _folders_of(config, horizon.split_of(day), day).values() for path in data_files(folder)]
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Every entry of an hourly folder that is data or pretends to be, in order, unopened."""
+    """Every entry of an hourly folder that could be data, in order, unopened."""
     return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(HIDDEN) and not e.name.endswith(IGNORED_SUFFIXES))
 
 
@@ -285,7 +285,7 @@ def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cach
     except PermissionError:
         return quarantined(NO_PERMISSION)
     except OSError as error:
-        # The hash makes a repair visible even when it changes neither size nor anything else of the folder.
+        # The hash detects a repair that does not change the size.
         return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}", _digest_or_none(path, cache))
     problem = footer if isinstance(footer, str) else _naming_problem(footer.schema)
     if isinstance(footer, str) or problem is not None:
@@ -295,9 +295,9 @@ def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cach
 
 
 def refuse_unsound(files: Iterable[tuple[Path, str | None]], cache: HashCache) -> None:
-    """Raise DataError if a file that was exchanged since the inventory would now be set aside by it.
+    """Raise DataError if a file that was replaced since the inventory would now be quarantined by it.
 
-    ``files`` are (path, hash in the inventory), ``cache`` the hashes of that inventory. A file that is gone is left to its reader.
+    ``files`` are (path, hash in the inventory), ``cache`` the hashes of that inventory. A missing file is left to its reader.
     """
     for path, digest in files:
         with suppress(OSError):
@@ -314,7 +314,7 @@ def _digest_or_none(path: Path, cache: HashCache) -> str | None:
 
 
 def _naming_problem(schema: pa.Schema) -> str | None:
-    """A column of the contract that stands twice, or one that hides a column of the engine: nobody can say which is meant."""
+    """Problem of an ambiguous column: a duplicate column of the contract, or one with the name of an engine column; else None."""
     reserved = sorted(name for name in schema.names if name.casefold() in ENGINE_COLUMNS)
     if reserved:
         return f"column {reserved[0]} has a name that is reserved; deliver the file without it"
@@ -388,7 +388,7 @@ def _shorten(names: Iterable[str], most: int = 6) -> str:
 
 
 def files_problem(day: object, good: int, quarantined: Sequence[tuple[str, str]], max_bad_file_share: float) -> str | None:
-    """Why a day's files are too few or too broken to be used; None if they are not.
+    """Reason why a day has too few usable files; None if it has enough.
 
     ``good`` is the number of readable files, ``quarantined`` the (path, reason) of the others.
     """
@@ -404,7 +404,7 @@ def files_problem(day: object, good: int, quarantined: Sequence[tuple[str, str]]
 
 
 def rows_problem(day: object, rows: int, quarantined: Mapping[str, int], max_bad_row_share: float) -> str | None:
-    """Why too many of a day's rows are set aside; None if they are not. ``quarantined`` is {reason: rows}."""
+    """Reason why a day has too many quarantined rows; None if it has not. ``quarantined`` is {reason: rows}."""
     aside = sum(quarantined.values())
     if aside <= max_bad_row_share * rows:
         return None

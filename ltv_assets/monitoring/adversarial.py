@@ -1,6 +1,6 @@
-"""Adversarial validation: a model that tries to tell new rows from old ones, which sees a shift of the joint distribution.
+"""Adversarial validation: a classifier of new against old rows, which detects shifts of the joint distribution.
 
-What belongs here: the fit and its AUC. What does not: shifts of single columns (``psi.py``), acting on either.
+What belongs here: the fit and its AUC. What does not: shifts of single columns (``psi.py``), actions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HASHED_ROWS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """How well a model tells two sets of rows apart: out-of-fold AUC (0.5 = not at all), and the features it used most."""
+    """Separability of two sets of rows: out-of-fold AUC (0.5 = none), and the most used features."""
 
     auc: float
     rows_before: int
@@ -44,7 +44,7 @@ def adversarial_separation(
     max_rows: int = 4000,
     seed: int = 0,
 ) -> Separation:
-    """Fit a small LightGBM to tell new rows from earlier ones, on two halves of a sample, each scored by the other's model.
+    """Fit a small LightGBM that classifies new against earlier rows, on two halves of a sample, each scored by the other's model.
 
     Rows are sampled by the hash of row_id, at most ``max_rows`` a side and equally many on both; halves are cut by the same
     hash, so the result depends neither on order nor on chunking. Features made from calendar columns are left out.
@@ -64,7 +64,7 @@ def adversarial_separation(
     half = (table.pop("h") % 2).to_numpy() == 0
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name]):
-            # In order of the alphabet: in order of appearance a high code would betray the side that comes second.
+            # Alphabetical: in order of appearance a high code would reveal the second side.
             table[name] = pd.factorize(table[name].astype("string"), sort=True)[0].astype(np.float32)
     X = table.to_numpy(dtype=np.float32)
     parameters = {
@@ -96,7 +96,7 @@ def adversarial_separation(
 def _sample(files: Sequence[Path], features: Sequence[str], max_rows: int, threads: int, memory_limit: str) -> pd.DataFrame:
     """The rows with the smallest hashes of row_id (column ``h``), in order of hash and identifier.
 
-    Only identifiers are read whole, block by block; of the features only the chosen rows become a table.
+    All identifiers are read, block by block; features are read for the chosen rows only.
     """
     chosen = _smallest_hashes(files, max_rows)
     columns = ", ".join('side."' + f.replace('"', '""') + '"' for f in features)

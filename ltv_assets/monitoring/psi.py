@@ -1,7 +1,7 @@
-"""How far the distribution of each feature has moved between two sets of flattened days, computed in SQL.
+"""Population stability index (PSI) of each feature between two sets of flattened days, computed in SQL.
 
-What belongs here: the population stability index. What does not: deciding when to retrain, pictures. Next to read:
-``schema.py`` (which columns there are).
+What belongs here: the PSI. What does not: deciding when to retrain, plots. Next to read: ``features/schema.py`` (the
+columns).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TOP_CATEGORIES = 20
 CALENDAR_COLUMNS = frozenset({"weekday", "hour", "release_date"})
-"""Columns that name the time itself: one day can always be told from another by them, which says nothing about its rows."""
+"""Columns that depend on the date only: they differ between any two days, which is not drift."""
 
 
 def without_calendar(features: Iterable[str]) -> tuple[str, ...]:
@@ -47,14 +47,14 @@ def population_stability(
 
     Args:
         reference, current: flattened files. bins: number of quantile bins.
-        max_rows: above it, rows are thinned to about this many on each side, chosen by the hash of row_id.
-        threads, memory_limit: what DuckDB may use.
+        max_rows: above it, each side is sampled to about this many rows, chosen by the hash of row_id.
+        threads, memory_limit: DuckDB's settings.
 
     Returns:
         Columns feature, psi, missing_reference, missing_current (shares), sorted by psi, then name.
 
     Raises:
-        DataError: a file or a feature is not there, or one side has no rows.
+        DataError: a file or a feature is missing, or one side has no rows.
     """
     import pandas as pd
 
@@ -93,8 +93,8 @@ def _load(connection: duckdb.DuckDBPyConnection, side: str, files: Sequence[Path
     connection.execute(f"CREATE TEMP TABLE {side} AS SELECT {columns} FROM {source}{thin}")
 
 
-# How a long table of (feature, value) gets its bins. A value that equals a cut has a bin of its own, so that a constant or
-# a count that moves is seen as well as a continuous quantity.
+# Bins of a long table of (feature, value). A value that equals a cut has a bin of its own, so that a shift of a constant or
+# a count is detected as well as that of a continuous quantity.
 _BIN = "len(list_filter(edges, lambda e: e < value)) + len(list_filter(edges, lambda e: e <= value))"
 _NUMBER_BINS = f"""
   cuts AS (SELECT feature, list_sort(list_distinct(quantile_disc(value, {{quantiles}}))) AS edges FROM long_reference GROUP BY feature),
@@ -114,7 +114,7 @@ _TEXT_BINS = f"""
 def _psi_sql(features: Sequence[str], binning: str) -> str:
     columns = ", ".join(f'"{name}"' for name in features)
     names = ", ".join("('" + name.replace("'", "''") + "')" for name in features)
-    # UNPIVOT leaves NULLs out, so what is missing is the difference to the number of rows.
+    # UNPIVOT drops NULLs, so the missing values are the difference to the number of rows.
     return f"""
 WITH
   long_reference AS (UNPIVOT (SELECT {columns} FROM reference) ON {columns} INTO NAME feature VALUE value),

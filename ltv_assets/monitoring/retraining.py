@@ -1,6 +1,6 @@
 """Reasons to retrain: the champion's figures against the bounds of ``automation`` in the configuration. Pure: no Dagster.
 
-Three signals, each of which names its figures: RMSLE of the champion on the newest evaluated day, the zero rate of new
+Three signals, each with its figures: RMSLE of the champion on the newest evaluated day, the zero rate of new
 predictions against the one the champion was gated to, and the distribution of new scores against the champion's holdout.
 """
 
@@ -23,14 +23,14 @@ from ltv_assets.storage.warehouse import SCORES_FILE
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What was looked at: the figures by name, and one sentence per figure that left its bound."""
+    """Figures by name, and one sentence per figure out of bounds."""
 
     figures: dict[str, float]
     reasons: tuple[str, ...]
 
 
 def watched(project: Project) -> tuple[str, ...] | None:
-    """Identity of what `look` would read; None if there is no champion. Cheap: manifests only."""
+    """Identity of the inputs of `look`; None if there is no champion. Cheap: manifests only."""
     champion = project.lineage().champion()
     if champion is None:
         return None
@@ -48,7 +48,7 @@ def watched(project: Project) -> tuple[str, ...] | None:
 
 
 def look(project: Project) -> Watch:
-    """Compare the champion's newest figures with the bounds that ask for retraining."""
+    """Compare the champion's newest figures with the bounds for retraining."""
     champion = project.lineage().champion()
     if champion is None:
         return Watch({}, ())

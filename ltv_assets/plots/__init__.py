@@ -1,7 +1,7 @@
-"""Pictures for the asset pages, the tracking server and the documentation: plain arrays in, PNG bytes out.
+"""Plots for the asset pages, the tracking server and the documentation: plain arrays in, PNG bytes out.
 
-What belongs here: drawing. What does not: computing figures (``modeling/metrics.py``), choosing where a picture is shown
-(``assets/``). Every function copes with empty, constant, all-zero and NaN input by drawing "no data" or what is left.
+What belongs here: drawing. What does not: computing figures (``modeling/evaluation/``), choosing where a plot is shown
+(``defs/``). For empty, constant, all-zero and NaN input every function draws "no data" or the valid part.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How every picture looks and how it becomes bytes: size, colours, axes, "no data", PNG, Markdown.
+"""Common parts of all plots: size, colours, axes, "no data", PNG, Markdown.
 
-Pictures are drawn with matplotlib's ``Figure`` on the Agg canvas, never with pyplot, so no display and no global figure is
-involved. The style starts from matplotlib's defaults whatever the user's own settings are, the PNG carries no date and no
-version: the same arrays give the same bytes. Colours are Okabe and Ito's (2008), told apart with every common colour
-vision; series also differ in line style and marker, bars in hatching, so that a black-and-white print stays readable.
+Plots use matplotlib's ``Figure`` on the Agg canvas, never pyplot, so there is no display and no global figure. The style
+starts from matplotlib's defaults, not from the user's settings, and the PNG has no date and no version: the same arrays
+give the same bytes. Colours are Okabe and Ito's (2008), which are distinct with every common colour vision. Series also
+differ in line style and marker, bars in hatching, for black-and-white prints.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GREY = "#8a8a8a"
 
 
 class Series(NamedTuple):
-    """Colour, line style, marker and hatching that belong together."""
+    """Colour, line style, marker and hatching of one series."""
 
     color: str
     line: str
@@ -76,7 +76,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.7,
     "lines.markersize": 4.5,
-    "text.parse_math": False,  # a dollar sign in a category is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a category is plain text
     "path.simplify": True,
 }
 
@@ -102,7 +102,7 @@ def render(draw: Draw, *, width: float = WIDTH, height: float = HEIGHT) -> bytes
 
 
 def no_data(title: str, reason: str) -> bytes:
-    """A picture that says why there is nothing to draw."""
+    """A plot with the reason why there is nothing to draw."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -115,7 +115,7 @@ def no_data(title: str, reason: str) -> bytes:
 
 
 def to_markdown_image(png: bytes, alt: str) -> str:
-    """The picture inline, as ``![alt](data:image/png;base64,...)``: needs no file beside the page."""
+    """The plot inline, as ``![alt](data:image/png;base64,...)``: no other file is needed."""
     text = alt.replace("[", "(").replace("]", ")").replace("\n", " ")
     return f"![{text}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
 
@@ -131,7 +131,7 @@ def finite(*columns: ArrayLike) -> tuple[Floats, ...]:
 
 
 def shorten(name: object, length: int = 40) -> str:
-    """Long names lose their middle, where names of features differ least."""
+    """Shorten a long name in the middle, where names of features differ least."""
     text = str(name)
     head = (length - 1) * 2 // 3
     return text if len(text) <= length else f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
@@ -143,7 +143,7 @@ def count(value: float) -> str:
 
 
 def usd(value: float) -> str:
-    """An amount as people write it: 0, 0.05, 1.5, 20, 3k, 1.2M."""
+    """An amount in short form: 0, 0.05, 1.5, 20, 3k, 1.2M."""
     for limit, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"${value / limit:.3g}{letter}"
@@ -174,7 +174,7 @@ def percent(value: float) -> str:
 
 
 def bar_labels(axes: Axes, values: Sequence[float], texts: Sequence[str], ends: Sequence[float] | None = None) -> None:
-    """Figures at the right of horizontal bars (or of ``ends``), with room made for them."""
+    """Figures at the right of horizontal bars (or of ``ends``), with room for them."""
     right = [max(v, 0.0) for v in values] if ends is None else ends
     for y, (x, text) in enumerate(zip(right, texts, strict=True)):
         axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, bbox=LABEL_BOX)

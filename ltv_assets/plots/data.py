@@ -1,4 +1,4 @@
-"""Pictures of data and training: samples, gaps, drift, importances, learning curves. Next to read: ``canvas.py``."""
+"""Plots of data and training: samples, missing values, drift, importances, learning curves. Next to read: ``canvas.py``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ltv_assets.plots import canvas
 from ltv_assets.plots.canvas import BLUE, GREY, ORANGE, PINK, RED, SERIES, SKY, no_data, render
 
 LOW_TO_HIGH = LinearSegmentedColormap.from_list("low to high", [BLUE, PINK, ORANGE])
-"""From dark to light with every colour vision, and never grey."""
+"""Monotone in lightness for every colour vision, and never grey."""
 PSI_NOTICEABLE, PSI_LARGE = 0.1, 0.25
-"""Customary readings of the population stability index: below .1 stable, above .25 another population."""
+"""Customary thresholds of the population stability index: below .1 stable, above .25 another population."""
 
 
 def sampling_histogram(
@@ -102,7 +102,7 @@ def feature_importances(
 
 
 def shap_summary(names: Sequence[str], contributions: ArrayLike, values: ArrayLike, *, top: int = 12, title: str = "SHAP values") -> bytes:
-    """What the ``top`` features do to the raw score: a point per row and feature, coloured by the feature's rank among the rows.
+    """Effect of the ``top`` features on the raw score: a point per row and feature, coloured by the feature's rank among the rows.
 
     ``contributions`` and ``values`` are (rows, features); values that are missing are grey. Features are ordered by their mean
     absolute contribution, the points of one feature are stacked where they are dense.
@@ -188,7 +188,7 @@ def training_curves(
 
 
 def rows_by_hour(rows: Mapping[str, ArrayLike], *, missing: Sequence[int] = (), title: str = "Rows by hour") -> bytes:
-    """Rows in each of the 24 hours of a day as stacked bars, one part per name; hours that did not arrive are marked.
+    """Rows in each of the 24 hours of a day as stacked bars, one part per name; missing hours are marked.
 
     Every value of ``rows`` has 24 counts; ``missing`` are hours 0..23.
     """
@@ -247,7 +247,7 @@ def missing_shares(shares: Mapping[str, float], *, title: str = "Missing values 
 
 
 def psi_bars(names: Sequence[str], psi: ArrayLike, *, top: int = 10, title: str = "Most shifted features") -> bytes:
-    """The ``top`` features by population stability index against an earlier day, with the customary readings as lines."""
+    """The ``top`` features by population stability index against an earlier day, with the customary thresholds as lines."""
     values = np.asarray(psi, dtype=np.float64).ravel()
     if values.size != len(names):
         raise ValueError(f"expected one value per name ({len(names)}), found {values.size}")

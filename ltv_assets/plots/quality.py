@@ -1,4 +1,4 @@
-"""Pictures of how good predictions are: calibration, ranking, money, zeros, errors. Next to read: ``canvas.py``."""
+"""Plots of the quality of predictions: calibration, ranking, money, zeros, errors. Next to read: ``canvas.py``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reliability_curve(
 ) -> bytes:
     """Observed payer rate (95 % Wilson interval) against mean predicted probability in equal-count bins, both axes logarithmic.
 
-    Bins without a payer stand at the lower edge as open triangles.
+    Bins without a payer are open triangles at the lower edge.
     """
     flag, p = finite(payer, probability)
     if not flag.size:
@@ -33,7 +33,7 @@ def reliability_curve(
         positive = np.concatenate([table.mean_probability, table.rate, table.high])
         positive = positive[positive > 0]
         top = min(max(float(positive.max()) * 1.6, 1e-3), 1.0)
-        floor = max(float(positive.min()) / 2, top / 5000)  # three to four decades; what is smaller stands at the edge
+        floor = max(float(positive.min()) / 2, top / 5000)  # three to four decades; smaller values are drawn at the edge
         x, y = np.clip(table.mean_probability, floor, 1), np.clip(table.rate, floor, 1)
         axes.plot([floor / 2, 1], [floor / 2, 1], color=GREY, linestyle="--", linewidth=1.2, label="perfect")
         spread = np.vstack([y - np.clip(table.low, floor, y), np.clip(table.high, y, 1) - y])
@@ -89,7 +89,7 @@ def revenue_against_spend(
 ) -> bytes:
     """Share of revenue against share of the budget when impressions are bought by falling score; logarithmic budget axis.
 
-    ``price`` is what each impression costs (any unit); without it all cost the same, and the budget is a share of impressions.
+    ``price`` is the cost of each impression (any unit); without it all cost the same, and the budget is a share of impressions.
     """
     names = list(scores)
     cost = np.ones(np.asarray(revenue).size) if price is None else price
@@ -224,7 +224,7 @@ def zero_rate_by(
 def residuals_by_revenue(revenue: ArrayLike, prediction: ArrayLike, *, bins: int = 12, title: str = "Residuals by revenue") -> bytes:
     """log1p(prediction) - log1p(revenue) against revenue: median and middle 80 % in equal-count bins of payers, with rows behind.
 
-    Non-payers are the first box. A good RMSLE model lies far below zero for payers: most who look like them do not pay.
+    Non-payers are the first box. A good RMSLE model is far below zero for payers, because most similar rows do not pay.
     """
     truth, values = finite(revenue, prediction)
     if not truth.size:
@@ -264,7 +264,7 @@ def residuals_by_revenue(revenue: ArrayLike, prediction: ArrayLike, *, bins: int
 def rmsle_bars(figures: Mapping[str, float | Sequence[float]], *, title: str = "RMSLE") -> bytes:
     """One line per named figure, best on top: a point with its interval. Values are numbers or (value, low, high); NaN is left out.
 
-    Points, not bars from zero: what matters are differences of a few per cent between figures of about the same size.
+    Points, not bars from zero, because the figures differ by a few per cent only.
     """
     found = []
     for name, figure in figures.items():

@@ -1,13 +1,12 @@
-"""Who becomes champion: every eligible window in order of time, each compared with the champion before it.
+"""Select the champion: every eligible window in order of time, each compared with the champion before it.
 
 A challenger is compared on its own holdout day D, which its evaluated model never saw: with the champion's *served* model,
-which was fitted on days before D only. It is refused when the lower end of the paired 95 % interval of (challenger -
-champion) RMSLE lies above 0, that is, when it is worse beyond noise. Comparisons are remembered by content, so the
-champion is a function of what the warehouse holds, not of the order in which runs finished. A window never competes with a
-newer one; it only becomes part of the chain in front of it.
+which was fitted on days before D only. It is refused when it is significantly worse: the lower end of the paired 95 % interval
+of (challenger - champion) RMSLE is above 0. Comparisons are stored by content, so the champion depends on the content of the
+warehouse, not on the order in which runs finished. A window is only compared with older ones.
 
-A person can pin any eligible window (`promote`), go back to the champion before (`rollback`) and let go again (`unpin`).
-A pin ends by itself only when its window stops being eligible. Next to read: ``champion.py``, the record.
+Users can pin any eligible window (`promote`), return to the previous champion (`rollback`) and remove the pin (`unpin`).
+A pin ends automatically only when its window is no longer eligible. Next to read: ``champion.py``, the record.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Comparison:
 
     @property
     def refused(self) -> bool:
-        """True when the challenger is worse beyond its interval."""
+        """True when the challenger is significantly worse."""
         return self.difference_low > 0
 
     def __str__(self) -> str:
@@ -130,14 +129,14 @@ def _record(project: Project, window: str, why: str) -> Champion:
 def promote(project: Project, window: str) -> Champion:
     """Pin a window as champion, whatever the comparisons say.
 
-    Raises StaleError naming the reason if the window is not eligible: a failed check cannot be overruled by hand.
+    Raises StaleError naming the reason if the window is not eligible: a failed check cannot be overridden by hand.
     """
     parse_day(window)
     return _pin(project, window, "promoted by hand")
 
 
 def rollback(project: Project) -> Champion:
-    """Pin the window that was champion before the present one.
+    """Pin the window that was champion before the current one.
 
     Raises StaleError if there was none, or if none of them is still eligible.
     """
@@ -153,7 +152,7 @@ def rollback(project: Project) -> Champion:
 
 
 def _not_taken_back(history: Sequence[Reign]) -> list[str]:
-    """Windows of the champions in order, without those a rollback took back: rolling back twice goes two champions back."""
+    """Windows of the champions in order, without those undone by a rollback: two rollbacks return to the champion before last."""
     windows: list[str] = []
     for reign in history:
         if reign.why.startswith(ROLLED_BACK) and reign.window in windows:
@@ -175,7 +174,7 @@ def _pin(project: Project, window: str, why: str) -> Champion:
 
 
 def unpin(project: Project) -> Champion:
-    """Let the comparisons decide again. Raises StaleError if no window is eligible."""
+    """Remove the pin and select by the comparisons. Raises StaleError if no window is eligible."""
     with champion_lock(project.warehouse, project.config.warehouse.lock_timeout_seconds):
         champion = _chain(project)
         write_champion(project.warehouse, champion)
@@ -204,7 +203,7 @@ def compare(project: Project, challenger: str, champion: str) -> Comparison:
 
 
 def _stored(path: Path) -> Comparison | None:
-    """A remembered comparison; a missing or damaged one is made again."""
+    """A stored comparison; None if it is missing or damaged, which makes it again."""
     try:
         return Comparison(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):

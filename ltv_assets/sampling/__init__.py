@@ -1,4 +1,4 @@
-"""Histogram sampling: plans that say how often a row counts, never copies of rows.
+"""Histogram sampling: plans of row multiplicities and weights, never copies of rows.
 
 What belongs here: the target histogram, hash draws, HistOS and HHISTUS. What does not: features, models, files. Every
 result is a small array in the order of the flattened rows. Next to read: ``histogram``, then ``histos`` and ``hhistus``.

@@ -1,8 +1,8 @@
-"""Uniform draws that depend on nothing but (seed, row_id, copy).
+"""Uniform draws that depend only on (seed, row_id, copy).
 
 What belongs here: hashing of row identifiers and the mixing of hash, seed and copy number into a number in [0, 1). What
-does not: what the draws decide. Because no generator state is carried along, the order of rows, the size of chunks and
-the number of workers cannot change a draw. Next to read: ``histos``.
+does not: use of the draws. There is no generator state, so the order of rows, the size of chunks and the number of workers
+do not change a draw. Next to read: ``histos``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def row_hashes(row_id: Sequence[Any] | NDArray[Any] | pd.Series, /) -> NDArray[n
 
 
 def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose output bits all depend on all input bits."""
+    """Finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose output bits all depend on all input bits."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
@@ -39,7 +39,7 @@ def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def hash_uniform(hashes: NDArray[np.uint64], seed: int, copy: int = 0) -> NDArray[np.float64]:
     """Uniform number in [0, 1) for each row hash; shape (n,).
 
-    ``seed`` separates purposes, ``copy`` separates repeated draws for one row. Both are mixed before they meet the
+    ``seed`` separates purposes, ``copy`` separates repeated draws for one row. Both are mixed before they are combined with the
     row's hash, so neighbouring seeds and copies are independent of each other.
     """
     key = np.array([np.uint64(seed & 0xFFFFFFFFFFFFFFFF)], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""HHISTUS: under-sampling of crowded target bins among payers, with the weights that undo it.
+"""HHISTUS: under-sampling of crowded target bins among payers, with the inverse-probability weights.
 
 What belongs here: which payers are kept and how much each counts. What does not: the fit. Source: Aminian, Ribeiro,
 Gama, "Histogram approaches for imbalanced data streams regression" (2025). A kept row has weight 1/P (Horvitz and

@@ -1,8 +1,7 @@
 """The histogram of the target: one bin for zero, equal-width bins of log1p(revenue) for the rest.
 
-What belongs here: edges, bin numbers, counts and how counts add up. What does not: what is done to a bin (``histos``,
-``hhistus``). Equal width is essential: with quantile bins every bin is equally full, and the largest spenders are
-treated like everybody else.
+What belongs here: edges, bin numbers, counts and their sums. What does not: sampling by bin (``histos``, ``hhistus``).
+Equal width is essential: with quantile bins every bin is equally full, and large spenders are not rare.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 class TargetHistogram:
     """Bin 0 holds revenue == 0; bins 1..n_bins split (0, max] into equal widths of log1p(revenue).
 
-    ``max_log`` is the largest log1p(revenue) of the training rows; larger values met later fall into the top bin.
+    ``max_log`` is the largest log1p(revenue) of the training rows; larger values fall into the top bin.
     """
 
     n_bins: int
@@ -41,7 +40,7 @@ class TargetHistogram:
         if self.max_log <= 0.0:
             return (y > 0).astype(np.uint8)
         position = np.ceil(np.log1p(y) / self.max_log * self.n_bins)
-        # A positive amount below one rounding step would fall to 0, the bin of those who paid nothing.
+        # A positive amount below one rounding step would fall into bin 0, that of non-payers.
         return np.where(y > 0, np.clip(position, 1, self.n_bins), 0).astype(np.uint8)
 
     def counts(self, bins: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """HistOS: over-sampling of rare target bins, as integer multiplicities.
 
-What belongs here: how often each row counts. What does not: copies of rows, weights of the regressor (``hhistus``).
+What belongs here: multiplicities. What does not: copies of rows, weights of the regressor (``hhistus``).
 Source: Aminian, Ribeiro, Gama, "Histogram approaches for imbalanced data streams regression" (2025). The histogram is
-that of the revenue: fitted on the 0/1 flag it would have two bins and do nothing.
+that of the revenue: the 0/1 flag has two bins only, so sampling by it has no effect.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def plan_histos(
 
     A row in a bin with keep probability q gets ``1 + extra`` entries: while a draw is below q one more copy is added
     and q is divided by ``COPY_DECAY``, up to ``max_copies`` extra ones. Counts are those of the partition alone, so
-    no partition's labels influence another's plan. Bins other than zero are all rare beside it, hence payers get
-    nearly the same expected multiplicity and the shift of the class prior can be undone exactly.
+    no partition's labels influence another's plan. All positive bins are rare compared with bin 0, so payers get
+    nearly the same expected multiplicity and the shift of the class prior can be corrected exactly.
     """
     bins = histogram.bin_of(revenue)
     q = keep_probability(histogram.counts(bins), beta)[bins]

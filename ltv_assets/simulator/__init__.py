@@ -1,10 +1,10 @@
 """Simulated impressions in the real layout, with a known law and its oracle.
 
-What belongs here: everything needed to write data on which the best possible score is known. What does not: anything
-that reads such data back, except to judge a score against the truth.
+What belongs here: generation of data on which the best possible score is known. What does not: reading such data, except
+to compare a score with the truth.
 
-Read in this order: ``facts.py`` (published marginals), ``population.py`` (who is seen), ``columns.py`` (what is known
-about them), ``laws.py`` (who buys), ``writer.py`` (files), ``oracle.py`` (how good a prediction can be).
+Read in this order: ``facts.py`` (published marginals), ``population.py`` (users), ``columns.py`` (their columns),
+``laws.py`` (purchases), ``writer.py`` (files), ``oracle.py`` (the best possible score).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The columns of one hour of impressions: what is known about each user, as flat arrays and as Arrow columns.
+"""The columns of one hour of impressions, as flat arrays and as Arrow columns.
 
-What belongs here: maps, lists and scalars, their statistics by row, and their Arrow form. What does not: who the users
-are (``population.py``) and what anybody buys (``laws.py``).
+What belongs here: maps, lists and scalars, their statistics by row, and their Arrow form. What does not: the users
+(``population.py``) and their purchases (``laws.py``).
 
-A nested column is a `Nested`: its entries of all rows one after the other, with the row each belongs to. No code here
-loops over rows. Most columns come from one *app history* (which apps a user was seen in, since when, how often), so that
-they agree with each other as real ones do: ``user_bundles_l28d`` is part of ``user_bundles``, categories are counts of
+A nested column is a `Nested`: the entries of all rows in sequence, with the row of each. No code here loops over rows.
+Most columns derive from one *app history* (the apps in which a user was seen, since when, how often), so that they are
+consistent as real ones are: ``user_bundles_l28d`` is part of ``user_bundles``, categories are counts of
 its apps, ``last_ins`` is the newest entry of its map. Next to read: ``laws.py``.
 """
 
@@ -87,7 +87,7 @@ class Nested:
             return self._null(-np.bincount(self.rows, weights=share * np.log(share), minlength=self.n).astype(float))
 
     def own(self, own_key: Ints) -> Floats:
-        """The value at the impression's own key; NaN where it has none."""
+        """The value at the impression's own key; NaN where the key is absent."""
         hit = self.keys == own_key[self.rows]
         out = np.full(self.n, np.nan)
         out[self.rows[hit]] = self.numbers[hit]
@@ -168,7 +168,7 @@ def _keep(rng: np.random.Generator, entries: Nested, share: float, own: Ints, ow
 
 
 def draw_impressions(world: World, people: People, rng: np.random.Generator) -> Impressions:
-    """Draw every column of one hour but the labels and the row ids."""
+    """Draw every column of one hour except labels and row ids."""
     hour = Impressions(people)
     _context(world, hour)
     apps = _app_history(world, hour, rng)
@@ -497,7 +497,7 @@ class ArrowBuilder:
         return out
 
     def _nested(self, column: Nested, number: type[np.float64 | np.int64]) -> pa.Array:
-        """A list or a map of ``number``; cast because an hour without entries has no type of its own."""
+        """A list or a map of ``number``; cast because an hour without entries has no type."""
         keys = _dictionary(column.keys, self.keys[column.domain])
         mask = pa.array(~column.present)
         if column.values is None:

@@ -1,4 +1,4 @@
-"""Who buys, and for how much: three laws of observable columns, their exact expectations, and the draws.
+"""Purchases and their amounts: three laws of observable columns, their exact expectations, and the draws.
 
 What belongs here: signals (standardised statistics of raw columns), the three laws over them, calibration, and labels. What
 does not: drawing the columns (``columns.py``).
@@ -9,8 +9,8 @@ With signals z(row), a law gives two numbers for every row,
     mu = E[log1p(revenue_d7) | payer, row]   = m * exp(clip(g(z)))
 
 and a payer's log1p(revenue) is mu times a gamma variable of mean 1, hence ``oracle_log = p * mu`` is *exactly*
-E[log1p(revenue_d7) | row], the best possible prediction under RMSLE. Every signal is a statistic of columns that are in
-the files; nothing latent enters. Next to read: ``oracle.py``.
+E[log1p(revenue_d7) | row], the best possible prediction under RMSLE. Every signal is a statistic of columns in the
+files; no latent variable is used. Next to read: ``oracle.py``.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ PRESENCE: dict[str, float] = {
     "last_buy": 0.4,
     "advertiser_actions_action_count": 0.7,
 }
-"""Weights in f of merely having a group of columns."""
+"""Weights in f of the presence of a group of columns."""
 
 HOUR_EFFECT, DAY_EFFECT, WEEKEND_EFFECT = 0.15, 0.06, 0.08
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of categorical columns on f (``buy``) and g (``spend``), by column and code; NULL has none."""
+    """Effects of categorical columns on f (``buy``) and g (``spend``), by column and code; 0 for NULL."""
 
     buy: dict[str, Floats]
     spend: dict[str, Floats]
@@ -242,7 +242,7 @@ RULES: tuple[tuple[tuple[tuple[str, float, float], ...], float, float], ...] = (
 
 EFFECT_SCALE = {"country": 0.75, "advertiser_bundle": 0.75}
 MAIN_SHARE: dict[LawName, float] = {"additive": 1.0, "interactions": 0.7, "thresholds": 0.0}
-"""How much of the additive law's smooth effects of signals each law keeps."""
+"""Share of the additive law's smooth effects of signals in each law."""
 
 
 def scores(hour: Impressions, effects: Effects, law: LawName) -> tuple[Floats, Floats]:
@@ -336,14 +336,14 @@ def calibrate(buy: Floats, spend: Floats) -> Calibration:
 
 
 LATE_PAYERS = {14: 0.20, 28: 0.25}
-"""Chance to pay first between day 7 and 14 (14 and 28), as a multiple of p."""
+"""Probability of a first payment between day 7 and 14 (14 and 28), as a multiple of p."""
 INCREMENT_SHARE, INCREMENT_MEAN, INCREMENT_SHAPE = {14: 0.40, 28: 0.45}, {14: 0.30, 28: 0.40}, 2.0
 """Share of earlier payers who pay more, and by how much (log increments, gamma)."""
 
 
 @dataclass
 class Truth:
-    """What the law says of every row: ``p`` and the expectations of log1p(revenue) at three horizons."""
+    """Truth of every row under the law: ``p`` and the expectations of log1p(revenue) at three horizons."""
 
     p: Floats
     mean_log: Floats
@@ -383,7 +383,7 @@ def stratified_uniforms(rng: np.random.Generator, by: Floats, offset: float) -> 
     """Numbers in (0, 1), one in each n-th of the interval, spread evenly over the order of ``by``.
 
     Each is marginally uniform when ``offset`` is: the order is a rotated golden-ratio sequence, and an ``offset`` that
-    walks evenly from hour to hour spreads the largest revenues over the hours as evenly as chance allows at best.
+    moves evenly from hour to hour spreads the largest revenues evenly over the hours.
     """
     n = len(by)
     golden = np.argsort(np.argsort((np.arange(n) * GOLDEN) % 1.0))
@@ -396,7 +396,7 @@ def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape
     """Draw the 17 label columns; ``offset`` is the hour's place in (0, 1) for `stratified_uniforms`.
 
     Day 7: payers with probability p, log1p(revenue) = mu * Gamma(shape, mean 1). Days 14 and 28: some payers add a
-    gamma log increment, and ``LATE_PAYERS[h] * p`` of those who had not paid yet pay for the first time.
+    gamma log increment, and ``LATE_PAYERS[h] * p`` of earlier non-payers pay for the first time.
     """
     n, p = len(truth.p), truth.p
     payer = stratified_choice(rng, p)

@@ -1,4 +1,4 @@
-"""What the best possible prediction scores, and how much of the way there a model has come.
+"""Score of the best possible prediction, and a model's skill score relative to it.
 
 What belongs here: figures of the truth files. What does not: metrics of models in general. Next to read: ``laws.py``
 (where ``oracle_log`` comes from).
@@ -28,8 +28,8 @@ class OracleMetrics(TypedDict):
 def oracle_metrics(truth: pd.DataFrame) -> OracleMetrics:
     """Reference losses of one truth file (columns ``revenue`` in USD and ``oracle_log``).
 
-    RMSLE is sqrt(mean((log1p(prediction) - log1p(revenue))^2)). The best constant is the mean of log1p(revenue); no
-    model that sees the same columns can beat the oracle but by luck.
+    RMSLE is sqrt(mean((log1p(prediction) - log1p(revenue))^2)). The best constant is the mean of log1p(revenue); a
+    model with the same columns beats the oracle only by chance.
     """
     log = np.log1p(truth["revenue"].to_numpy(float))
     zero, constant = float(np.mean(log**2)), float(np.var(log))
@@ -49,7 +49,7 @@ def oracle_metrics(truth: pd.DataFrame) -> OracleMetrics:
 def attained_share(msle_constant: float, msle: float, msle_oracle: float) -> float:
     """(constant - model) / (constant - oracle): 0 is no better than a constant, 1 is as good as possible.
 
-    Raises ValueError when the oracle is not better than the constant, because the share then means nothing.
+    Raises ValueError when the oracle is not better than the constant, because the share is then undefined.
     """
     if msle_oracle >= msle_constant:
         raise ValueError(

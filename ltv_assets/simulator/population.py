@@ -1,9 +1,9 @@
-"""The simulated world: its catalogue of apps, devices and places, and the people behind one hour of impressions.
+"""The simulated world: its catalogue of apps, devices and places, and the users of one hour of impressions.
 
-What belongs here: who is seen, where, on which device, for which advertiser, and which blocks of columns are known about
-them. What does not: the nested columns (``columns.py``) and what anybody buys (``laws.py``).
+What belongs here: users, places, devices, advertisers, and which blocks of columns are present. What does not: the nested
+columns (``columns.py``) and purchases (``laws.py``).
 
-Everything that outlives an hour is a table of `World`, drawn once from the seed. An hour is drawn from
+Everything that lasts longer than an hour is a table of `World`, drawn once from the seed. An hour is drawn from
 ``(seed, rows_per_hour, hour)`` alone, so a longer simulation repeats the hours of a shorter one byte for byte. Next to
 read: ``columns.py``.
 """
@@ -41,14 +41,14 @@ TABLE_SIZE = 1 << 16
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A generator that depends on nothing but the integers given."""
+    """A generator that depends only on the given integers."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(list(key))))
 
 
 def spread(rng: np.random.Generator, n: int) -> Floats:
     """n uniform numbers, one in each n-th of the unit interval, in random order: each is uniform, their mean hardly varies.
 
-    Used for what decides the totals of an hour, so that two simulations of one law differ little in payers and losses.
+    Used for draws that determine the totals of an hour, so that two simulations of one law differ little in payers and losses.
     """
     return (rng.permutation(n) + rng.random(n)) / max(n, 1)
 
@@ -71,7 +71,7 @@ def alias(weights: Floats, size: int = TABLE_SIZE) -> Ints:
 
 
 def apportion(total: int, weights: Floats, at_least: int = 1) -> Ints:
-    """Split ``total`` units by ``weights`` (largest remainders), everyone getting ``at_least``."""
+    """Split ``total`` units by ``weights`` (largest remainders), with at least ``at_least`` each."""
     share = (total - at_least * len(weights)) * weights / weights.sum()
     units = np.floor(share).astype(np.int64)
     units[np.argsort(units - share, kind="stable")[: total - at_least * len(weights) - units.sum()]] += 1
@@ -298,15 +298,15 @@ class People:
     model: Ints
     os_version: Ints
     present: dict[str, Bools]
-    """Who has the columns of a group, by the group's column named in `FAMILIES`."""
+    """Rows that have the columns of a group, by the group's column in `FAMILIES`."""
     activity: Floats
     spending: Floats
     missing: dict[str, Bools]
-    """Gaps in the context columns, by column."""
+    """Missing values of the context columns, by column."""
 
 
 def draw_people(world: World, rng: np.random.Generator, n: int, moment: datetime) -> People:
-    """Draw who is behind the ``n`` impressions of the hour that starts at ``moment`` (UTC)."""
+    """Draw the users of the ``n`` impressions of the hour that starts at ``moment`` (UTC)."""
     day = moment.toordinal()
     mix = generator(world.seed, 2, day)
     live = np.where(world.advertiser_launch <= day, world.advertiser_weight, 0.0)

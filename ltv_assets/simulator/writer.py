@@ -1,6 +1,6 @@
-"""Files of a simulation: the real folder layout, written so that a reader never sees half a file.
+"""Files of a simulation: the real folder layout, written atomically.
 
-What belongs here: row ids, the parquet layout, atomic publication, `simulate`. What does not: any randomness but file
+What belongs here: row ids, the parquet layout, atomic publication, `simulate`. What does not: any randomness except file
 names. Next to read: ``population.py``.
 """
 
@@ -50,7 +50,7 @@ ARROW_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "int64": pa.int64(),
 
 @dataclass(frozen=True)
 class SimulationSummary:
-    """What was written: rows and hours by split, bytes of impressions, and the root folder."""
+    """Summary of a simulation: rows and hours by split, bytes of impressions, and the root folder."""
 
     out: Path
     seed: int
@@ -92,7 +92,7 @@ class Simulator:
         return calibrate(buy, spend)
 
     def impressions(self, moment: datetime) -> tuple[Impressions, Truth]:
-        """The impressions of one hour with what the law says of them."""
+        """The impressions of one hour with their truth."""
         rng = generator(self.seed, 5, self.rows_per_hour, _hour_number(moment))
         people = draw_people(self.world, rng, rows_in_hour(self.rows_per_hour, moment.hour), moment)
         hour = draw_impressions(self.world, people, rng)
@@ -155,7 +155,7 @@ _HEX = np.frombuffer("".join(f"{i:02x}" for i in range(256)).encode(), np.uint8)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: a bijection of 64-bit integers."""
+    """The finalizer of SplitMix64: a bijection of 64-bit integers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -190,7 +190,7 @@ def _published(path: Path) -> Iterator[Path]:
 
 
 def _string_leaves(schema: pa.Schema) -> list[str]:
-    """Parquet paths of the columns worth a dictionary: everything that is text but the row id."""
+    """Parquet paths of the columns with a dictionary: all text except the row id."""
     paths = []
     for column in schema:
         logical = BY_NAME[column.name].type
@@ -296,7 +296,7 @@ def _hour_path(simulator: Simulator, root: Path, moment: datetime) -> Path:
 
 
 def _refuse_foreign_files(out: Path, planned: set[Path]) -> None:
-    """Two simulations in one folder would be read as one data set."""
+    """Raise DataError for files of another simulation: two in one folder would be read as one data set."""
     for split in ("train", "test"):
         for path in sorted((out / split).glob("datetime=*/*.parquet")):
             if path not in planned:

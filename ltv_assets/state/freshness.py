@@ -1,8 +1,8 @@
-"""What each partition is made from, and whether it still is.
+"""Freshness: the inputs of each partition, and whether they are unchanged.
 
 A partition is *fresh* when its manifest names the inputs, the configuration and the code version that would be used now.
-This is a claim about the warehouse itself, verified against it, not about anybody's event log. `Lineage` answers for
-`ltv status`, `ltv run` and every asset that must refuse outdated inputs. Pure: it reads manifests, never data.
+This is read from the warehouse itself, not from an event log. `Lineage` is used by `ltv status`, `ltv run` and every asset,
+which rejects stale inputs. Pure: it reads manifests, never data.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Status:
 
 
 class Lineage:
-    """Freshness of every partition of one warehouse under one configuration. Results are remembered: make a new one after a change."""
+    """Freshness of every partition of one warehouse under one configuration. Results are cached: make a new one after a change."""
 
     def __init__(self, config: Config, horizon: Horizon, warehouse: Warehouse, registry_fingerprint: str) -> None:
         self.config = config
@@ -139,7 +139,7 @@ class Lineage:
             return tuple(("predictions", str(day)) for day in self.horizon.test_days)
         window = parse_day(key)
         if window not in self.horizon.train_days:
-            # A backfill over days offers every later window too; without its holdout a window could be trained but never judged.
+            # A backfill over days offers every later window too; without its holdout a window could be trained but not evaluated.
             last = self.horizon.last_window
             raise StaleError(f"window {key}: its holdout day has no labelled data; the newest possible window is {last or 'none yet'}")
         days = list(self.horizon.training_days(window))
@@ -195,7 +195,7 @@ class Lineage:
         return self.inputs(asset, key)
 
     def remedy(self, asset: str, key: str) -> str:
-        """What makes one partition: a command, or the raw hours it lacks."""
+        """Remedy for one partition: the command that makes it, or its missing raw hours."""
         if asset in ("raw_partitions", "flattened_features"):
             day = parse_day(key)
             if not has_raw_data(self.config, self.horizon, day):
@@ -205,7 +205,7 @@ class Lineage:
         return remedy(asset, key)
 
     def _refuse_failed_holdout(self, asset: str, key: str) -> None:
-        """Before a model is trained that could not be judged: the holdout may still be on its way, but it must not have failed."""
+        """Raise StaleError if the holdout day failed its checks, before a model is trained; it may be missing still."""
         for name in ("raw_partitions", "flattened_features"):
             status = self.status(name, key)
             if status.state == "failed":
@@ -267,9 +267,9 @@ class Lineage:
         return Status(asset, key, "fresh")
 
     def _changed_files(self, key: str) -> str | None:
-        """Why the raw files of a day differ from the stored inventory; None if they do not.
+        """Difference between the raw files of a day and the stored inventory; None if there is none.
 
-        Sizes and modification times decide; a file whose are new is hashed, so a copy with the same content is no change.
+        Compares sizes and modification times; a file with new ones is hashed, so a copy with the same content is unchanged.
         """
         day = parse_day(key)
         cache = HashCache.load(hash_cache_path(self.warehouse, day))
@@ -291,7 +291,7 @@ class Lineage:
 
 
 def hash_cache_path(warehouse: Warehouse, day: date) -> Path:
-    """Where the hashes of a day's raw files are remembered."""
+    """Path of the cached hashes of a day's raw files."""
     return warehouse.root / "cache" / "raw_hashes" / f"{day}.json"
 
 

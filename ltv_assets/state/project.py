@@ -1,7 +1,7 @@
 """One opened project: the configuration in force, the days it knows, its feature registry and its warehouse.
 
 The command line and the Dagster resource open the same object, so both paths compute the same thing. It holds no
-results; it says where they are.
+results, only their locations.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Project:
     def open_duckdb(self, **settings: Any) -> duckdb.DuckDBPyConnection:
         """A DuckDB database under the configured threads and memory, in memory unless ``database`` names a file; the caller closes it.
 
-        ``settings`` are those of `ltv_assets.core.database.open_duckdb`; they win over the configuration.
+        ``settings`` are those of `ltv_assets.core.database.open_duckdb`; they override the configuration.
         """
         compute = self.config.compute
         return open_duckdb(**{"threads": compute.threads, "memory_limit": compute.duckdb_limit, **settings})
@@ -95,7 +95,7 @@ class Project:
         return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, connect=connect, rebuild=rebuild, problems=problems)
 
     def refresh_catalogue(self) -> list[str]:
-        """`sync_catalogue` as the last step of a command: what keeps it from being done is returned, and waits for `ltv catalog`."""
+        """`sync_catalogue` as the last step of a command: problems are returned as messages and left to `ltv catalog`."""
         problems: list[str] = []
         try:
             self.sync_catalogue(problems=problems)

@@ -1,7 +1,7 @@
-"""What could be made now: which partitions are wanted, what still keeps them waiting, and what they would be made from.
+"""Readiness: partitions that automation should make, their missing inputs, and the identity of their inputs.
 
-Every automatic decision (sensors, schedules, automation conditions) asks this module, and it asks the same `Lineage` as
-`ltv run` and `ltv status`; so what happens by itself is what a person would have been told to do. Pure: no Dagster.
+Sensors, schedules and automation conditions use this module, which uses the same `Lineage` as `ltv run` and `ltv status`, so
+automation and commands agree. Pure: no Dagster.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def wanted(lineage: Lineage, asset: str) -> tuple[str, ...]:
 
 
 def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
-    """What a wanted partition still waits for, or None if it could be made now.
+    """Missing input of a partition, or None if the partition could be made now.
 
     A window waits for its days, holdout included: fresh in the lake, blocking checks passed, D7 labels mature. Scores wait
     for their day and for a champion, the submission for the scores of every test day.
@@ -66,7 +66,7 @@ def _window_waits_for(lineage: Lineage, key: str) -> str | None:
 
 
 def identity(lineage: Lineage, asset: str, key: str) -> str:
-    """Hash of everything a partition would be made from now: the same inputs are never asked for twice.
+    """Hash of everything a partition would be made from now, so that the same inputs launch one run only.
 
     Raises StaleError if an input is missing.
     """

@@ -1,7 +1,7 @@
-"""What the command line and the documents show first: headline figures, and the state of every partition.
+"""Headline figures, and the state of every partition, for the command line and the reports.
 
-What belongs here: which figures and which partitions, and in what order. What does not: measuring (``modeling/evaluation.py``),
-judging (``lineage.py``), looks (``cli.py``, ``pictures/``).
+What belongs here: the choice and order of figures and partitions. What does not: evaluation (``modeling/evaluation/``),
+freshness (``freshness.py``), output (``cli/``, ``plots/``).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
 
 
 def verify_everything(project: Project) -> list[str]:
-    """Compare every file of the warehouse with its hash; what differs is marked, so that it counts as stale, and returned."""
+    """Compare every file of the warehouse with its hash; mark files that differ as stale and return them."""
     found = (project.warehouse.verify(asset, key) for asset in ASSET_NAMES for key in project.warehouse.keys(asset))
     return [problem for problem in found if problem is not None]
 
@@ -91,6 +91,6 @@ def partition_states(project: Project) -> list[dict[str, Any]]:
 
 
 def _remarks(lineage: Lineage, asset: str, key: str) -> str:
-    """What checks warn of without blocking, so that a fresh partition does not hide it."""
+    """Warnings of non-blocking checks, so that a fresh partition does not hide them."""
     remarks = [v.remark for v in lineage.warehouse.verdicts(asset, key)]
     return "; ".join(f"warning: {remark}" for remark in remarks if remark)

@@ -9,7 +9,7 @@ import pytest
 from ltv_assets_tests.graph.conftest import Ran, command
 from ltv_assets_tests.markdown import PAGES, blocks, simple_commands
 
-RUN_ELSEWHERE = ("make", "source", "dagster dev", "ltv dev")
+RUN_ELSEWHERE = ("make", "source", "dagster dev", "dg dev", "ltv dev")
 """Commands that build the environment, run this suite, or serve until somebody stops them."""
 
 
