@@ -19,13 +19,14 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from ltv_assets.core.columns import ASSET_NAMES, RAW_COLUMNS, RELATIONS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
+from ltv_assets.core.asset_specs import ASSET_NAMES, CONFIG_KEYS, RELATIONS
+from ltv_assets.core.check_specs import CHECK_BOUNDS
+from ltv_assets.core.columns import RAW_COLUMNS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
 from ltv_assets.core.config import PROJECT_ROOT, Config, walk_keys
 from ltv_assets.defs.asset_checks.checks import CHECKS, STANDING_CHECKS
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
 from ltv_assets.modeling.evaluation.segments import metrics_markdown
-from ltv_assets.state.freshness import CHECK_BOUNDS, CONFIG_KEYS
 
 DOCS = PROJECT_ROOT / "docs"
 BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)

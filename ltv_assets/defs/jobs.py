@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
-
-DAY_ASSETS = ("raw_partitions", "flattened_features")
+from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
 
 
 def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
@@ -15,7 +13,7 @@ def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> li
 
     select = dg.AssetSelection.assets
     return [
-        dg.define_asset_job("ingest_days", select(*DAY_ASSETS), partitions_def=days, description="Inventory and flatten days."),
+        dg.define_asset_job("ingest_days", select(*INGESTED_ASSETS), partitions_def=days, description="Inventory and flatten days."),
         dg.define_asset_job(
             "train_window",
             select(*WINDOW_ASSETS),

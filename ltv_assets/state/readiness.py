@@ -11,10 +11,11 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, WINDOW_UPSTREAM
+from ltv_assets.core.check_specs import BLOCKING_CHECKS, CHECK_BOUNDS
 from ltv_assets.core.errors import LtvError
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
-from ltv_assets.state.freshness import CHECK_BOUNDS, CODE_VERSIONS, WINDOW_UPSTREAM, Lineage
+from ltv_assets.state.freshness import Lineage
 
 D7 = 7
 
@@ -30,7 +31,7 @@ def wanted(lineage: Lineage, asset: str) -> tuple[str, ...]:
         return tuple(str(day) for day in keys if day >= oldest)
     if not horizon.test_days:
         return ()
-    if asset == "predictions":
+    if SPECS[asset].partitions == "day":
         return tuple(str(day) for day in horizon.test_days)
     return (f"{horizon.test_days[0]}_{horizon.test_days[-1]}",)
 

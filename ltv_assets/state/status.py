@@ -11,11 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.asset_specs import ASSET_NAMES, INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError
 from ltv_assets.state.freshness import Lineage, has_raw_data
 from ltv_assets.state.project import Project
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
 
 HEADLINE: tuple[tuple[str, str], ...] = (
     ("rmsle", "RMSLE of ltv_d7 (ungated)"),
@@ -48,7 +47,7 @@ def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
     """(asset, partition) pairs in the order of the graph."""
     horizon = project.horizon
     days = [d for d in (*horizon.train_days, *horizon.test_days) if has_raw_data(project.config, horizon, d)]
-    for asset in ("raw_partitions", "flattened_features"):
+    for asset in INGESTED_ASSETS:
         yield from ((asset, str(day)) for day in days)
     windows = {str(d) for d in (horizon.last_window,) if d is not None}
     for asset in WINDOW_ASSETS:

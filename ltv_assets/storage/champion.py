@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.check_specs import BLOCKING_CHECKS
 from ltv_assets.core.errors import LtvError, ModelFileError
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ltv_assets import __version__
+from ltv_assets.core.asset_specs import SPECS, WINDOW_ASSETS
 from ltv_assets.core.config import Config
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.state.project import Project
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets.tracking.client import PushResult, Tracker
 from ltv_assets.tracking.outbox import WINDOW_STAGE, Input, Record
 
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 EXPLAINED_ROWS = 500
 """Rows whose scores are taken apart into SHAP values."""
-MODEL_SECTIONS: dict[str, tuple[str, ...]] = {
-    "buyer_classifier": ("buyer_classifier", "calibration"),
-    "buyer_gating": ("whale_classifier", "gating"),
-    "revenue_regressor": ("revenue_head", "increments", "cap_quantile"),
-    "stacker": ("stacker", "boosting", "forest", "linear"),
-}
 SHAPING_SECTIONS = ("seed", "data", "windows", "sampling", "models")
 """Sections of the configuration that decide a window's models; logged as parameters."""
 JUDGING_SECTIONS = ("evaluation", "checks")
@@ -130,7 +124,7 @@ def log_stage(
     if not tracker.outbox.has(key, identity, WINDOW_STAGE):
         tracker.log(_window_record(tracker, project, key, identity, run_id=run_id, seconds=seconds))
     settings = _shaping_settings(project)
-    chosen = {p: settings["models"][p] for p in MODEL_SECTIONS.get(name, ())}
+    chosen = {p: settings["models"][p] for p in SPECS[name].tracked_sections}
     record = Record(
         window=key,
         stage=name,

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.cli.runner import _warnings
-from ltv_assets.core.columns import BLOCKING_CHECKS, RELATIONS
+from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.check_specs import BLOCKING_CHECKS, CHECK_BOUNDS
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError
 from ltv_assets.defs.asset_checks import checks
@@ -26,7 +27,6 @@ from ltv_assets.features.schema import categorical_names, feature_names
 from ltv_assets.ingestion.calendar import Horizon
 from ltv_assets.modeling.levels import follow_level
 from ltv_assets.state import readiness
-from ltv_assets.state.freshness import CHECK_BOUNDS
 from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 

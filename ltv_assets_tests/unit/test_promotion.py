@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.check_specs import BLOCKING_CHECKS
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError, ModelFileError, StaleError
-from ltv_assets.promotion.promotion import Comparison, promote, promotion, rollback, unpin, update_champion
+from ltv_assets.promotion import promotion
+from ltv_assets.promotion.promotion import Comparison, promote, rollback, unpin, update_champion
 from ltv_assets.storage.champion import CHAMPION_FILE, eligible_windows, is_judged, read_champion, read_history, write_champion
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 

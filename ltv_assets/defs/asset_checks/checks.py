@@ -15,7 +15,9 @@ from typing import Any
 import dagster as dg
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import BLOCKING_CHECKS, LABEL_NAMES, RELATIONS
+from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.check_specs import BLOCKING_CHECKS
+from ltv_assets.core.columns import LABEL_NAMES
 from ltv_assets.core.errors import DataError, LtvError, StaleError, TransientError
 from ltv_assets.defs.publication import markdown_table, readable_failures
 from ltv_assets.defs.resources import ProjectResource, TrackingResource

@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.partitions import training_days_mapping
-from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
-from ltv_assets.state.freshness import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
     from ltv_assets.modeling.stages import WindowContext
-
-GROUP = "models"
 
 StageFunction = Callable[[Publication, "WindowContext"], Any]
 
@@ -56,44 +52,21 @@ def _stacker(work: Publication, window: "WindowContext") -> Any:
     return stages.final_stacker(window, *earlier)
 
 
-STAGES: dict[str, tuple[StageFunction, str]] = {
-    "buyer_classifier": (
-        _buyer_classifier,
-        "P(revenue_d7 > 0): LightGBM on the HistOS plan, corrected for its prior and calibrated at the natural rate out of fold.",
-    ),
-    "buyer_gating": (
-        _buyer_gating,
-        "Cap of the probability, whale classifier and the zero rate to be met: buyer_threshold.json and buyer_gating.json.",
-    ),
-    "revenue_regressor": (
-        _revenue_regressor,
-        "E[log1p(revenue_d7) | payer], non-negative log increments for D14 and D28, expected_revenue_d7 and the pinned reference.",
-    ),
-    "stacker": (
-        _stacker,
-        "The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
-    ),
+STAGES: dict[str, StageFunction] = {
+    "buyer_classifier": _buyer_classifier,
+    "buyer_gating": _buyer_gating,
+    "revenue_regressor": _revenue_regressor,
+    "stacker": _stacker,
 }
 
 
 def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The four stages on the windows' clock."""
-    days = dg.AssetDep("flattened_features", partition_mapping=training_days_mapping(project.config))
-    return [_bind(name, function, description, days, windows) for name, (function, description) in STAGES.items()]
+    return [_bind(name, function, project, windows) for name, function in STAGES.items()]
 
 
-def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDep, windows: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        name=name,
-        partitions_def=windows,
-        deps=[days, *WINDOW_UPSTREAM[name]],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"lightgbm"},
-        code_version=CODE_VERSIONS[name],
-        description=description,
-        metadata=definition_metadata(name),
-    )
+def _bind(name: str, function: StageFunction, project: Project, windows: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(**declared(name, project), partitions_def=windows)
     def stage_asset(
         context: dg.AssetExecutionContext,
         project_resource: ProjectResource,
