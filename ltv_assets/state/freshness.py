@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ltv_assets.core.asset_specs import CODE_VERSIONS, CONFIG_KEYS, SPECS, WINDOW_UPSTREAM
-from ltv_assets.core.check_specs import BLOCKING_CHECKS, CHECK_BOUNDS
+from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
@@ -68,7 +68,7 @@ class Lineage:
     def bounds_hash(self, check: str) -> str:
         """Hash of the configured bounds one check judges by."""
         dumped = self.config.model_dump(mode="json")
-        picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in CHECK_BOUNDS.get(check, ())}
+        picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in check_bounds().get(check, ())}
         return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
 
     def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
@@ -196,7 +196,7 @@ class Lineage:
 
     def _judge_verdicts(self, asset: str, key: str) -> Status:
         known: dict[str, Verdict] = {v.check: v for v in self.warehouse.verdicts(asset, key)}
-        for check in BLOCKING_CHECKS.get(asset, ()):
+        for check in blocking_checks(asset):
             verdict = known.get(check)
             if verdict is None or verdict.bounds != self.bounds_hash(check):
                 return Status(asset, key, "stale", f"check {check} has not run on this content with the present bounds")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, WINDOW_UPSTREAM
-from ltv_assets.core.check_specs import BLOCKING_CHECKS, CHECK_BOUNDS
+from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.errors import LtvError
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
 from ltv_assets.state.freshness import Lineage
@@ -76,7 +76,7 @@ def identity(lineage: Lineage, asset: str, key: str) -> str:
         inputs = {str(day): lineage.warehouse.fingerprint("flattened_features", str(day)) or "" for day in days}
         horizons = sorted(mature_horizons(lineage.config, parse_day(key)))
         settings = [(name, CODE_VERSIONS[name], lineage.config_hash(name, key)) for name in sorted(WINDOW_UPSTREAM)]
-        bounded = [check for name in WINDOW_UPSTREAM for check in BLOCKING_CHECKS.get(name, ()) if check in CHECK_BOUNDS]
+        bounded = [check for name in WINDOW_UPSTREAM for check in blocking_checks(name) if check in check_bounds()]
         parts: object = [inputs, horizons, settings, *map(lineage.bounds_hash, bounded)]
     else:
         parts = [lineage.inputs(asset, key), CODE_VERSIONS[asset], lineage.config_hash(asset, key)]

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ltv_assets.core.check_specs import BLOCKING_CHECKS
+from ltv_assets.core.check_specs import blocking_checks
 from ltv_assets.core.errors import LtvError, ModelFileError
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
@@ -123,7 +123,7 @@ def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
     if model.inputs.get(f"holdout_metrics/{key}") != metrics:
         return "its served model belongs to another evaluation"
     verdicts = {v.check: v for v in warehouse.verdicts("holdout_metrics", key)}
-    for check in BLOCKING_CHECKS["holdout_metrics"]:
+    for check in blocking_checks("holdout_metrics"):
         verdict = verdicts.get(check)
         if verdict is None:
             return f"its check {check} has not run on its present content"

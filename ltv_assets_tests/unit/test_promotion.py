@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ltv_assets.core.check_specs import BLOCKING_CHECKS
+from ltv_assets.core.check_specs import blocking_checks
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError, ModelFileError, StaleError
 from ltv_assets.promotion import promotion
@@ -40,7 +40,7 @@ class Bench:
     def evaluate(self, key: str, *, content: str = "", passed: bool = True) -> None:
         """Publish the evaluation of a window with the verdicts of its blocking checks."""
         metrics = self._write("holdout_metrics", key, f"metrics {key} {content}", {})
-        for check in BLOCKING_CHECKS["holdout_metrics"]:
+        for check in blocking_checks("holdout_metrics"):
             ok = passed or check != "rmsle"
             self.warehouse.record_verdict(Verdict("holdout_metrics", key, check, ok, True, metrics, "b", "RMSLE 9 is above 1"))
 
