@@ -21,7 +21,7 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
 from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
-from ltv_assets.storage.champion import Champion, read_champion
+from ltv_assets.storage.champion import Champion, champion_in_use
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 State = Literal["fresh", "stale", "failed", "missing"]
@@ -86,8 +86,8 @@ class Lineage:
         return tuple((u.asset, k) for u in spec.upstream for k in ([key] if u.days == "same" else map(str, days[u.days])))
 
     def champion(self) -> Champion | None:
-        """The champion of record."""
-        return read_champion(self.warehouse)
+        """The champion that scores new days, as stored verdicts have it."""
+        return champion_in_use(self.warehouse)
 
     def inputs(self, asset: str, key: str) -> dict[str, str]:
         """{asset/partition: content hash} of everything one partition is made from, as it lies in the warehouse now.

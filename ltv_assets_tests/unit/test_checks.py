@@ -32,6 +32,7 @@ from ltv_assets.modeling.levels import follow_level
 from ltv_assets.state import readiness
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import headline_figures
+from ltv_assets.storage.champion import Champion, write_champion
 from ltv_assets.storage.warehouse import Warehouse
 
 DAY, LATER = "2025-10-01", "2025-10-02"
@@ -325,6 +326,19 @@ def test_a_blocking_check_that_passes_with_a_warning_is_among_the_warnings_of_a_
     result = dg.materialize([holdout, warns, passes])
     assert result.success
     assert _warnings(result) == ["holdout: warns: the day itself moved"]
+
+
+def test_check_that_fails_writes_its_verdict_and_nothing_else(tmp_path: Path) -> None:
+    """Who scores new days follows from the verdict where it is read; the check itself promotes nobody."""
+    p = project(tmp_path)
+    metrics(p, rmsle=0.61)
+    write_champion(p.warehouse, Champion(DAY, "content", "the first window that passed its checks"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not run_check(p, next(s for s in check_specs() if s.name == "rmsle"), DAY).passed
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    verdict = tmp_path / "verdicts" / "holdout_metrics" / DAY / "rmsle.json"
+    assert after.pop(verdict) and after == before
+    assert p.lineage().champion() is None
 
 
 def test_a_gate_as_right_as_it_can_be_says_nothing_of_movement(tmp_path: Path) -> None:

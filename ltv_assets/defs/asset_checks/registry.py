@@ -4,13 +4,11 @@ What belongs here: running a declared check, its verdict, its form in Dagster. W
 A verdict is recorded because Dagster's blocking checks stop what is downstream only inside one run.
 """
 
-from contextlib import suppress
-
 import dagster as dg
 
 from ltv_assets.core.asset_specs import SPECS
 from ltv_assets.core.check_specs import CheckSpec, Outcome, StandingFunction, check_specs, standing_checks
-from ltv_assets.core.errors import StaleError, TransientError
+from ltv_assets.core.errors import TransientError
 from ltv_assets.defs.publication import markdown_table, readable_failures
 from ltv_assets.defs.resources import ProjectResource, TrackingResource
 from ltv_assets.state.project import Project
@@ -36,19 +34,7 @@ def run_check(project: Project, spec: CheckSpec, key: str) -> Outcome:
             figures=dict(outcome.figures),
         )
     )
-    if spec.asset == "holdout_metrics" and spec.blocking and not outcome.passed:
-        _dethrone(project, key)
     return outcome
-
-
-def _dethrone(project: Project, key: str) -> None:
-    """A champion that fails a blocking check gives way at once to the newest window that still passes."""
-    from ltv_assets.promotion.promotion import update_champion
-
-    champion = project.lineage().champion()
-    if champion is not None and champion.window == key:
-        with suppress(StaleError):
-            update_champion(project)
 
 
 def _result(outcome: Outcome, blocking: bool) -> dg.AssetCheckResult:

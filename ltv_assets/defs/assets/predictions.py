@@ -17,7 +17,10 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
     def predictions(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:
+        from ltv_assets.promotion.promotion import settle_champion
+
         with readable_failures():
+            settle_champion(project_resource.open())
             work = Publication.begin(project_resource, catalogue, "predictions", context.partition_key)
             manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
             return work.result(manifest, _prediction_metadata(work))
