@@ -57,23 +57,24 @@ class StageEvidence:
 
 def stage_evidence(name: str, stage: Any, window: WindowContext) -> StageEvidence:
     """Figures, curves, pictures and tables of one fitted stage; its trees are explained on a seeded sample of rows."""
+    from ltv_assets.modeling.stages import STAGE_SPECS
     from ltv_assets.plots import reliability_curve, training_curves
 
-    found = StageEvidence(stage.diagnostics, _curves(stage))
-    if name == "buyer_classifier":
-        found.pictures["reliability.png"] = reliability_curve(window.design.aux.payer, stage.oof["buyer_probability"])
-        if stage.curves:
-            found.pictures["training.png"] = training_curves(stage.curves, metric="log-loss", best_iteration=stage.rounds)
-        _explain(found, stage.model, "Buyer classifier", window, payers=False)
-    elif name == "buyer_gating" and stage.whale_model is not None:
-        _explain(found, stage.whale_model, "Whale classifier", window, payers=True)
-    elif name == "revenue_regressor":
-        for head, curves in stage.curves.items():
-            if curves:
-                found.pictures[f"training_{head}.png"] = training_curves(curves, metric="RMSLE, MAE", title=f"Training of {head}")
-        _explain(found, stage.head, "D7 revenue head", window, payers=True)
-    elif name == "stacker" and stage.meta is not None:
-        _importances(found, stage.meta, "Meta learner")
+    spec, found = STAGE_SPECS[name], StageEvidence(stage.diagnostics, _curves(stage))
+    if spec.probability:
+        found.pictures["reliability.png"] = reliability_curve(window.design.aux.payer, stage.oof[spec.probability])
+    curves = getattr(stage, "curves", {}) if spec.training else {}
+    if any(isinstance(curve, Mapping) for curve in curves.values()):
+        for head, inner in curves.items():
+            if inner:
+                found.pictures[f"training_{head}.png"] = training_curves(inner, metric=spec.training, title=f"Training of {head}")
+    elif curves:
+        found.pictures["training.png"] = training_curves(curves, metric=spec.training, best_iteration=stage.rounds)
+    model = getattr(stage, spec.explained.attribute) if spec.explained else None
+    if spec.explained and model is not None and spec.explained.rows is None:
+        _importances(found, model, spec.explained.title)
+    elif spec.explained and model is not None:
+        _explain(found, model, spec.explained.title, window, payers=spec.explained.rows == "payers")
     return found
 
 
