@@ -215,7 +215,8 @@ def run(window: datetime | None) -> None:
 
 
 def _print_headline(project: Project, window: date | None) -> None:
-    from ltv_assets.state.status import HEADLINE, headline_figures
+    from ltv_assets.modeling.evaluation.segments import HEADLINE
+    from ltv_assets.state.status import headline_figures
 
     day = project.window_or_last(window)
     figures = headline_figures(project, str(day))

@@ -24,12 +24,11 @@ from ltv_assets import __version__
 from ltv_assets.core.asset_specs import CODE_VERSIONS
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.ingestion.calendar import parse_day
-from ltv_assets.modeling.evaluation.segments import ALL, METRICS
+from ltv_assets.modeling.evaluation.segments import ALL, HEADLINE, METRICS
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.model_store import read_evaluated
 from ltv_assets.reporting.document import Block, Document, Figure, Picture, Points, Section, Table, to_html, to_markdown
 from ltv_assets.state.project import Project
-from ltv_assets.state.status import HEADLINE
 from ltv_assets.storage.champion import Champion, read_champion
 from ltv_assets.storage.manifest import Manifest
 

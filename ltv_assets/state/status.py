@@ -16,24 +16,6 @@ from ltv_assets.core.errors import LtvError
 from ltv_assets.state.freshness import Lineage, has_raw_data
 from ltv_assets.state.project import Project
 
-HEADLINE: tuple[tuple[str, str], ...] = (
-    ("rmsle", "RMSLE of ltv_d7 (ungated)"),
-    ("rmsle_gated", "RMSLE of iap_revenue_d7 (gated)"),
-    ("rmsle_reference", "RMSLE of the LightGBM reference"),
-    ("rmsle_constant", "RMSLE of the best constant"),
-    ("rmsle_zero", "RMSLE of predicting zero"),
-    ("rmsle_oracle", "RMSLE of the oracle"),
-    ("attained_share", "attained share of what is attainable"),
-    ("zero_rate_observed", "zero rate observed"),
-    ("zero_rate_predicted", "zero rate predicted"),
-    ("gate_cost_rmsle", "cost of the gate in RMSLE"),
-    ("auc", "AUC of buyer_probability"),
-    ("ece", "calibration error (ECE)"),
-    ("capture_top_10pct", "revenue captured in the top 10 %"),
-    ("bias_ratio_capped", "expected / observed capped revenue"),
-)
-"""Metrics that answer "how good is this window", with the words they are shown under."""
-
 
 def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
     """{metric: {value, low, high}} of a stored evaluation as a whole; empty if the window was never evaluated."""
