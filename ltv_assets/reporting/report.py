@@ -40,16 +40,6 @@ WORST_SEGMENTS = 12
 TOP_FEATURES = 15
 MAX_REMARKS = 12
 
-CAPTIONS: Mapping[str, str] = {
-    "rmsle.png": "RMSLE against what is simpler (constant, zero, one LightGBM) and, in simulations, against the best possible.",
-    "reliability.png": "Does a probability of 5 % mean that 5 % pay? Points on the dashed line say yes; both axes are logarithmic.",
-    "gain.png": "Share of all revenue that is found in the best-scored impressions.",
-    "deciles.png": "Impressions in ten groups by score: money expected and money recorded, each row up to the cap.",
-    "zero_rate_by_hour.png": "Share of impressions without revenue by hour of the day, recorded and predicted.",
-    "residuals.png": "Error in log1p by recorded revenue. Payers lie far below zero in any good model: most who look like them do not pay.",
-    "capture_against_spend.png": "Share of all revenue against the share of impressions bought, best scores first.",
-    "score_distribution.png": "How the scores of payers and of others are distributed.",
-}
 FINAL_SCORE: Mapping[str, str] = {
     "meta": "a LightGBM meta learner over all components",
     "blend": "a linear blend of the components",
@@ -262,6 +252,8 @@ class WindowFacts:
 
 def report_document(told: WindowFacts, pictures: Mapping[str, bytes]) -> Document:
     """The report of one window, with the pictures of its holdout by file name."""
+    from ltv_assets.training.evaluation import CAPTIONS
+
     shown = [Picture(png, CAPTIONS.get(name, name.removesuffix(".png").replace("_", " "))) for name, png in pictures.items()]
     return Document(
         f"Window {told.key}",
