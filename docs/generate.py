@@ -19,13 +19,13 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from ltv_assets.core.columns import ASSET_NAMES, RAW_COLUMNS, RELATIONS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
+from ltv_assets.core.asset_specs import ASSET_NAMES, CONFIG_KEYS, RELATIONS
+from ltv_assets.core.check_specs import check_bounds, check_specs, standing_checks
+from ltv_assets.core.columns import RAW_COLUMNS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
 from ltv_assets.core.config import PROJECT_ROOT, Config, walk_keys
-from ltv_assets.defs.asset_checks.checks import CHECKS, STANDING_CHECKS
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
 from ltv_assets.modeling.evaluation.segments import metrics_markdown
-from ltv_assets.state.freshness import CHECK_BOUNDS, CONFIG_KEYS
 
 DOCS = PROJECT_ROOT / "docs"
 BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
@@ -169,14 +169,14 @@ def _first_paragraph(text: str | None) -> str:
 def staleness() -> str:
     """Which keys make which partitions stale."""
     rows = [[code(asset), ", ".join(code(k.replace("{split}", "<split>")) for k in CONFIG_KEYS[asset]) or "none"] for asset in ASSET_NAMES]
-    bounds = [[code(check), ", ".join(code(k) for k in keys)] for check, keys in CHECK_BOUNDS.items()]
+    bounds = [[code(check), ", ".join(code(k) for k in keys)] for check, keys in check_bounds().items()]
     return table(("asset", "keys that shape its bytes"), rows) + "\n\n" + table(("check", "keys it judges by"), bounds)
 
 
 def checks() -> str:
     """Every check by asset: whether it blocks, and what it looks at."""
-    partitioned = [(s.asset, s.name, "yes" if s.blocking else "warns", _first_paragraph(s.function.__doc__)) for s in CHECKS]
-    standing = [("submission", f.__name__, "warns", _first_paragraph(f.__doc__)) for f in STANDING_CHECKS]
+    partitioned = [(s.asset, s.name, "yes" if s.blocking else "warns", _first_paragraph(s.function.__doc__)) for s in check_specs()]
+    standing = [("submission", f.__name__, "warns", _first_paragraph(f.__doc__)) for f in standing_checks()]
     return table(
         ("asset", "check", "blocks", "looks at"), [[code(a), code(n), blocks, text] for a, n, blocks, text in (*partitioned, *standing)]
     )

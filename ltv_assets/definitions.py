@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from ltv_assets.defs import automation, jobs, partitions, schedules, sensors
-from ltv_assets.defs.asset_checks import checks
+from ltv_assets.defs.asset_checks import registry as checks
 from ltv_assets.defs.assets import evaluation, ingestion, models, sampling
 from ltv_assets.defs.assets import predictions as scoring
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ltv_assets import __version__
+from ltv_assets.core.asset_specs import IMPRESSION_ASSETS
 from ltv_assets.core.config import FIRST_DAY, LAST_DAY
 from ltv_assets.core.errors import ConfigError, LtvError, PermanentError, TransientError, explained
 from ltv_assets.state.project import Project
@@ -214,7 +215,8 @@ def run(window: datetime | None) -> None:
 
 
 def _print_headline(project: Project, window: date | None) -> None:
-    from ltv_assets.state.status import HEADLINE, headline_figures
+    from ltv_assets.modeling.evaluation.segments import HEADLINE
+    from ltv_assets.state.status import headline_figures
 
     day = project.window_or_last(window)
     figures = headline_figures(project, str(day))
@@ -241,7 +243,6 @@ def _print_headline(project: Project, window: date | None) -> None:
 # --------------------------------------------------------------------------------------------------------------- status
 
 
-IMPRESSION_ASSETS = ("flattened_features", "histos_train", "hhistus_buyers", "predictions", "submission")
 STATE_STYLE = {"fresh": "green", "stale": "yellow", "failed": "bold red", "missing": "dim"}
 
 

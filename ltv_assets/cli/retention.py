@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from ltv_assets.core.asset_specs import DAY_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.state.project import Project
-from ltv_assets.storage.champion import read_champion, read_history
+from ltv_assets.storage.champion import champion_in_use, read_history
 from ltv_assets.storage.files import staging
 from ltv_assets.storage.quarantine import superseded
-from ltv_assets.storage.warehouse import DAY_ASSETS, DOCUMENT_FOLDERS, WINDOW_ASSETS, Warehouse
+from ltv_assets.storage.warehouse import DOCUMENT_FOLDERS, Warehouse
 from ltv_assets.tracking.client import Tracker
 
 
@@ -66,7 +67,7 @@ def kept(project: Project) -> set[str]:
     """Windows that stay: the newest ones, the champion, and the champion before it, to which `ltv rollback` returns."""
     warehouse = project.warehouse
     windows = sorted(_window_keys(warehouse))
-    champion = read_champion(warehouse)
+    champion = champion_in_use(warehouse)
     reigns: list[str] = []
     for reign in reversed(read_history(warehouse)):
         if reign.window not in reigns:

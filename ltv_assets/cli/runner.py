@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
+from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError, TransientError
 from ltv_assets.defs.instance import open_instance
-from ltv_assets.defs.jobs import DAY_ASSETS
 from ltv_assets.ingestion.calendar import Split, today, uncovered_hours
 from ltv_assets.ingestion.inventory import unknown_entries
 from ltv_assets.scoring.submission import sample_form
@@ -24,7 +24,7 @@ from ltv_assets.state.freshness import has_raw_data
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import is_judged
 from ltv_assets.storage.files import STAGING_FOLDER, staging
-from ltv_assets.storage.warehouse import WARNING, WINDOW_ASSETS
+from ltv_assets.storage.warehouse import WARNING
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, Definitions, ExecuteInProcessResult
@@ -116,7 +116,7 @@ def replay_days(project: Project, days: Sequence[date], *, advance: Progress) ->
     with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
         runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
         for day in days:
-            runner.make("ingest_days", str(day), DAY_ASSETS)
+            runner.make("ingest_days", str(day), INGESTED_ASSETS)
     report.warnings += project.refresh_catalogue()
     report.seconds = time.perf_counter() - started
     return report
@@ -181,7 +181,7 @@ class _Runner:
     def make_everything(self, days: Sequence[date], window: date) -> None:
         """Days first, then the window, the scores and the submission."""
         for day in days:
-            self.make("ingest_days", str(day), DAY_ASSETS)
+            self.make("ingest_days", str(day), INGESTED_ASSETS)
         self.make("train_window", str(window), WINDOW_ASSETS)
         if not any("served_model" in step.assets for step in self.report.executed):
             problem = _catch_up(self.project, str(window))

@@ -1,8 +1,9 @@
-"""The data contract: the 85 columns of an impression and the columns of every published relation.
+"""The data contract: the 85 columns of an impression.
 
 What belongs here: names, logical types, roles, units and one-line meanings. Checks, the column tables in the Dagster
 UI and the data dictionary in ``docs/`` are all derived from these tuples. What does not: SQL, thresholds, anything that
-reads a file. Next to read: ``features/registry.py`` (which statistics each logical type yields).
+reads a file. Next to read: ``features/registry.py`` (which statistics each logical type yields);
+the columns of published relations stand in ``asset_specs.py``.
 
 The physical type of a column may differ between files (a MAP may arrive as LIST of STRUCT(key, value) or as JSON text,
 an INT where DOUBLE was); the *logical* type below is what every reader turns it into.
@@ -286,106 +287,3 @@ NOT_FEATURES: dict[str, str] = {
     "row_id": "an identifier says nothing about the user; it seeds draws and joins results",
 }
 """Non-label columns from which no feature is made, with the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputColumn:
-    """One column of a published relation; ``type`` is a DuckDB type."""
-
-    name: str
-    type: str
-    description: str
-    unit: str | None = None
-
-
-_WINDOW_KEY = OutputColumn("window_key", "VARCHAR", "holdout day of the window, YYYY-MM-DD")
-_PLAN_ROW = (
-    _WINDOW_KEY,
-    OutputColumn("day", "VARCHAR", "training day, YYYY-MM-DD"),
-    OutputColumn("file", "INTEGER", "position of the flattened file in its manifest"),
-    OutputColumn("row_number", "BIGINT", "position of the row in the flattened file, from 0"),
-    OutputColumn("bin", "SMALLINT", "histogram bin of log1p(iap_revenue_d7); 0 is revenue 0"),
-)
-_STAGE_METRICS = (
-    _WINDOW_KEY,
-    OutputColumn("metric", "VARCHAR", "name of the figure, measured out of fold inside the training days"),
-    OutputColumn("value", "DOUBLE", "its value"),
-)
-
-RELATIONS: dict[str, tuple[OutputColumn, ...]] = {
-    "raw_partitions": (
-        OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
-        OutputColumn("split", "VARCHAR", "train (with labels) or test"),
-        OutputColumn("datetime", "VARCHAR", "hour of the impressions, YYYY-MM-DD-HH-00"),
-        OutputColumn("path", "VARCHAR", "file, relative to the data root"),
-        OutputColumn("rows", "BIGINT", "rows the file's footer declares; NULL if it has none"),
-        OutputColumn("bytes", "BIGINT", "size", "bytes"),
-        OutputColumn("schema_fingerprint", "VARCHAR", "hash of the file's column names and physical types"),
-        OutputColumn("sha256", "VARCHAR", "hash of the file's content"),
-        OutputColumn("verdict", "VARCHAR", "good or quarantined"),
-        OutputColumn("reason", "VARCHAR", "why a file was quarantined; NULL for good files"),
-    ),
-    "histos_train": (*_PLAN_ROW, OutputColumn("multiplicity", "INTEGER", "how often HistOS shows the row to the classifier, at least 1")),
-    "hhistus_buyers": (
-        *_PLAN_ROW,
-        OutputColumn("weight", "FLOAT", "weight of the kept payer, 1 / keep probability; dropped payers are absent"),
-    ),
-    "buyer_classifier": _STAGE_METRICS,
-    "buyer_gating": _STAGE_METRICS,
-    "revenue_regressor": _STAGE_METRICS,
-    "stacker": _STAGE_METRICS,
-    "served_model": _STAGE_METRICS,
-    "holdout_metrics": (
-        _WINDOW_KEY,
-        OutputColumn("metric", "VARCHAR", "name of the figure"),
-        OutputColumn("segment", "VARCHAR", "all, or column=value"),
-        OutputColumn("value", "DOUBLE", "its value; NULL where it is undefined"),
-        OutputColumn("low", "DOUBLE", "lower end of its bootstrap interval, where one is made"),
-        OutputColumn("high", "DOUBLE", "upper end of its bootstrap interval, where one is made"),
-    ),
-    "predictions": (
-        OutputColumn("row_id", "VARCHAR", "the impression"),
-        OutputColumn("day", "VARCHAR", "its day, YYYY-MM-DD"),
-        OutputColumn("buyer_probability", "DOUBLE", "calibrated P(revenue_d7 > 0)", "0..1"),
-        OutputColumn("log_revenue_if_buyer", "DOUBLE", "E[log1p(revenue_d7) | revenue_d7 > 0]", "log USD"),
-        OutputColumn("ltv_d7", "DOUBLE", "expm1(score), RMSLE-optimal, ungated", "USD"),
-        OutputColumn("expected_revenue_d7", "DOUBLE", "E[min(revenue_d7, cap_usd)]: money that adds up", "USD"),
-        OutputColumn("ltv_d14", "DOUBLE", "the same law as ltv_d7 at 14 days, never below it", "USD"),
-        OutputColumn("ltv_d28", "DOUBLE", "the same law at 28 days, never below ltv_d14", "USD"),
-        OutputColumn("predicted_zero", "BOOLEAN", "the gate's verdict"),
-        OutputColumn("iap_revenue_d7", "DOUBLE", "0 where predicted_zero, else ltv_d7: the submission's column", "USD"),
-    ),
-    "submission": (
-        OutputColumn("row_id", "VARCHAR", "the test impression"),
-        OutputColumn("iap_revenue_d7", "DOUBLE", "predicted revenue", "USD"),
-    ),
-}
-"""Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry."""
-
-SCORED_COLUMNS: tuple[str, ...] = tuple(c.name for c in RELATIONS["predictions"][2:])
-
-ASSET_NAMES: tuple[str, ...] = (
-    "raw_partitions",
-    "flattened_features",
-    "histos_train",
-    "hhistus_buyers",
-    "buyer_classifier",
-    "buyer_gating",
-    "revenue_regressor",
-    "stacker",
-    "holdout_metrics",
-    "served_model",
-    "predictions",
-    "submission",
-)
-
-
-BLOCKING_CHECKS: dict[str, tuple[str, ...]] = {
-    "raw_partitions": ("files_readable", "schema_contract"),
-    "flattened_features": ("rows_reconciled", "no_label_among_features"),
-    "buyer_classifier": ("training_rows_reconciled", "no_label_in_model"),
-    "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
-    "predictions": ("rows_reconciled", "scores_valid"),
-    "submission": ("submission_rows_reconciled", "submission_valid"),
-}
-"""Checks that must have passed on a partition's present content before anything downstream uses it."""

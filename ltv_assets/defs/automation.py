@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from ltv_assets.core.asset_specs import AUTOMATED_ASSETS
 from ltv_assets.core.config import Config
-from ltv_assets.state.freshness import WINDOW_UPSTREAM, Lineage
+from ltv_assets.state.freshness import Lineage
 from ltv_assets.state.project import Project
 from ltv_assets.state.readiness import identity, waiting_for, wanted
-
-AUTOMATED_ASSETS = (*WINDOW_UPSTREAM, "predictions", "submission")
 
 
 @dataclass(frozen=True)

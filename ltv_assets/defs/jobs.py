@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
-
-DAY_ASSETS = ("raw_partitions", "flattened_features")
+from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.check_specs import standing_checks
 
 
 def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
     """Jobs over the asset graph; a backfill of ``train_window`` is a walk-forward backtest."""
-    from ltv_assets.defs.asset_checks.checks import STANDING_CHECKS
-
     select = dg.AssetSelection.assets
     return [
-        dg.define_asset_job("ingest_days", select(*DAY_ASSETS), partitions_def=days, description="Inventory and flatten days."),
+        dg.define_asset_job("ingest_days", select(*INGESTED_ASSETS), partitions_def=days, description="Inventory and flatten days."),
         dg.define_asset_job(
             "train_window",
             select(*WINDOW_ASSETS),
@@ -32,7 +29,7 @@ def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> li
         ),
         dg.define_asset_job(
             "health",
-            dg.AssetSelection.checks(*(dg.AssetCheckKey(dg.AssetKey("submission"), check.__name__) for check in STANDING_CHECKS)),
+            dg.AssetSelection.checks(*(dg.AssetCheckKey(dg.AssetKey("submission"), check.__name__) for check in standing_checks())),
             description="Look at the warehouse as a whole: partitions that stay failed, freshness of days and of the champion.",
         ),
     ]

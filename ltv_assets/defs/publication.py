@@ -11,10 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.core.columns import RELATIONS, OutputColumn
+from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, OutputColumn, Upstream
+from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, NoSpaceError, TransientError, explained
+from ltv_assets.defs.partitions import holdout_mapping, training_days_mapping
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource
-from ltv_assets.state.freshness import CODE_VERSIONS
 from ltv_assets.state.project import Project
 from ltv_assets.storage.files import sweep_staging
 from ltv_assets.storage.manifest import Manifest
@@ -131,9 +132,32 @@ def column_schema(columns: tuple[OutputColumn, ...]) -> dg.TableSchema:
     )
 
 
-def definition_metadata(asset: str) -> dict[str, Any]:
-    """Static metadata of an asset: its columns, and its relation in the catalogue."""
-    return {"dagster/column_schema": column_schema(RELATIONS[asset]), "dagster/table_name": f"ltv.main.{asset}"}
+def declared(asset: str, project: Project) -> dict[str, Any]:
+    """Everything ``dg.asset`` wants to know of an asset but its partitions: what `AssetSpec` says of it, in Dagster's words."""
+    spec = SPECS[asset]
+    return {
+        "name": asset,
+        "deps": [_dependency(above, project.config) for above in spec.upstream],
+        "group_name": spec.group,
+        "owners": OWNERS,
+        "kinds": set(spec.kinds),
+        "code_version": spec.code_version,
+        "description": spec.description,
+        "metadata": {
+            "dagster/column_schema": column_schema(spec.relation or project.flattened_columns),
+            "dagster/table_name": f"ltv.main.{asset}",
+        },
+    }
+
+
+def _dependency(above: Upstream, config: Config) -> dg.AssetDep:
+    mappings: dict[str, Callable[[], dg.PartitionMapping]] = {
+        "training": lambda: training_days_mapping(config),
+        "training and holdout": lambda: holdout_mapping(config),
+        "test": dg.AllPartitionMapping,
+        "champion": dg.AllPartitionMapping,
+    }
+    return dg.AssetDep(above.asset, partition_mapping=mappings[above.days]() if above.days in mappings else None)
 
 
 def picture_metadata(pictures: Mapping[str, bytes]) -> dict[str, dg.MarkdownMetadataValue]:

@@ -9,7 +9,7 @@ Every step treats each row on its own, so neither the size of chunks nor the ord
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, below, digest, prefixed
 from ltv_assets.modeling.stacker import Signals, Stacker, staged_digests
+from ltv_assets.modeling.stages import STAGE_NAMES, STAGE_SPECS, STAGES
 
 SCORED_COLUMNS: tuple[str, ...] = (
     "buyer_probability",
@@ -34,18 +35,31 @@ SCORED_COLUMNS: tuple[str, ...] = (
     "predicted_zero",
     "iap_revenue_d7",
 )
-STAGES: tuple[str, ...] = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
+SCORE_NEEDS = STAGE_SPECS["stacker"].needs
+"""Stages that the final gate belongs to."""
 CHUNK_ROWS = 65_536
 
 
 @dataclass(eq=False)
 class WindowModels:
-    """The four fitted stages of one window; ``score`` applies them."""
+    """The fitted stages of one window; ``score`` applies the four that have a role in it."""
 
     classifier: BuyerClassifier
     gating: BuyerGating
     regressor: RevenueRegressor
     stacker: Stacker
+    others: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fitted: Mapping[str, Any]) -> WindowModels:
+        """The models of fitted stages by name; what is no stage is left out."""
+        roles = {stage.role: fitted[stage.name] for stage in STAGES if stage.role}
+        return cls(**roles, others={stage.name: fitted[stage.name] for stage in STAGES if not stage.role})
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """Fitted stages by name, in order."""
+        return {stage.name: getattr(self, stage.role) if stage.role else self.others[stage.name] for stage in STAGES}
 
     @property
     def cap_usd(self) -> float:
@@ -101,20 +115,14 @@ class WindowModels:
 
     def to_files(self) -> Files:
         """``<stage>/<file>`` for every stage."""
-        parts = (self.classifier.to_files(), self.gating.to_files(), self.regressor.to_files(), self.stacker.to_files())
-        return {name: content for stage, files in zip(STAGES, parts, strict=True) for name, content in prefixed(stage, files).items()}
+        return {path: content for name, stage in self.stages.items() for path, content in prefixed(name, stage.to_files()).items()}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> WindowModels:
         """Load the stages and verify that cap, rules and gate belong to exactly these models."""
-        parts = {stage: below(stage, files) for stage in STAGES}
-        models = cls(
-            BuyerClassifier.from_files(parts["buyer_classifier"]),
-            BuyerGating.from_files(parts["buyer_gating"]),
-            RevenueRegressor.from_files(parts["revenue_regressor"]),
-            Stacker.from_files(parts["stacker"]),
-        )
-        verify_chain(models, {stage: digest(parts[stage]) for stage in STAGES[:3]})
+        parts = {name: below(name, files) for name in STAGE_NAMES}
+        models = cls.of({stage.name: stage.result.from_files(parts[stage.name]) for stage in STAGES})
+        verify_chain(models, {name: digest(parts[name]) for name in SCORE_NEEDS})
         return models
 
 
@@ -136,6 +144,6 @@ def verify_chain(models: WindowModels, found: Mapping[str, str] | None = None) -
     found = found or staged_digests(models.classifier, models.gating, models.regressor)
     if models.gating.classifier_digest != found["buyer_classifier"]:
         raise ModelFileError("buyer_gating.json belongs to another buyer classifier than the one beside it; materialize buyer_gating again")
-    for stage in STAGES[:3]:
+    for stage in SCORE_NEEDS:
         if models.stacker.belongs_to[stage] != found[stage]:
             raise ModelFileError(f"score_gate.json was fitted with another {stage} than the one beside it; materialize the stacker again")

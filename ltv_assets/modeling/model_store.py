@@ -1,6 +1,6 @@
 """Stages and models of a window in the warehouse: written as files, read back verified.
 
-What belongs here: which class a stage's files are read by, and the files of its out-of-fold arrays and figures. What does
+What belongs here: the files of a stage, and those of its out-of-fold arrays and figures. What does
 not: fitting, the rows of a window (``training/windows.py``). Read next: ``model_set.py``.
 """
 
@@ -15,21 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.modeling.classifier import BuyerClassifier
-from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.model_set import WindowModels
-from ltv_assets.modeling.regressor import RevenueRegressor
-from ltv_assets.modeling.stacker import Stacker
+from ltv_assets.modeling.stages import STAGE_NAMES, STAGE_SPECS
 from ltv_assets.storage.warehouse import Warehouse
 
 OOF_FILE = "out_of_fold.parquet"
 METRICS_FILE = "figures.parquet"
-STAGE_CLASSES: dict[str, type[Any]] = {
-    "buyer_classifier": BuyerClassifier,
-    "buyer_gating": BuyerGating,
-    "revenue_regressor": RevenueRegressor,
-    "stacker": Stacker,
-}
 
 
 def write_stage(folder: Path, key: str, stage: Any) -> dict[str, int | None]:
@@ -66,14 +57,12 @@ def read_stage(warehouse: Warehouse, asset: str, key: str) -> Any:
     if OOF_FILE in files:
         table = pq.read_table(io.BytesIO(files.pop(OOF_FILE)))
         oof = {name: table[name].to_numpy() for name in table.column_names}
-    return STAGE_CLASSES[asset].from_files(files, oof=oof)
+    return STAGE_SPECS[asset].result.from_files(files, oof=oof)
 
 
 def read_evaluated(warehouse: Warehouse, key: str) -> WindowModels:
-    """The four stages of a window as trained before its holdout day, verified to belong together."""
-    files = {
-        f"{asset}/{name}": data for asset in STAGE_CLASSES for name, data in warehouse.artifacts(asset, key).items() if name != OOF_FILE
-    }
+    """The stages of a window as trained before its holdout day, verified to belong together."""
+    files = {f"{asset}/{name}": data for asset in STAGE_NAMES for name, data in warehouse.artifacts(asset, key).items() if name != OOF_FILE}
     return WindowModels.from_files(files)
 
 

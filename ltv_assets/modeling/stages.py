@@ -1,7 +1,9 @@
 """The stages of a window in the order of the asset graph; each asset calls exactly one of these functions.
 
 What belongs here: the composition of sampling, folds and stages. What does not: files, partitions, tracking. Next to read:
-``scoring``; ``ltv_model`` runs all stages at once.
+``model_set.py``; ``ltv_model.py`` runs all stages at once.
+
+A stage is declared once, in `STAGES`: fitting, storing, refitting, scoring and what is shown of it follow from there.
 
 Order and what each needs:
 
@@ -22,10 +24,10 @@ window and reuses their tree counts: that is how the served model is refitted wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -36,12 +38,14 @@ from ltv_assets.modeling.classifier import BuyerClassifier, fit_buyer_classifier
 from ltv_assets.modeling.dataset import WindowData, concat_windows
 from ltv_assets.modeling.design_matrix import Design
 from ltv_assets.modeling.gating import BuyerGating, fit_buyer_gating
-from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.regressor import RevenueRegressor, fit_revenue_regressor
 from ltv_assets.modeling.stacker import Stacker, fit_stacker
 from ltv_assets.sampling.hhistus import HhistusPlan, plan_hhistus
 from ltv_assets.sampling.histogram import TargetHistogram
 from ltv_assets.sampling.histos import HistosPlan, plan_histos
+
+if TYPE_CHECKING:
+    from ltv_assets.modeling.model_set import WindowModels
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -183,12 +187,91 @@ def final_stacker(
     )
 
 
+@dataclass(frozen=True)
+class Explained:
+    """A tree model of a stage that is shown by its importances, and by SHAP values over ``rows`` unless there are none."""
+
+    attribute: str
+    title: str
+    rows: str | None
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: its asset's name, the class of its result, and what it is fitted from.
+
+    ``fit``: called with the context, what ``needs`` names (plans and earlier stages) and ``evaluated``.
+    ``role``: its attribute of `WindowModels`; empty for a stage whose result no score is made from.
+    ``probability``: its out-of-fold array that a reliability curve is drawn of. ``training``: metrics of its training curves.
+    The result has ``diagnostics`` (figures by name), ``oof`` (out-of-fold arrays), ``to_files`` and ``from_files``.
+    """
+
+    name: str
+    result: type[Any]
+    fit: Callable[..., Any]
+    needs: tuple[str, ...]
+    role: str = ""
+    probability: str = ""
+    training: str = ""
+    explained: Explained | None = None
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec(
+        "buyer_classifier",
+        BuyerClassifier,
+        buyer_classifier,
+        needs=("histos_train",),
+        role="classifier",
+        probability="buyer_probability",
+        training="log-loss",
+        explained=Explained("model", "Buyer classifier", "all"),
+    ),
+    StageSpec(
+        "buyer_gating",
+        BuyerGating,
+        buyer_gating,
+        needs=("buyer_classifier",),
+        role="gating",
+        explained=Explained("whale_model", "Whale classifier", "payers"),
+    ),
+    StageSpec(
+        "revenue_regressor",
+        RevenueRegressor,
+        revenue_regressor,
+        needs=("hhistus_buyers", "buyer_gating"),
+        role="regressor",
+        training="RMSLE, MAE",
+        explained=Explained("head", "D7 revenue head", "payers"),
+    ),
+    StageSpec(
+        "stacker",
+        Stacker,
+        final_stacker,
+        needs=("buyer_classifier", "buyer_gating", "revenue_regressor"),
+        role="stacker",
+        explained=Explained("meta", "Meta learner", None),
+    ),
+)
+"""Every stage, each after those it needs; the assets of the group ``models`` carry their names."""
+
+STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
+STAGE_SPECS: Mapping[str, StageSpec] = {stage.name: stage for stage in STAGES}
+PLANS: Mapping[str, Callable[[WindowContext], Any]] = {"histos_train": histos_plan, "hhistus_buyers": hhistus_plan}
+"""What stages need beside other stages."""
+
+
 def fit_window(context: WindowContext, evaluated: WindowModels | None = None) -> WindowModels:
-    """All stages in order."""
-    classifier = buyer_classifier(context, histos_plan(context), evaluated)
-    gating = buyer_gating(context, classifier, evaluated)
-    regressor = revenue_regressor(context, hhistus_plan(context), gating, evaluated)
-    return WindowModels(classifier, gating, regressor, final_stacker(context, classifier, gating, regressor, evaluated))
+    """All stages in order; a plan is made right before the first stage that needs it."""
+    from ltv_assets.modeling.model_set import WindowModels
+
+    fitted: dict[str, Any] = {}
+    for stage in STAGES:
+        for name in stage.needs:
+            if name not in fitted:
+                fitted[name] = PLANS[name](context)
+        fitted[stage.name] = stage.fit(context, *(fitted[name] for name in stage.needs), evaluated=evaluated)
+    return WindowModels.of(fitted)
 
 
 def refit(evaluated: WindowModels, context: WindowContext, holdout: WindowData) -> WindowModels:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ltv_assets.storage.champion import (
     Reign,
     champion_lock,
     eligible_windows,
+    has_failed,
     ineligible_because,
     read_champion,
     read_history,
@@ -80,6 +82,18 @@ def update_champion(project: Project) -> Champion:
     if champion is None:
         raise StaleError("no window has passed its blocking checks, so there is no champion; `ltv status` says which failed and why")
     return champion
+
+
+def settle_champion(project: Project) -> None:
+    """Make the record again where its champion failed a blocking check since: the promotion step, which reads the verdict.
+
+    Reading (`champion_in_use`) lets that champion give way already; here newer windows are compared with what is in its place.
+    Raises TransientError if another process keeps the record locked.
+    """
+    champion = read_champion(project.warehouse)
+    if champion is not None and has_failed(project.warehouse, champion.window) is not None:
+        with suppress(StaleError):
+            update_champion(project)
 
 
 def _decide(project: Project) -> Champion | None:

@@ -21,15 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets import __version__
+from ltv_assets.core.asset_specs import CODE_VERSIONS
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.ingestion.calendar import parse_day
-from ltv_assets.modeling.evaluation.segments import ALL, METRICS
+from ltv_assets.modeling.evaluation.segments import ALL, HEADLINE, METRICS
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.model_store import read_evaluated
 from ltv_assets.reporting.document import Block, Document, Figure, Picture, Points, Section, Table, to_html, to_markdown
-from ltv_assets.state.freshness import CODE_VERSIONS
 from ltv_assets.state.project import Project
-from ltv_assets.state.status import HEADLINE
 from ltv_assets.storage.champion import Champion, read_champion
 from ltv_assets.storage.manifest import Manifest
 
@@ -41,16 +40,6 @@ WORST_SEGMENTS = 12
 TOP_FEATURES = 15
 MAX_REMARKS = 12
 
-CAPTIONS: Mapping[str, str] = {
-    "rmsle.png": "RMSLE against what is simpler (constant, zero, one LightGBM) and, in simulations, against the best possible.",
-    "reliability.png": "Does a probability of 5 % mean that 5 % pay? Points on the dashed line say yes; both axes are logarithmic.",
-    "gain.png": "Share of all revenue that is found in the best-scored impressions.",
-    "deciles.png": "Impressions in ten groups by score: money expected and money recorded, each row up to the cap.",
-    "zero_rate_by_hour.png": "Share of impressions without revenue by hour of the day, recorded and predicted.",
-    "residuals.png": "Error in log1p by recorded revenue. Payers lie far below zero in any good model: most who look like them do not pay.",
-    "capture_against_spend.png": "Share of all revenue against the share of impressions bought, best scores first.",
-    "score_distribution.png": "How the scores of payers and of others are distributed.",
-}
 FINAL_SCORE: Mapping[str, str] = {
     "meta": "a LightGBM meta learner over all components",
     "blend": "a linear blend of the components",
@@ -263,6 +252,8 @@ class WindowFacts:
 
 def report_document(told: WindowFacts, pictures: Mapping[str, bytes]) -> Document:
     """The report of one window, with the pictures of its holdout by file name."""
+    from ltv_assets.training.evaluation import CAPTIONS
+
     shown = [Picture(png, CAPTIONS.get(name, name.removesuffix(".png").replace("_", " "))) for name, png in pictures.items()]
     return Document(
         f"Window {told.key}",

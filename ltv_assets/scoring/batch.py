@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import RELATIONS
+from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.parallel import Workers, in_order
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.serialization import digest

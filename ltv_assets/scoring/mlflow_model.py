@@ -113,7 +113,7 @@ def signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    from ltv_assets.core.columns import RELATIONS
+    from ltv_assets.core.asset_specs import RELATIONS
 
     kinds: dict[str, Any] = {"DOUBLE": "double", "BOOLEAN": "boolean", "VARCHAR": "string"}
     outputs = [ColSpec(kinds[c.type], c.name, required=False) for c in RELATIONS["predictions"] if c.name != "day"]

@@ -15,72 +15,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.asset_specs import CODE_VERSIONS, CONFIG_KEYS, SPECS, WINDOW_UPSTREAM
+from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
 from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
-from ltv_assets.storage.champion import Champion, read_champion
+from ltv_assets.storage.champion import Champion, champion_in_use
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 State = Literal["fresh", "stale", "failed", "missing"]
-
-CODE_VERSIONS: dict[str, str] = {
-    "raw_partitions": "2",
-    "flattened_features": "4",
-    "histos_train": "1",
-    "hhistus_buyers": "1",
-    "buyer_classifier": "4",
-    "buyer_gating": "5",
-    "revenue_regressor": "5",
-    "stacker": "6",
-    "holdout_metrics": "2",
-    "served_model": "6",
-    "predictions": "3",
-    "submission": "1",
-}
-"""Raised by hand when the meaning of an asset's output changes; older partitions then count as stale."""
-
-WINDOW_UPSTREAM: dict[str, tuple[str, ...]] = {
-    "histos_train": (),
-    "hhistus_buyers": (),
-    "buyer_classifier": ("histos_train",),
-    "buyer_gating": ("buyer_classifier",),
-    "revenue_regressor": ("hhistus_buyers", "buyer_classifier", "buyer_gating"),
-    "stacker": ("buyer_classifier", "buyer_gating", "revenue_regressor"),
-    "holdout_metrics": ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker"),
-    "served_model": ("stacker", "holdout_metrics"),
-}
-"""Assets of the same window that each window asset reads, next to the flattened days."""
-
-CONFIG_KEYS: dict[str, tuple[str, ...]] = {
-    "raw_partitions": ("data.{split}.max_partitions",),
-    "flattened_features": ("seed", "features", "data.{split}.sampling_fraction"),
-    "histos_train": ("seed", "sampling"),
-    "hhistus_buyers": ("seed", "sampling"),
-    "buyer_classifier": ("seed", "sampling", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
-    "buyer_gating": ("seed", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
-    "revenue_regressor": ("seed", "sampling", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
-    "stacker": ("seed", "models", "compute.threads", "compute.max_memory_gb"),
-    "holdout_metrics": ("seed", "evaluation"),
-    "served_model": ("seed", "sampling", "models", "compute.engine", "compute.threads", "compute.max_memory_gb"),
-    "predictions": (),
-    "submission": ("data.sample_submission",),
-}
-"""Configuration keys that change an asset's bytes; paths and bounds of checks are not among them."""
-
-CHECK_BOUNDS: dict[str, tuple[str, ...]] = {
-    "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
-    "row_ids_new": ("windows.max_train_days",),
-    "rows_reconciled": ("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
-    "zero_rate": ("checks.zero_rate_tolerance",),
-    "rmsle": ("checks.rmsle_max",),
-    "calibration": ("checks.ece_max",),
-    "expected_revenue": ("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"),
-    "drift": ("checks.psi_warn",),
-    "adversarial_drift": ("checks.adversarial_auc_warn",),
-}
-"""Configured bounds of each check; a verdict given under other bounds does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,32 +68,26 @@ class Lineage:
     def bounds_hash(self, check: str) -> str:
         """Hash of the configured bounds one check judges by."""
         dumped = self.config.model_dump(mode="json")
-        picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in CHECK_BOUNDS.get(check, ())}
+        picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in check_bounds().get(check, ())}
         return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
 
     def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
         """(asset, partition) pairs that one partition is made from."""
-        if asset == "raw_partitions":
-            return ()
-        if asset == "flattened_features":
-            return (("raw_partitions", key),)
-        if asset == "predictions":
-            return (("flattened_features", key),)
-        if asset == "submission":
-            return tuple(("predictions", str(day)) for day in self.horizon.test_days)
-        window = parse_day(key)
-        if window not in self.horizon.train_days:
-            # A backfill over days offers every later window too; without its holdout a window could be trained but not evaluated.
-            last = self.horizon.last_window
-            raise StaleError(f"window {key}: its holdout day has no labelled data; the newest possible window is {last or 'none yet'}")
-        days = list(self.horizon.training_days(window))
-        if asset in ("holdout_metrics", "served_model"):
-            days.append(window)
-        return (*(("flattened_features", str(day)) for day in days), *((name, key) for name in WINDOW_UPSTREAM[asset]))
+        spec = SPECS[asset]
+        days: dict[str, tuple[date, ...]] = {"test": self.horizon.test_days, "champion": ()}
+        if spec.partitions == "window":
+            window = parse_day(key)
+            if window not in self.horizon.train_days:
+                # A backfill over days offers every later window too; without its holdout a window could be trained but never judged.
+                last = self.horizon.last_window
+                raise StaleError(f"window {key}: its holdout day has no labelled data; the newest possible window is {last or 'none yet'}")
+            days["training"] = tuple(self.horizon.training_days(window))
+            days["training and holdout"] = (*days["training"], window)
+        return tuple((u.asset, k) for u in spec.upstream for k in ([key] if u.days == "same" else map(str, days[u.days])))
 
     def champion(self) -> Champion | None:
-        """The champion of record."""
-        return read_champion(self.warehouse)
+        """The champion that scores new days, as stored verdicts have it."""
+        return champion_in_use(self.warehouse)
 
     def inputs(self, asset: str, key: str) -> dict[str, str]:
         """{asset/partition: content hash} of everything one partition is made from, as it lies in the warehouse now.
@@ -162,11 +100,11 @@ class Lineage:
             if fingerprint is None:
                 raise StaleError(f"{asset} {key}: {name} {partition} is not in the warehouse; {self.remedy(name, partition)}")
             found[f"{name}/{partition}"] = fingerprint
-        if asset == "predictions":
+        if any(u.days == "champion" for u in SPECS[asset].upstream):
             champion = self.champion()
             if champion is None:
                 raise StaleError(
-                    f"predictions {key}: no window has passed its checks yet, so there is no champion; `ltv status` says which failed"
+                    f"{asset} {key}: no window has passed its checks yet, so there is no champion; `ltv status` says which failed"
                 )
             found[f"champion/{champion.window}"] = champion.fingerprint
         if asset in WINDOW_UPSTREAM:
@@ -258,7 +196,7 @@ class Lineage:
 
     def _judge_verdicts(self, asset: str, key: str) -> Status:
         known: dict[str, Verdict] = {v.check: v for v in self.warehouse.verdicts(asset, key)}
-        for check in BLOCKING_CHECKS.get(asset, ()):
+        for check in blocking_checks(asset):
             verdict = known.get(check)
             if verdict is None or verdict.bounds != self.bounds_hash(check):
                 return Status(asset, key, "stale", f"check {check} has not run on this content with the present bounds")

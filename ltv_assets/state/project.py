@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from ltv_assets.core.columns import OutputColumn
+from ltv_assets.core.asset_specs import OutputColumn
 from ltv_assets.core.config import Config, load_config
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import StaleError, TransientError

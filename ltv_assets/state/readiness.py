@@ -11,10 +11,11 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, WINDOW_UPSTREAM
+from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.errors import LtvError
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
-from ltv_assets.state.freshness import CHECK_BOUNDS, CODE_VERSIONS, WINDOW_UPSTREAM, Lineage
+from ltv_assets.state.freshness import Lineage
 
 D7 = 7
 
@@ -30,7 +31,7 @@ def wanted(lineage: Lineage, asset: str) -> tuple[str, ...]:
         return tuple(str(day) for day in keys if day >= oldest)
     if not horizon.test_days:
         return ()
-    if asset == "predictions":
+    if SPECS[asset].partitions == "day":
         return tuple(str(day) for day in horizon.test_days)
     return (f"{horizon.test_days[0]}_{horizon.test_days[-1]}",)
 
@@ -75,7 +76,7 @@ def identity(lineage: Lineage, asset: str, key: str) -> str:
         inputs = {str(day): lineage.warehouse.fingerprint("flattened_features", str(day)) or "" for day in days}
         horizons = sorted(mature_horizons(lineage.config, parse_day(key)))
         settings = [(name, CODE_VERSIONS[name], lineage.config_hash(name, key)) for name in sorted(WINDOW_UPSTREAM)]
-        bounded = [check for name in WINDOW_UPSTREAM for check in BLOCKING_CHECKS.get(name, ()) if check in CHECK_BOUNDS]
+        bounded = [check for name in WINDOW_UPSTREAM for check in blocking_checks(name) if check in check_bounds()]
         parts: object = [inputs, horizons, settings, *map(lineage.bounds_hash, bounded)]
     else:
         parts = [lineage.inputs(asset, key), CODE_VERSIONS[asset], lineage.config_hash(asset, key)]

@@ -11,29 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.asset_specs import ASSET_NAMES, INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError
 from ltv_assets.state.freshness import Lineage, has_raw_data
 from ltv_assets.state.project import Project
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
-
-HEADLINE: tuple[tuple[str, str], ...] = (
-    ("rmsle", "RMSLE of ltv_d7 (ungated)"),
-    ("rmsle_gated", "RMSLE of iap_revenue_d7 (gated)"),
-    ("rmsle_reference", "RMSLE of the LightGBM reference"),
-    ("rmsle_constant", "RMSLE of the best constant"),
-    ("rmsle_zero", "RMSLE of predicting zero"),
-    ("rmsle_oracle", "RMSLE of the oracle"),
-    ("attained_share", "attained share of what is attainable"),
-    ("zero_rate_observed", "zero rate observed"),
-    ("zero_rate_predicted", "zero rate predicted"),
-    ("gate_cost_rmsle", "cost of the gate in RMSLE"),
-    ("auc", "AUC of buyer_probability"),
-    ("ece", "calibration error (ECE)"),
-    ("capture_top_10pct", "revenue captured in the top 10 %"),
-    ("bias_ratio_capped", "expected / observed capped revenue"),
-)
-"""Metrics that answer "how good is this window", with the words they are shown under."""
 
 
 def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
@@ -48,7 +29,7 @@ def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
     """(asset, partition) pairs in the order of the graph."""
     horizon = project.horizon
     days = [d for d in (*horizon.train_days, *horizon.test_days) if has_raw_data(project.config, horizon, d)]
-    for asset in ("raw_partitions", "flattened_features"):
+    for asset in INGESTED_ASSETS:
         yield from ((asset, str(day)) for day in days)
     windows = {str(d) for d in (horizon.last_window,) if d is not None}
     for asset in WINDOW_ASSETS:

@@ -16,12 +16,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import ASSET_NAMES, RELATIONS, OutputColumn
+from ltv_assets.core.asset_specs import ASSET_NAMES, IMPRESSION_ASSETS, RELATIONS, OutputColumn
 from ltv_assets.core.errors import DataError, LtvError, TransientError, explained
 from ltv_assets.storage.files import file_lock
 from ltv_assets.storage.warehouse import Warehouse
 
-VIEWS = ("flattened_features", "histos_train", "hhistus_buyers", "predictions", "submission")
 _STATE_TABLE = "catalogue_state"
 _OPEN_ELSEWHERE = ("lock on file", "same database file", "already attached")
 
@@ -99,7 +98,7 @@ def sync(
             if not stale:
                 continue
             connection.execute("BEGIN")
-            if asset in VIEWS:
+            if asset in IMPRESSION_ASSETS:
                 _replace_view(connection, warehouse, asset, keys, columns)
             else:
                 _replace_rows(connection, warehouse, asset, keys, columns, stale)

@@ -2,7 +2,8 @@
 
 ``champion.json`` in the warehouse is the record: the champion of now, whether a person pinned it, and the champions
 before it. Who *should* be champion is decided in ``promotion.py`` from stored verdicts; here the record is only read,
-written and explained. A window is *eligible* when its blocking checks passed on its present content and its served model
+written and explained. A champion whose blocking check fails later gives way wherever the champion is read
+(`champion_in_use`). A window is *eligible* when its blocking checks passed on its present content and its served model
 belongs to that evaluation.
 """
 
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.check_specs import blocking_checks
 from ltv_assets.core.errors import LtvError, ModelFileError
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
@@ -122,12 +123,17 @@ def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
         return "it has no served model"
     if model.inputs.get(f"holdout_metrics/{key}") != metrics:
         return "its served model belongs to another evaluation"
+    return _unpassed_check(warehouse, key)
+
+
+def _unpassed_check(warehouse: Warehouse, key: str, *, only_failed: bool = False) -> str | None:
+    """The first blocking check that the window's present evaluation has not passed, in words; None if there is none."""
     verdicts = {v.check: v for v in warehouse.verdicts("holdout_metrics", key)}
-    for check in BLOCKING_CHECKS["holdout_metrics"]:
+    for check in blocking_checks("holdout_metrics"):
         verdict = verdicts.get(check)
-        if verdict is None:
+        if verdict is None and not only_failed:
             return f"its check {check} has not run on its present content"
-        if not verdict.passed:
+        if verdict is not None and not verdict.passed:
             return f"its check {check} failed: {verdict.message}"
     return None
 
@@ -137,6 +143,32 @@ def eligible_windows(warehouse: Warehouse) -> tuple[str, ...]:
     return tuple(key for key in warehouse.keys("served_model") if ineligible_because(warehouse, key) is None)
 
 
+def champion_in_use(warehouse: Warehouse) -> Champion | None:
+    """The champion of record while no blocking check of its window has failed since; otherwise the one in its place.
+
+    That one follows from stored verdicts and comparisons, in order of time, so a check that fails changes who scores new days
+    at once and writes nothing but its verdict. Windows that were never compared wait until the record is made again.
+    """
+    record = read_champion(warehouse)
+    problem = None if record is None else has_failed(warehouse, record.window)
+    if record is None or problem is None:
+        return record
+    champion: Champion | None = None
+    for key in eligible_windows(warehouse):
+        if champion is None or _was_refused(warehouse, key, champion) is False:
+            why = f"window {record.window} gave way because {problem}"
+            champion = Champion(key, warehouse.fingerprint("served_model", key) or "", why)
+    return champion
+
+
+def has_failed(warehouse: Warehouse, key: str) -> str | None:
+    """Which blocking check failed on the present evaluation of a window, in words; None if none has."""
+    try:
+        return _unpassed_check(warehouse, key, only_failed=True)
+    except LtvError:
+        return None
+
+
 def is_judged(warehouse: Warehouse, key: str) -> bool:
     """Whether the record and the champion's card have taken an eligible window into account.
 
@@ -144,6 +176,8 @@ def is_judged(warehouse: Warehouse, key: str) -> bool:
     card of the new champion was written.
     """
     champion = read_champion(warehouse)
+    if champion is not None and has_failed(warehouse, champion.window) is not None:
+        return False
     if champion is not None and (champion.window, champion.fingerprint) == (key, warehouse.fingerprint("served_model", key)):
         card = warehouse.manifest("model_card", key)
         return card is not None and card.inputs.get(f"served_model/{key}") == champion.fingerprint
@@ -155,14 +189,15 @@ def is_judged(warehouse: Warehouse, key: str) -> bool:
         return ineligible_because(warehouse, champion.window) is None
     if champion.window > key:
         return bool(warehouse.comparisons_of(challenger=key))
-    return _lost(warehouse, key, champion)
+    return _was_refused(warehouse, key, champion) is True
 
 
-def _lost(warehouse: Warehouse, key: str, champion: Champion) -> bool:
-    """Whether a window's present content was compared with that of the champion, and refused."""
+def _was_refused(warehouse: Warehouse, key: str, champion: Champion) -> bool | None:
+    """Whether a window's present content was refused when it was compared with that of the champion; None if it never was compared."""
     try:
         found = json.loads(warehouse.comparison(key, champion.window).read_bytes())
         contents = (found["challenger_fingerprint"], found["champion_fingerprint"])
-        return contents == (warehouse.fingerprint("holdout_metrics", key), champion.fingerprint) and found["difference_low"] > 0
+        same = contents == (warehouse.fingerprint("holdout_metrics", key), champion.fingerprint)
+        return bool(found["difference_low"] > 0) if same else None
     except (OSError, ValueError, TypeError, KeyError):
-        return False
+        return None

@@ -20,12 +20,12 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
+from ltv_assets.core.asset_specs import ASSETS, SHARED_ASSETS
 from ltv_assets.core.errors import LtvError, ModelFileError, PermanentError, StaleError, TransientError
 from ltv_assets.storage.files import publish_folder, recover_folder, staging, write_atomic
 from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, is_below, read_manifest, verify_files
-from ltv_assets.storage.warehouse import COMPARISONS, DAY_ASSETS, WINDOW_ASSETS, Warehouse
+from ltv_assets.storage.warehouse import COMPARISONS, Warehouse
 
-SHARED_ASSETS = (*DAY_ASSETS, *WINDOW_ASSETS, "submission")
 STATE = ("champion.json", COMPARISONS)
 """Files and folders beside the partitions that say which window scores new days, and why."""
 
@@ -88,7 +88,7 @@ class Lake:
         for folder in folders:
             top, *rest = folder.parts
             if top == "submissions":
-                found.append(("submission", rest[0]))
+                found += [(a.name, rest[0]) for a in ASSETS if a.folder == top]
             else:
                 asset, clock = reversed(rest) if top == "models" else rest
                 found.append((asset, clock.partition("=")[2]))

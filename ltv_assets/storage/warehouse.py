@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ltv_assets.core.asset_specs import SPECS
 from ltv_assets.core.errors import LtvError, ModelFileError, NoSpaceError, PermanentError, StaleError, explained
 from ltv_assets.storage.files import (
     publish_folder,
@@ -42,10 +43,6 @@ T = TypeVar("T")
 SCORES_FILE = "holdout_scores.parquet"
 """Scores of a window's holdout rows, beside its metrics."""
 
-MODEL_ASSETS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
-WINDOW_ASSETS = ("histos_train", "hhistus_buyers", *MODEL_ASSETS, "holdout_metrics", "served_model")
-_IN_MODELS = (*MODEL_ASSETS, "served_model")
-DAY_ASSETS = ("raw_partitions", "flattened_features", "predictions")
 DOCUMENT_FOLDERS: Mapping[str, str] = {"report": "reports", "ablation": "ablations", "model_card": "champions"}
 """What describes a window for readers: published like a partition, but nothing is made from it."""
 COMPARISONS = "comparisons"
@@ -94,14 +91,14 @@ class Warehouse:
         """Folder of one partition; raises PermanentError for a key that is not a day (or a pair of days)."""
         if not _KEY.fullmatch(key):
             raise PermanentError(f"{asset}: partition key {key!r} is not a day such as 2025-10-06")
-        if asset == "submission":
-            return self.root / "submissions" / key
-        if asset in _IN_MODELS:
-            return self.root / "models" / f"window={key}" / asset
         if asset in DOCUMENT_FOLDERS:
             return self.root / DOCUMENT_FOLDERS[asset] / f"window={key}"
-        clock = "window" if asset in WINDOW_ASSETS else "day"
-        return self.root / "lake" / asset / f"{clock}={key}"
+        spec = SPECS[asset]
+        if spec.folder == "submissions":
+            return self.root / spec.folder / key
+        if spec.folder == "models":
+            return self.root / spec.folder / f"window={key}" / asset
+        return self.root / spec.folder / asset / f"{spec.partitions}={key}"
 
     @property
     def database(self) -> Path:
@@ -119,12 +116,12 @@ class Warehouse:
 
     def keys(self, asset: str) -> tuple[str, ...]:
         """Published partitions of an asset, in order."""
-        if asset in _IN_MODELS:
+        folder = DOCUMENT_FOLDERS.get(asset) or SPECS[asset].folder
+        if folder == "models":
             folders = (p / asset for p in (self.root / "models").glob("window=*"))
             found = (p.parent.name.partition("=")[2] for p in folders if (p / MANIFEST_NAME).is_file())
         else:
-            named = {"submission": "submissions", **DOCUMENT_FOLDERS}
-            base = self.root / named[asset] if asset in named else self.root / "lake" / asset
+            base = self.root / folder / asset if folder == "lake" else self.root / folder
             listed = list(base.glob("*")) if base.is_dir() else []
             found = (p.name.rpartition("=")[2] for p in listed if (p / MANIFEST_NAME).is_file())
         return tuple(sorted(k for k in found if _KEY.fullmatch(k)))

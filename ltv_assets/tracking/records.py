@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ltv_assets import __version__
+from ltv_assets.core.asset_specs import SPECS, WINDOW_ASSETS
 from ltv_assets.core.config import Config
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.state.project import Project
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets.tracking.client import PushResult, Tracker
 from ltv_assets.tracking.outbox import WINDOW_STAGE, Input, Record
 
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 EXPLAINED_ROWS = 500
 """Rows whose scores are taken apart into SHAP values."""
-MODEL_SECTIONS: dict[str, tuple[str, ...]] = {
-    "buyer_classifier": ("buyer_classifier", "calibration"),
-    "buyer_gating": ("whale_classifier", "gating"),
-    "revenue_regressor": ("revenue_head", "increments", "cap_quantile"),
-    "stacker": ("stacker", "boosting", "forest", "linear"),
-}
 SHAPING_SECTIONS = ("seed", "data", "windows", "sampling", "models")
 """Sections of the configuration that decide a window's models; logged as parameters."""
 JUDGING_SECTIONS = ("evaluation", "checks")
@@ -63,23 +57,24 @@ class StageEvidence:
 
 def stage_evidence(name: str, stage: Any, window: WindowContext) -> StageEvidence:
     """Figures, curves, pictures and tables of one fitted stage; its trees are explained on a seeded sample of rows."""
+    from ltv_assets.modeling.stages import STAGE_SPECS
     from ltv_assets.plots import reliability_curve, training_curves
 
-    found = StageEvidence(stage.diagnostics, _curves(stage))
-    if name == "buyer_classifier":
-        found.pictures["reliability.png"] = reliability_curve(window.design.aux.payer, stage.oof["buyer_probability"])
-        if stage.curves:
-            found.pictures["training.png"] = training_curves(stage.curves, metric="log-loss", best_iteration=stage.rounds)
-        _explain(found, stage.model, "Buyer classifier", window, payers=False)
-    elif name == "buyer_gating" and stage.whale_model is not None:
-        _explain(found, stage.whale_model, "Whale classifier", window, payers=True)
-    elif name == "revenue_regressor":
-        for head, curves in stage.curves.items():
-            if curves:
-                found.pictures[f"training_{head}.png"] = training_curves(curves, metric="RMSLE, MAE", title=f"Training of {head}")
-        _explain(found, stage.head, "D7 revenue head", window, payers=True)
-    elif name == "stacker" and stage.meta is not None:
-        _importances(found, stage.meta, "Meta learner")
+    spec, found = STAGE_SPECS[name], StageEvidence(stage.diagnostics, _curves(stage))
+    if spec.probability:
+        found.pictures["reliability.png"] = reliability_curve(window.design.aux.payer, stage.oof[spec.probability])
+    curves = getattr(stage, "curves", {}) if spec.training else {}
+    if any(isinstance(curve, Mapping) for curve in curves.values()):
+        for head, inner in curves.items():
+            if inner:
+                found.pictures[f"training_{head}.png"] = training_curves(inner, metric=spec.training, title=f"Training of {head}")
+    elif curves:
+        found.pictures["training.png"] = training_curves(curves, metric=spec.training, best_iteration=stage.rounds)
+    model = getattr(stage, spec.explained.attribute) if spec.explained else None
+    if spec.explained and model is not None and spec.explained.rows is None:
+        _importances(found, model, spec.explained.title)
+    elif spec.explained and model is not None:
+        _explain(found, model, spec.explained.title, window, payers=spec.explained.rows == "payers")
     return found
 
 
@@ -130,7 +125,7 @@ def log_stage(
     if not tracker.outbox.has(key, identity, WINDOW_STAGE):
         tracker.log(_window_record(tracker, project, key, identity, run_id=run_id, seconds=seconds))
     settings = _shaping_settings(project)
-    chosen = {p: settings["models"][p] for p in MODEL_SECTIONS.get(name, ())}
+    chosen = {p: settings["models"][p] for p in SPECS[name].tracked_sections}
     record = Record(
         window=key,
         stage=name,

@@ -6,7 +6,7 @@ truth where the data carries one, and says which columns make segments. Formulas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -119,14 +119,20 @@ def oracle_scores(project: Project, rows: Rows) -> NDArray[np.float64] | None:
     return None if np.isnan(found).any() else found
 
 
-def holdout_pictures(holdout: Holdout) -> dict[str, bytes]:
-    """Pictures of an evaluated holdout by file name."""
-    revenue = holdout.rows.revenue.iloc[:, 0].to_numpy()
-    scores = holdout.scores
-    ltv = scores["ltv_d7"].to_numpy()
-    ranked = {"ltv_d7": ltv, "reference": scores["reference_log"].to_numpy()}
-    if holdout.oracle_log is not None:
-        ranked["oracle"] = holdout.oracle_log
+def _revenue(holdout: Holdout) -> NDArray[np.float64]:
+    return holdout.rows.revenue.iloc[:, 0].to_numpy()
+
+
+def _ltv(holdout: Holdout) -> NDArray[np.float64]:
+    return holdout.scores["ltv_d7"].to_numpy()
+
+
+def _ranked(holdout: Holdout) -> dict[str, NDArray[np.float64]]:
+    ranked = {"ltv_d7": _ltv(holdout), "reference": holdout.scores["reference_log"].to_numpy()}
+    return ranked if holdout.oracle_log is None else {**ranked, "oracle": holdout.oracle_log}
+
+
+def _bars(holdout: Holdout) -> dict[str, tuple[float, float, float]]:
     whole = holdout.figures[holdout.figures["segment"] == ALL].set_index("metric")
     names = {
         "rmsle_zero": "predict zero",
@@ -136,21 +142,71 @@ def holdout_pictures(holdout: Holdout) -> dict[str, bytes]:
         "rmsle_gated": "ltv_d7, gated",
         "rmsle_oracle": "oracle",
     }
-    bars: dict[str, tuple[float, float, float]] = {
+    return {
         label: tuple(float(v) for v in whole.loc[m, ["value", "low", "high"]])  # type: ignore[misc]
         for m, label in names.items()
         if m in whole.index
     }
-    return {
-        "rmsle.png": pictures.rmsle_bars(bars),
-        "reliability.png": pictures.reliability_curve(revenue > 0, scores["buyer_probability"]),
-        "gain.png": pictures.gain_curves(revenue, ranked),
-        "deciles.png": pictures.decile_chart(revenue, ltv, scores["expected_revenue_d7"], cap_usd=holdout.cap_usd),
-        "zero_rate_by_hour.png": pictures.zero_rate_by(holdout.rows.hour, revenue, scores["predicted_zero"], by="hour"),
-        "residuals.png": pictures.residuals_by_revenue(revenue, ltv),
-        "capture_against_spend.png": pictures.revenue_against_spend(revenue, ranked),
-        "score_distribution.png": pictures.score_distribution(ltv, revenue),
-    }
+
+
+@dataclass(frozen=True)
+class HoldoutPlot:
+    """A picture of an evaluated holdout: its file, the sentence under it in the report, and how it is drawn."""
+
+    file: str
+    caption: str
+    draw: Callable[[Holdout], bytes]
+
+
+HOLDOUT_PLOTS: tuple[HoldoutPlot, ...] = (
+    HoldoutPlot(
+        "rmsle.png",
+        "RMSLE against what is simpler (constant, zero, one LightGBM) and, in simulations, against the best possible.",
+        lambda h: pictures.rmsle_bars(_bars(h)),
+    ),
+    HoldoutPlot(
+        "reliability.png",
+        "Does a probability of 5 % mean that 5 % pay? Points on the dashed line say yes; both axes are logarithmic.",
+        lambda h: pictures.reliability_curve(_revenue(h) > 0, h.scores["buyer_probability"]),
+    ),
+    HoldoutPlot(
+        "gain.png",
+        "Share of all revenue that is found in the best-scored impressions.",
+        lambda h: pictures.gain_curves(_revenue(h), _ranked(h)),
+    ),
+    HoldoutPlot(
+        "deciles.png",
+        "Impressions in ten groups by score: money expected and money recorded, each row up to the cap.",
+        lambda h: pictures.decile_chart(_revenue(h), _ltv(h), h.scores["expected_revenue_d7"], cap_usd=h.cap_usd),
+    ),
+    HoldoutPlot(
+        "zero_rate_by_hour.png",
+        "Share of impressions without revenue by hour of the day, recorded and predicted.",
+        lambda h: pictures.zero_rate_by(h.rows.hour, _revenue(h), h.scores["predicted_zero"], by="hour"),
+    ),
+    HoldoutPlot(
+        "residuals.png",
+        "Error in log1p by recorded revenue. Payers lie far below zero in any good model: most who look like them do not pay.",
+        lambda h: pictures.residuals_by_revenue(_revenue(h), _ltv(h)),
+    ),
+    HoldoutPlot(
+        "capture_against_spend.png",
+        "Share of all revenue against the share of impressions bought, best scores first.",
+        lambda h: pictures.revenue_against_spend(_revenue(h), _ranked(h)),
+    ),
+    HoldoutPlot(
+        "score_distribution.png",
+        "How the scores of payers and of others are distributed.",
+        lambda h: pictures.score_distribution(_ltv(h), _revenue(h)),
+    ),
+)
+"""Pictures of every window's holdout, in the order of the report; Dagster and MLflow show them as well."""
+CAPTIONS: Mapping[str, str] = {plot.file: plot.caption for plot in HOLDOUT_PLOTS}
+
+
+def holdout_pictures(holdout: Holdout) -> dict[str, bytes]:
+    """Pictures of an evaluated holdout by file name."""
+    return {plot.file: plot.draw(holdout) for plot in HOLDOUT_PLOTS}
 
 
 def write_holdout(folder: Path, key: str, holdout: Holdout) -> dict[str, int | None]:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.model_store import read_evaluated, write_figures
-from ltv_assets.modeling.stages import fit_window
+from ltv_assets.modeling.stages import STAGES, fit_window
 from ltv_assets.state.project import Project
 from ltv_assets.training.windows import served_context
-
-STAGE_ORDER = ("classifier", "gating", "regressor", "stacker")
 
 
 def refit_window(project: Project, key: str) -> WindowModels:
@@ -28,5 +26,6 @@ def write_served(folder: Path, key: str, models: WindowModels) -> dict[str, int 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
         listed[name] = None
-    figures = {f"{stage}.{name}": value for stage in STAGE_ORDER for name, value in getattr(models, stage).diagnostics.items()}
+    roles = {stage.name: stage.role or stage.name for stage in STAGES}
+    figures = {f"{roles[stage]}.{name}": value for stage, fitted in models.stages.items() for name, value in fitted.diagnostics.items()}
     return listed | write_figures(folder, key, figures)

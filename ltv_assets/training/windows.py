@@ -6,7 +6,7 @@ arrays to the core. Nothing is computed here that a figure depends on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -268,6 +268,12 @@ def read_hhistus_plan(project: Project, key: str, context: WindowContext) -> Hhi
     keep, weight = np.zeros(size, bool), np.zeros(size, np.float32)
     keep[rows], weight[rows] = True, table["weight"].to_numpy()
     return HhistusPlan(bins, keep, weight)
+
+
+PLAN_READERS: Mapping[str, Callable[[Project, str, WindowContext], Any]] = {
+    "histos_train": read_histos_plan,
+    "hhistus_buyers": read_hhistus_plan,
+}
 
 
 def _read_relation(warehouse: Warehouse, asset: str, key: str) -> pa.Table:

@@ -20,7 +20,8 @@ import pytest
 
 from ltv_assets.cli.flatten_benchmark import find_days
 from ltv_assets.core.errors import DataError
-from ltv_assets.defs.asset_checks.checks import files_readable, flattened_rows_reconciled
+from ltv_assets.defs.asset_checks.features import flattened_rows_reconciled
+from ltv_assets.defs.asset_checks.ingestion import files_readable
 from ltv_assets.ingestion.calendar import discover
 from ltv_assets.ingestion.footers import Footer, FooterReader
 from ltv_assets.ingestion.inventory import HashCache, inspect_day, refuse_unsound

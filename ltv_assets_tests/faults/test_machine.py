@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.core.asset_specs import CODE_VERSIONS
 from ltv_assets.core.errors import LtvError, NoSpaceError, PermanentError, TransientError, explained
 from ltv_assets.defs.publication import readable_failures
 from ltv_assets.scoring.submission import write_submissions
-from ltv_assets.state.freshness import CODE_VERSIONS
 from ltv_assets.state.project import Project
 from ltv_assets.storage.files import file_lock, staging, write_atomic
 from ltv_assets.storage.warehouse import Verdict, Warehouse

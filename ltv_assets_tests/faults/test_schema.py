@@ -51,7 +51,7 @@ def drop(name: str) -> Callable[[pa.Table], pa.Table]:
     inject="buyer_d7",
 )
 def test_missing_key_or_label_refuses_the_day(fault: Fault, world: World) -> None:
-    from ltv_assets.defs.asset_checks.checks import schema_contract
+    from ltv_assets.defs.asset_checks.ingestion import schema_contract
     from ltv_assets.defs.assets.ingestion import inventory_facts
 
     edit(world.file(1), drop(fault.inject))

@@ -82,7 +82,7 @@ def test_row_without_key_or_usable_label_is_set_aside(fault: Fault, world: World
     message="day <day>: <count> rows have a row_id that stands on an earlier day, first <id> on <earlier>; deliver each impression once",
 )
 def test_row_that_trains_and_tests_is_noticed(fault: Fault, world: World) -> None:
-    from ltv_assets.defs.asset_checks.checks import row_ids_new
+    from ltv_assets.defs.asset_checks.features import row_ids_new
 
     again = rows_of(3, "2025-10-02")
     again[5]["row_id"] = f"{DAY}-1-2"
@@ -108,7 +108,7 @@ def publish(project: Project, day: str, table: pa.Table, facts: dict[str, Any] |
     message="day <day>: 0 rows, fewer than min_rows_per_day = 1",
 )
 def test_day_without_rows_is_refused(fault: Fault, tmp_path: Path) -> None:
-    from ltv_assets.defs.asset_checks.checks import flattened_rows_reconciled
+    from ltv_assets.defs.asset_checks.features import flattened_rows_reconciled
     from ltv_assets.defs.assets.ingestion import inventory_facts
 
     world = World(tmp_path)
@@ -324,7 +324,7 @@ def test_readable_data_lose_nothing(world: World) -> None:
 
 
 def test_lost_values_fail_a_warning_check_that_shows_them(world: World) -> None:
-    from ltv_assets.defs.asset_checks.checks import values_read
+    from ltv_assets.defs.asset_checks.features import values_read
     from ltv_assets.defs.assets.ingestion import FlattenedDay
 
     written("wifi_ratio", "0,5")(world)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ltv_assets.storage.object_store import SHARED_ASSETS, Lake
+from ltv_assets.core.asset_specs import SHARED_ASSETS
+from ltv_assets.storage.object_store import Lake
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.graph.conftest import Ran, command, environment

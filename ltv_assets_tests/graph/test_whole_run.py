@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.columns import ASSET_NAMES, RELATIONS
+from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults.damaged_parquet import write_encrypted
 from ltv_assets_tests.graph.conftest import Ran, command, environment

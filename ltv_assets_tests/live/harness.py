@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.config import PROJECT_ROOT
-from ltv_assets.defs.jobs import DAY_ASSETS
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets_tests.conftest import HANGS
 
 T = TypeVar("T")
@@ -202,7 +201,7 @@ class Dagster:
     def backfill(self, days: tuple[str, str] | None, windows: tuple[str, str] | None) -> str:
         """Launch one backfill over ranges of days and of windows; returns its id."""
         partitions = []
-        for assets, chosen in ((DAY_ASSETS, days), (WINDOW_ASSETS, windows)):
+        for assets, chosen in ((INGESTED_ASSETS, days), (WINDOW_ASSETS, windows)):
             if chosen is not None:
                 ranges = {"ranges": [{"start": chosen[0], "end": chosen[1]}]}
                 partitions += [{"assetKey": {"path": [a]}, "partitions": ranges} for a in assets]

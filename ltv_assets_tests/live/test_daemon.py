@@ -17,11 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.asset_specs import ASSET_NAMES, INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.config import PROJECT_ROOT
-from ltv_assets.defs.jobs import DAY_ASSETS
 from ltv_assets.simulator import simulate
-from ltv_assets.storage.warehouse import WINDOW_ASSETS
 from ltv_assets_tests.conftest import HANGS
 from ltv_assets_tests.live.harness import CONFIG, Browser, Dagster, Place, running, wait_for
 
@@ -81,7 +79,7 @@ def corrupt(path: Path) -> None:
 def assert_status_and_page_agree(dagster: Dagster) -> None:
     """What ``ltv status`` calls fresh is materialized on the page; what it calls missing is not."""
     states = dagster.place.states()
-    for asset in (*DAY_ASSETS, *WINDOW_ASSETS, "predictions"):
+    for asset in (*INGESTED_ASSETS, *WINDOW_ASSETS, "predictions"):
         materialized, failed = dagster.materialized(asset)
         mine = {key: state for (name, key), state in states.items() if name == asset}
         fresh = {key for key, state in mine.items() if state == "fresh"}
@@ -123,7 +121,7 @@ def test_one_backfill_over_days_and_windows_makes_everything(by_hand: Dagster, t
         assert by_hand.backfill_end(backfill) == "COMPLETED_SUCCESS"
     finally:
         in_process[0].kill()
-    wanted = {asset: set(DAYS[:4]) if asset in DAY_ASSETS else {FIRST, SECOND} for asset in (*DAY_ASSETS, *WINDOW_ASSETS)}
+    wanted = {asset: set(DAYS[:4]) if asset in INGESTED_ASSETS else {FIRST, SECOND} for asset in (*INGESTED_ASSETS, *WINDOW_ASSETS)}
     for asset, keys in wanted.items():
         assert by_hand.materialized(asset) == (keys, set()), asset
         for check in by_hand.checks(asset):

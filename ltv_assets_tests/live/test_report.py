@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from ltv_assets.modeling.evaluation.segments import HEADLINE
 from ltv_assets.simulator import simulate
-from ltv_assets.state.status import HEADLINE
 from ltv_assets_tests.live.harness import Browser, Place, wait_for
 
 LOADED = "document.readyState === 'complete' && [...document.images].every(i => i.complete)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -16,18 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.cli.runner import _warnings
-from ltv_assets.core.columns import BLOCKING_CHECKS, RELATIONS
+from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
+from ltv_assets.core.check_specs import Outcome, blocking_checks, check_bounds, check_specs
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError
-from ltv_assets.defs.asset_checks import checks
-from ltv_assets.defs.asset_checks.checks import CHECKS, run_check, sampling_allowance
+from ltv_assets.defs.asset_checks import features, ingestion, registry, scoring, training
+from ltv_assets.defs.asset_checks.registry import run_check
+from ltv_assets.defs.asset_checks.training import sampling_allowance
 from ltv_assets.defs.resources import CatalogueResource
 from ltv_assets.features.schema import categorical_names, feature_names
 from ltv_assets.ingestion.calendar import Horizon
 from ltv_assets.modeling.levels import follow_level
 from ltv_assets.state import readiness
-from ltv_assets.state.freshness import CHECK_BOUNDS
 from ltv_assets.state.project import Project
+from ltv_assets.state.status import headline_figures
+from ltv_assets.storage.champion import Champion, write_champion
 from ltv_assets.storage.warehouse import Warehouse
 
 DAY, LATER = "2025-10-01", "2025-10-02"
@@ -101,14 +106,14 @@ def test_check_that_reads_rows_opens_no_database_of_other_limits(tmp_path: Path,
         return connect(*place, config=config)
 
     monkeypatch.setattr("duckdb.connect", watched)
-    spec = next(spec for spec in CHECKS if spec.name == check)
+    spec = next(spec for spec in check_specs() if spec.name == check)
     spec.function(p, {"flattened_features": LATER, "predictions": DAY, "submission": p.submission_key}[spec.asset])
     assert opened and set(opened) == {(1, "0.25GB")}
 
 
 def test_window_that_was_never_evaluated_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holdout_metrics 2025-10-01: metric rmsle is missing, as in one made by an older version"):
-        checks.rmsle(project(tmp_path), DAY)
+        training.rmsle(project(tmp_path), DAY)
 
 
 def test_verdict_on_repeated_row_ids_depends_on_how_many_days_were_compared(tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_verdict_on_repeated_row_ids_depends_on_how_many_days_were_compared(tmp_
     )
 
 
-@pytest.mark.parametrize("check", [c for c in BLOCKING_CHECKS["holdout_metrics"] if c in CHECK_BOUNDS])
+@pytest.mark.parametrize("check", [c for c in blocking_checks("holdout_metrics") if c in check_bounds()])
 def test_bound_of_a_check_that_blocks_a_window_makes_it_another_window(tmp_path: Path, check: str) -> None:
     """Automation asks for a window once for each set of inputs; a bound that was loosened lets it ask again."""
     day = date(2025, 10, 1)
@@ -127,7 +132,7 @@ def test_bound_of_a_check_that_blocks_a_window_makes_it_another_window(tmp_path:
         p = Project(config, Horizon(days, (), 2, 7, 0, frozenset()), Warehouse(tmp_path))
         return readiness.identity(p.lineage(), "served_model", "2025-10-03")
 
-    (name, *_) = CHECK_BOUNDS[check]
+    (name, *_) = check_bounds()[check]
     section, key = name.split(".")
     config = Config()
     changed = getattr(config, section).model_copy(update={key: 0.123})
@@ -138,9 +143,9 @@ def test_lost_rows_are_noticed(tmp_path: Path) -> None:
     p = project(tmp_path, data={"max_bad_row_share": 0.5})
     publish(p, "raw_partitions", facts={"rows": 10})
     flattened(p, 8)
-    assert checks.flattened_rows_reconciled(p, DAY).passed
+    assert features.flattened_rows_reconciled(p, DAY).passed
     flattened(p, 7)
-    outcome = checks.flattened_rows_reconciled(p, DAY)
+    outcome = features.flattened_rows_reconciled(p, DAY)
     assert not outcome.passed
     assert "10 raw rows but 9 accounted for (1 lost)" in outcome.message
 
@@ -149,7 +154,7 @@ def test_too_many_quarantined_rows_fail_with_the_reason(tmp_path: Path) -> None:
     p = project(tmp_path)
     publish(p, "raw_partitions", facts={"rows": 10})
     flattened(p, 8)
-    outcome = checks.flattened_rows_reconciled(p, DAY)
+    outcome = features.flattened_rows_reconciled(p, DAY)
     assert not outcome.passed
     assert "2 of 10 rows quarantined, more than max_bad_row_share = 5.0%; most: row_id repeated" in outcome.message
 
@@ -160,9 +165,9 @@ def test_too_many_quarantined_rows_fail_with_the_reason(tmp_path: Path) -> None:
 def test_label_among_the_features_fails(tmp_path: Path, column: str) -> None:
     p = project(tmp_path)
     flattened(p, 8)
-    assert checks.no_label_among_features(p, DAY).passed
+    assert features.no_label_among_features(p, DAY).passed
     flattened(p, 8, (("x", "feature"), (column, "feature")))
-    outcome = checks.no_label_among_features(p, DAY)
+    outcome = features.no_label_among_features(p, DAY)
     assert not outcome.passed
     assert column in outcome.message
 
@@ -170,9 +175,9 @@ def test_label_among_the_features_fails(tmp_path: Path, column: str) -> None:
 def test_label_among_the_models_inputs_fails(tmp_path: Path) -> None:
     p = project(tmp_path)
     publish(p, "buyer_classifier", encoder=json.dumps({"columns": ["x", "country"]}))
-    assert checks.no_label_in_model(p, DAY).passed
+    assert training.no_label_in_model(p, DAY).passed
     publish(p, "buyer_classifier", encoder=json.dumps({"columns": ["x", "iap_revenue_d14"]}))
-    outcome = checks.no_label_in_model(p, DAY)
+    outcome = training.no_label_in_model(p, DAY)
     assert not outcome.passed
     assert "iap_revenue_d14 is an input of the models" in outcome.message
 
@@ -210,15 +215,15 @@ def newest_day(p: Project, payers: int, rows: int) -> None:
 @pytest.mark.parametrize(
     ("check", "values", "words"),
     [
-        (checks.rmsle, {"rmsle": 0.61}, "RMSLE 0.6100 is above rmsle_max = 0.6"),
-        (checks.rmsle, {"rmsle_minus_reference": (0.01, 0.002, 0.02)}, "worse than the reference's 0.4200 beyond noise"),
-        (checks.zero_rate, {"zero_rate_predicted": 0.98}, "gap 0.0100 is more than zero_rate_tolerance = 0.006"),
-        (checks.calibration, {"ece": 0.03}, "ECE 0.0300"),
-        (checks.expected_revenue, {"bias_ratio_capped": 2.5}, "outside 0.5 .. 2"),
+        (training.rmsle, {"rmsle": 0.61}, "RMSLE 0.6100 is above rmsle_max = 0.6"),
+        (training.rmsle, {"rmsle_minus_reference": (0.01, 0.002, 0.02)}, "worse than the reference's 0.4200 beyond noise"),
+        (training.zero_rate, {"zero_rate_predicted": 0.98}, "gap 0.0100 is more than zero_rate_tolerance = 0.006"),
+        (training.calibration, {"ece": 0.03}, "ECE 0.0300"),
+        (training.expected_revenue, {"bias_ratio_capped": 2.5}, "outside 0.5 .. 2"),
     ],
 )
 def test_bad_figure_fails_and_stands_in_the_message(
-    tmp_path: Path, check: Callable[..., checks.Outcome], values: dict[str, Any], words: str
+    tmp_path: Path, check: Callable[..., Outcome], values: dict[str, Any], words: str
 ) -> None:
     p = project(tmp_path)
     metrics(p)
@@ -229,8 +234,10 @@ def test_bad_figure_fails_and_stands_in_the_message(
     assert words in outcome.message
 
 
-@pytest.mark.parametrize(("check", "metric"), [(checks.calibration, "mean_p_over_rate"), (checks.expected_revenue, "bias_ratio_capped")])
-def test_holdout_without_a_payer_cannot_be_judged_and_says_so(tmp_path: Path, check: Callable[..., checks.Outcome], metric: str) -> None:
+@pytest.mark.parametrize(
+    ("check", "metric"), [(training.calibration, "mean_p_over_rate"), (training.expected_revenue, "bias_ratio_capped")]
+)
+def test_holdout_without_a_payer_cannot_be_judged_and_says_so(tmp_path: Path, check: Callable[..., Outcome], metric: str) -> None:
     p = project(tmp_path)
     metrics(p, zero_rate_observed=1.0, rows=480.0, **{metric: float("nan")})
     outcome = check(p, DAY)
@@ -243,17 +250,17 @@ def test_figure_that_is_undefined_is_told_from_one_that_is_missing(tmp_path: Pat
     p = project(tmp_path)
     metrics(p, ece=float("nan"))
     with pytest.raises(DataError, match=r"metric ece is undefined on this holdout; look whether the labels of 2025-10-01 have arrived"):
-        checks.calibration(p, DAY)
+        training.calibration(p, DAY)
     with pytest.raises(DataError, match=r"metric auc is missing, .* materialize --select holdout_metrics --partition 2025-10-01"):
-        checks._value(checks.headline_figures(p, DAY), "auc", DAY)
+        training._value(headline_figures(p, DAY), "auc", DAY)
 
 
 def test_hours_that_no_partition_reads_are_named_by_the_check_of_hours(tmp_path: Path) -> None:
     p = project(tmp_path)
     publish(p, "raw_partitions", facts={"missing_hours": [], "empty_hours": []})
-    assert checks.hours_complete(p, DAY).passed
+    assert ingestion.hours_complete(p, DAY).passed
     publish(p, "raw_partitions", facts={"missing_hours": [], "empty_hours": [], "hours_uncovered": ["day 2025-10-01 counts as train"]})
-    outcome = checks.hours_complete(p, DAY)
+    outcome = ingestion.hours_complete(p, DAY)
     assert not outcome.passed
     assert "day 2025-10-01 counts as train" in outcome.message
 
@@ -261,13 +268,13 @@ def test_hours_that_no_partition_reads_are_named_by_the_check_of_hours(tmp_path:
 def test_worse_than_the_reference_within_noise_passes(tmp_path: Path) -> None:
     p = project(tmp_path)
     metrics(p, rmsle=0.425, rmsle_minus_reference=(0.005, -0.001, 0.011))
-    assert checks.rmsle(p, DAY).passed
+    assert training.rmsle(p, DAY).passed
 
 
 def test_tolerance_of_nothing_passes_nothing_but_equality(tmp_path: Path) -> None:
     p = project(tmp_path, checks={"zero_rate_tolerance": 0.0})
     metrics(p)
-    assert not checks.zero_rate(p, DAY).passed
+    assert not training.zero_rate(p, DAY).passed
     assert sampling_allowance(0.03 * 0.97 / 100, 0.0) == 0.0
     assert sampling_allowance(0.03 * 0.97 / 1e9, 0.006) < 1e-4
     assert sampling_allowance(0.03 * 0.97 / 100, 0.006) == 0.006
@@ -281,7 +288,7 @@ def test_a_day_that_moved_by_itself_passes_and_says_so(tmp_path: Path) -> None:
     p = project(tmp_path)
     metrics(p, **MOVED_DAY)
     newest_day(p, payers=424, rows=23_570)
-    spec = next(s for s in CHECKS if s.name == "zero_rate")
+    spec = next(s for s in check_specs() if s.name == "zero_rate")
     outcome = run_check(p, spec, DAY)
     assert outcome.passed
     assert "gap 0.0083 is more than zero_rate_tolerance = 0.006 plus 0.0021" in outcome.message
@@ -298,7 +305,7 @@ def test_a_gate_that_is_off_blocks_on_a_day_that_moved_as_well(tmp_path: Path, p
     p = project(tmp_path)
     metrics(p, rows=50_000.0, zero_rate_observed=observed, zero_rate_predicted=predicted)
     newest_day(p, payers=round((1 - newest) * 50_000), rows=50_000)
-    outcome = checks.zero_rate(p, DAY)
+    outcome = training.zero_rate(p, DAY)
     assert not outcome.passed
     assert outcome.message.endswith("the gate is off")
     assert f"and more than the {abs(newest - observed):.4f} by which" in outcome.message
@@ -310,21 +317,34 @@ def test_a_blocking_check_that_passes_with_a_warning_is_among_the_warnings_of_a_
 
     @dg.asset_check(asset=holdout, blocking=True)
     def warns() -> dg.AssetCheckResult:
-        return checks._result(checks.Outcome(True, "the day itself moved", {"warning": True}), blocking=True)
+        return registry._result(Outcome(True, "the day itself moved", {"warning": True}), blocking=True)
 
     @dg.asset_check(asset=holdout, blocking=True)
     def passes() -> dg.AssetCheckResult:
-        return checks._result(checks.Outcome(True, "all is well"), blocking=True)
+        return registry._result(Outcome(True, "all is well"), blocking=True)
 
     result = dg.materialize([holdout, warns, passes])
     assert result.success
     assert _warnings(result) == ["holdout: warns: the day itself moved"]
 
 
+def test_check_that_fails_writes_its_verdict_and_nothing_else(tmp_path: Path) -> None:
+    """Who scores new days follows from the verdict where it is read; the check itself promotes nobody."""
+    p = project(tmp_path)
+    metrics(p, rmsle=0.61)
+    write_champion(p.warehouse, Champion(DAY, "content", "the first window that passed its checks"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not run_check(p, next(s for s in check_specs() if s.name == "rmsle"), DAY).passed
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    verdict = tmp_path / "verdicts" / "holdout_metrics" / DAY / "rmsle.json"
+    assert after.pop(verdict) and after == before
+    assert p.lineage().champion() is None
+
+
 def test_a_gate_as_right_as_it_can_be_says_nothing_of_movement(tmp_path: Path) -> None:
     p = project(tmp_path)
     metrics(p)
-    outcome = checks.zero_rate(p, DAY)
+    outcome = training.zero_rate(p, DAY)
     assert outcome.passed
     assert "warning" not in outcome.figures
 
@@ -333,7 +353,7 @@ def test_gate_that_is_off_is_not_judged(tmp_path: Path) -> None:
     gating = Config().models.gating.model_copy(update={"zero_rate": "off"})
     p = project(tmp_path, models={"gating": gating})
     metrics(p, zero_rate_predicted=0.0)
-    assert checks.zero_rate(p, DAY).passed
+    assert training.zero_rate(p, DAY).passed
 
 
 def scores(p: Project, **changed: Any) -> None:
@@ -366,19 +386,54 @@ def scores(p: Project, **changed: Any) -> None:
 def test_impossible_score_fails_and_names_its_row(tmp_path: Path, changed: dict[str, Any]) -> None:
     p = project(tmp_path)
     scores(p)
-    assert checks.scores_valid(p, DAY).passed
+    assert scoring.scores_valid(p, DAY).passed
     scores(p, **changed)
-    outcome = checks.scores_valid(p, DAY)
+    outcome = scoring.scores_valid(p, DAY)
     assert not outcome.passed
     assert "row_id bad" in outcome.message
 
 
-def test_every_blocking_check_exists_and_its_verdict_is_remembered(tmp_path: Path) -> None:
-    named = {(spec.asset, spec.name) for spec in CHECKS}
-    assert {(asset, name) for asset, names in BLOCKING_CHECKS.items() for name in names} <= named
+BLOCKING = {
+    "raw_partitions": ("files_readable", "schema_contract"),
+    "flattened_features": ("rows_reconciled", "no_label_among_features"),
+    "buyer_classifier": ("training_rows_reconciled", "no_label_in_model"),
+    "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
+    "predictions": ("rows_reconciled", "scores_valid"),
+    "submission": ("submission_rows_reconciled", "submission_valid"),
+}
+BOUNDS = {
+    "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
+    "row_ids_new": ("windows.max_train_days",),
+    "rows_reconciled": ("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
+    "zero_rate": ("checks.zero_rate_tolerance",),
+    "rmsle": ("checks.rmsle_max",),
+    "calibration": ("checks.ece_max",),
+    "expected_revenue": ("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"),
+    "drift": ("checks.psi_warn",),
+    "adversarial_drift": ("checks.adversarial_auc_warn",),
+}
+
+
+def test_checks_that_block_and_their_bounds_are_those_of_before_they_were_declared_once() -> None:
+    """Another bound, or one check more, would ask for new verdicts on every partition of a warehouse."""
+    assert {asset: blocking_checks(asset) for asset in ASSET_NAMES if blocking_checks(asset)} == BLOCKING
+    assert check_bounds() == BOUNDS
+
+
+def test_freshness_knows_every_check_without_dagster() -> None:
+    """Whatever a process imported before: a check that is not known to block would let a failed partition pass."""
+    code = (
+        "import sys; from ltv_assets.state import freshness; from ltv_assets.core.check_specs import blocking_checks, check_specs; "
+        "print(len(check_specs()), *blocking_checks('holdout_metrics'), 'dagster' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert told == [str(len(check_specs())), *BLOCKING["holdout_metrics"], "False"]
+
+
+def test_verdict_of_a_check_is_remembered(tmp_path: Path) -> None:
     p = project(tmp_path)
     metrics(p)
-    for spec in CHECKS:
+    for spec in check_specs():
         if spec.asset == "holdout_metrics" and spec.name in ("zero_rate", "rmsle"):
             run_check(p, spec, DAY)
     assert {v.check: v.passed for v in p.warehouse.verdicts("holdout_metrics", DAY)} == {"zero_rate": True, "rmsle": True}
@@ -405,9 +460,9 @@ def test_rows_lost_on_the_way_into_a_window_are_noticed(tmp_path: Path) -> None:
     flattened_day("2025-10-01", 5)
     flattened_day("2025-10-02", 4)
     trained(9)
-    assert checks.training_rows_reconciled(p, "2025-10-03").passed
+    assert training.training_rows_reconciled(p, "2025-10-03").passed
     trained(8)
-    outcome = checks.training_rows_reconciled(p, "2025-10-03")
+    outcome = training.training_rows_reconciled(p, "2025-10-03")
     assert not outcome.passed
     assert "9 flattened rows of 2025-10-01 .. 2025-10-02, 8 trained on" in outcome.message
 
@@ -416,9 +471,9 @@ def test_rows_lost_between_holdout_and_figures_are_noticed(tmp_path: Path) -> No
     p = project(tmp_path)
     flattened(p, 8)
     metrics(p, rows=8.0)
-    assert checks.holdout_rows_reconciled(p, DAY).passed
+    assert training.holdout_rows_reconciled(p, DAY).passed
     metrics(p, rows=7.0)
-    assert "8 flattened rows, 7 evaluated" in checks.holdout_rows_reconciled(p, DAY).message
+    assert "8 flattened rows, 7 evaluated" in training.holdout_rows_reconciled(p, DAY).message
 
 
 def submit(p: Project, rows: int) -> None:
@@ -434,4 +489,4 @@ def test_lines_lost_between_scores_and_submission_are_noticed(tmp_path: Path) ->
     scores(p)
     for rows, passed in ((2, True), (1, False)):
         submit(p, rows)
-        assert checks.submission_rows_reconciled(p, "2025-10-01_2025-10-01").passed == passed
+        assert scoring.submission_rows_reconciled(p, "2025-10-01_2025-10-01").passed == passed

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ltv_assets.cli.app import main
-from ltv_assets.core.columns import ASSET_NAMES
+from ltv_assets.core.asset_specs import ASSET_NAMES
 from ltv_assets.core.config import PROJECT_ROOT, Config, parse_config, walk_keys
 from ltv_assets.state.project import Project
 from ltv_assets_tests.markdown import DOCS, PAGES, blocks, commands, prose, simple_commands

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.core.check_specs import standing_checks
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import DataError
-from ltv_assets.defs.asset_checks.checks import STANDING_CHECKS, champion_fresh, standing_failures
+from ltv_assets.defs.asset_checks.health import champion_fresh, standing_failures
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import feature_names
 from ltv_assets.monitoring import adversarial as drifting
@@ -244,6 +245,6 @@ def test_old_champion_is_a_warning(place: Callable[..., Path], tmp_path: Path) -
 
 
 def test_every_standing_check_explains_itself(world: World) -> None:
-    for check in STANDING_CHECKS:
+    for check in standing_checks():
         assert (check.__doc__ or "").endswith(".")
         assert check(world.project).message

@@ -20,8 +20,8 @@ from dagster._core.definitions.automation_tick_evaluation_context import build_r
 from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.instance.config import dagster_instance_config_schema
 
+from ltv_assets.core.asset_specs import DAY_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.config import PROJECT_ROOT, parse_config
-from ltv_assets.storage.warehouse import DAY_ASSETS, WINDOW_ASSETS
 
 FOLDER = PROJECT_ROOT / "deploy" / "kubernetes"
 

@@ -17,9 +17,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.dataset import prepare_window
-from ltv_assets.modeling.model_set import SCORED_COLUMNS, STAGES, WindowModels
+from ltv_assets.modeling.model_set import SCORED_COLUMNS, WindowModels
 from ltv_assets.modeling.serialization import MANIFEST
-from ltv_assets.modeling.stages import WindowContext, fit_window
+from ltv_assets.modeling.stages import STAGE_NAMES, WindowContext, fit_window
 from ltv_assets_tests.model_world import SMALL, fitted, world
 
 EXPECTED_FAILURES = {
@@ -195,7 +195,7 @@ class TestFiles:
     def test_only_text_and_json_and_no_pickle(self, folder: Path) -> None:
         files = [p for p in folder.rglob("*") if p.is_file()]
         assert {p.suffix for p in files} == {".txt", ".json"}
-        assert {p.parent.name for p in files} == {"model", *STAGES}
+        assert {p.parent.name for p in files} == {"model", *STAGE_NAMES}
         for path in files:
             with pytest.raises(ValueError):
                 list(pickletools.genops(path.read_bytes()))
@@ -245,7 +245,7 @@ class TestFiles:
         with pytest.raises(ModelFileError, match="buyer_gating"):
             WindowModels.from_files({**files, "buyer_gating/buyer_gating.json": json.dumps(gating).encode()})
 
-    @pytest.mark.parametrize("stage", STAGES[:3])
+    @pytest.mark.parametrize("stage", STAGE_NAMES[:3])
     def test_stage_of_another_model_is_refused(self, stage: str) -> None:
         files = fitted()[0].models_.to_files()
         foreign = fitted(1)[0].models_.to_files()

@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 
-from ltv_assets.core.columns import BLOCKING_CHECKS
+from ltv_assets.core.check_specs import blocking_checks
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError, ModelFileError, StaleError
-from ltv_assets.promotion.promotion import Comparison, promote, promotion, rollback, unpin, update_champion
-from ltv_assets.storage.champion import CHAMPION_FILE, eligible_windows, is_judged, read_champion, read_history, write_champion
+from ltv_assets.promotion import promotion
+from ltv_assets.promotion.promotion import Comparison, promote, rollback, settle_champion, unpin, update_champion
+from ltv_assets.storage.champion import (
+    CHAMPION_FILE,
+    champion_in_use,
+    eligible_windows,
+    is_judged,
+    read_champion,
+    read_history,
+    write_champion,
+)
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 DAYS = ("2025-10-03", "2025-10-04", "2025-10-05", "2025-10-06")
@@ -39,7 +48,7 @@ class Bench:
     def evaluate(self, key: str, *, content: str = "", passed: bool = True) -> None:
         """Publish the evaluation of a window with the verdicts of its blocking checks."""
         metrics = self._write("holdout_metrics", key, f"metrics {key} {content}", {})
-        for check in BLOCKING_CHECKS["holdout_metrics"]:
+        for check in blocking_checks("holdout_metrics"):
             ok = passed or check != "rmsle"
             self.warehouse.record_verdict(Verdict("holdout_metrics", key, check, ok, True, metrics, "b", "RMSLE 9 is above 1"))
 
@@ -104,6 +113,60 @@ def test_window_that_failed_a_blocking_check_is_never_champion(bench: Bench) -> 
     assert update_champion(bench.project).window == DAYS[0]
     with pytest.raises(StaleError, match=f"{DAYS[1]} cannot be champion: its check rmsle failed: RMSLE 9 .*that can: {DAYS[0]}"):
         promote(bench.project, DAYS[1])
+
+
+def fail(bench: Bench, key: str) -> None:
+    """A check that is executed again finds what it did not find before; nothing else runs after it."""
+    metrics = bench.warehouse.fingerprint("holdout_metrics", key) or ""
+    bench.warehouse.record_verdict(Verdict("holdout_metrics", key, "rmsle", False, True, metrics, "b", "RMSLE 9 is above 1"))
+
+
+def test_failed_verdict_alone_lets_the_champion_give_way_where_it_is_read(bench: Bench) -> None:
+    for key in DAYS[:3]:
+        bench.train(key)
+    assert update_champion(bench.project).window == DAYS[2]
+    record = (bench.warehouse.root / CHAMPION_FILE).read_bytes()
+    fail(bench, DAYS[2])
+    in_use = champion_in_use(bench.warehouse)
+    assert in_use is not None and in_use.window == DAYS[1]
+    assert in_use.why == f"window {DAYS[2]} gave way because its check rmsle failed: RMSLE 9 is above 1"
+    assert (bench.warehouse.root / CHAMPION_FILE).read_bytes() == record, "reading writes nothing"
+    assert not is_judged(bench.warehouse, DAYS[2]), "the next run makes the record again"
+    settle_champion(bench.project)
+    assert bench.champion == DAYS[1]
+
+
+def test_window_that_was_never_compared_waits_for_the_promotion_step(bench: Bench) -> None:
+    for key in DAYS[:2]:
+        bench.train(key)
+    bench.worse = {(DAYS[2], DAYS[1])}
+    bench.train(DAYS[2])
+    assert update_champion(bench.project).window == DAYS[1]
+    fail(bench, DAYS[1])
+    in_use = champion_in_use(bench.warehouse)
+    assert in_use is not None and in_use.window == DAYS[0], "the third was compared with the second only"
+    settle_champion(bench.project)
+    assert bench.champion == DAYS[2]
+
+
+def test_pinned_champion_and_the_last_one_give_way_to_a_failed_check_too(bench: Bench) -> None:
+    for key in DAYS[:2]:
+        bench.train(key)
+    promote(bench.project, DAYS[1])
+    fail(bench, DAYS[1])
+    in_use = champion_in_use(bench.warehouse)
+    assert in_use is not None and (in_use.window, in_use.pinned) == (DAYS[0], False)
+    fail(bench, DAYS[0])
+    settle_champion(bench.project)
+    assert champion_in_use(bench.warehouse) is None and bench.champion is None
+
+
+def test_champion_that_passes_is_left_as_it_is(bench: Bench) -> None:
+    bench.train(DAYS[0])
+    update_champion(bench.project)
+    bench.train(DAYS[1])
+    settle_champion(bench.project)
+    assert bench.champion == DAYS[0], "a window that was only evaluated competes when it is served"
 
 
 def test_champion_whose_check_fails_later_gives_way_to_the_one_before(bench: Bench) -> None:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from ltv_assets.cli.app import main
 from ltv_assets.cli.retention import collect, kept, needed_days, plan
+from ltv_assets.core.asset_specs import DAY_ASSETS, WINDOW_ASSETS
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import Champion, write_champion
 from ltv_assets.storage.files import write_atomic
-from ltv_assets.storage.warehouse import DAY_ASSETS, DOCUMENT_FOLDERS, WINDOW_ASSETS, Verdict, Warehouse
+from ltv_assets.storage.warehouse import DOCUMENT_FOLDERS, Verdict, Warehouse
 
 FIRST = date(2025, 10, 1)
 CONFIG = "data: {dates: auto}\nretention: {windows: 2, days: 4, submissions: 1}\ntracking: {enabled: false}\n"
@@ -149,7 +150,7 @@ def test_command_shows_first_and_deletes_only_when_told(project: Project) -> Non
 
 
 def test_crash_between_two_deletions_leaves_whole_partitions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets.cli.app import retention
+    from ltv_assets.cli import retention
 
     original, calls = retention._remove, []
 

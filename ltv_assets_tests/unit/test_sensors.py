@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from ltv_assets.core.asset_specs import WINDOW_UPSTREAM
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import StaleError
 from ltv_assets.defs import automation, schedules, sensors
@@ -20,7 +21,7 @@ from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.ingestion.arrivals import landings
 from ltv_assets.monitoring.retraining import Watch
 from ltv_assets.state import readiness
-from ltv_assets.state.freshness import WINDOW_UPSTREAM, Lineage, Status
+from ltv_assets.state.freshness import Lineage, Status
 from ltv_assets.state.project import Project
 
 DAYS = [f"2025-10-0{i}" for i in range(1, 6)]

@@ -5,31 +5,16 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.defs.partitions import holdout_mapping
-from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
-from ltv_assets.state.freshness import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import Champion
-
-GROUP = "evaluation"
 
 
 def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Evaluation and refit on the windows' clock."""
-    days = dg.AssetDep("flattened_features", partition_mapping=holdout_mapping(project.config))
 
-    @dg.asset(
-        name="holdout_metrics",
-        partitions_def=windows,
-        deps=[days, *WINDOW_UPSTREAM["holdout_metrics"]],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"duckdb", "mlflow"},
-        code_version=CODE_VERSIONS["holdout_metrics"],
-        description="Every figure of the window's models on its holdout day, overall and by segment, with intervals.",
-        metadata=definition_metadata("holdout_metrics"),
-    )
+    @dg.asset(**declared("holdout_metrics", project), partitions_def=windows)
     def holdout_metrics(
         context: dg.AssetExecutionContext,
         project_resource: ProjectResource,
@@ -51,17 +36,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             log_window(tracker, work.project, work.key, holdout, drawn, documents, run_id=context.run_id, seconds=work.seconds)
             return work.result(manifest, _evaluation_metadata(holdout, drawn, report, tracker.run_id(work.key)))
 
-    @dg.asset(
-        name="served_model",
-        partitions_def=windows,
-        deps=[days, *WINDOW_UPSTREAM["served_model"]],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"lightgbm"},
-        code_version=CODE_VERSIONS["served_model"],
-        description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
-        metadata=definition_metadata("served_model"),
-    )
+    @dg.asset(**declared("served_model", project), partitions_def=windows)
     def served_model(
         context: dg.AssetExecutionContext,
         project_resource: ProjectResource,

@@ -9,10 +9,8 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from ltv_assets.defs.publication import (
-    OWNERS,
     Publication,
-    column_schema,
-    definition_metadata,
+    declared,
     markdown_table,
     readable_failures,
 )
@@ -20,7 +18,7 @@ from ltv_assets.defs.resources import CatalogueResource, ProjectResource
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import parse_day, uncovered_hours
 from ltv_assets.ingestion.inventory import DayInventory, HashCache, inspect_day, refuse_unsound
-from ltv_assets.state.freshness import CODE_VERSIONS, hash_cache_path
+from ltv_assets.state.freshness import hash_cache_path
 from ltv_assets.state.project import Project
 from ltv_assets.storage import quarantine
 from ltv_assets.storage.manifest import Manifest
@@ -29,23 +27,13 @@ from ltv_assets.storage.quarantine import FileAside
 if TYPE_CHECKING:
     from ltv_assets.features.flatten import FlattenResult
 
-GROUP = "ingestion"
 FLATTENED_FILE = "part-00000.parquet"
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The two assets of this room on the given clock."""
 
-    @dg.asset(
-        name="raw_partitions",
-        partitions_def=days,
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"parquet"},
-        code_version=CODE_VERSIONS["raw_partitions"],
-        description="Inventory of one day's raw files: rows, schema fingerprint, hash and verdict per file. Nothing is copied.",
-        metadata=definition_metadata("raw_partitions"),
-    )
+    @dg.asset(**declared("raw_partitions", project), partitions_def=days)
     def raw_partitions(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:
@@ -62,23 +50,7 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
                 context.log.warning(warning)
             return work.result(manifest, {**_inventory_metadata(inventory), "hours_uncovered": "; ".join(uncovered) or "none"})
 
-    @dg.asset(
-        name="flattened_features",
-        partitions_def=days,
-        deps=[raw_partitions],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"duckdb", "parquet"},
-        code_version=CODE_VERSIONS["flattened_features"],
-        description=(
-            "One row per impression: keys, labels and flat features of every nested column. "
-            "Rows without key or label are set aside with their reason and counted."
-        ),
-        metadata={
-            "dagster/column_schema": column_schema(project.flattened_columns),
-            "dagster/table_name": "ltv.main.flattened_features",
-        },
-    )
+    @dg.asset(**declared("flattened_features", project), partitions_def=days)
     def flattened_features(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:

@@ -1,4 +1,4 @@
-"""The models of a window in the order of the graph: ``buyer_classifier``, ``buyer_gating``, ``revenue_regressor``, ``stacker``.
+"""The models of a window, one asset for each of ``modeling/stages.py``'s `STAGES`.
 
 Each asset rebuilds the window's rows (kept in memory inside one process), loads the stages before it, calls one stage
 function, and publishes files that the next one verifies.
@@ -6,94 +6,36 @@ function, and publishes files that the next one verifies.
 
 import json
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.partitions import training_days_mapping
-from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.core.asset_specs import MODEL_ASSETS
+from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
-from ltv_assets.state.freshness import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
     from ltv_assets.modeling.stages import WindowContext
 
-GROUP = "models"
 
-StageFunction = Callable[[Publication, "WindowContext"], Any]
-
-
-def _buyer_classifier(work: Publication, window: "WindowContext") -> Any:
-    from ltv_assets.modeling import stages
-    from ltv_assets.training.windows import read_histos_plan
-
-    return stages.buyer_classifier(window, read_histos_plan(work.project, work.key, window))
-
-
-def _buyer_gating(work: Publication, window: "WindowContext") -> Any:
-    from ltv_assets.modeling import stages
+def _needed(work: Publication, name: str, window: "WindowContext") -> Any:
+    """A plan or an earlier stage of the window, read back verified."""
     from ltv_assets.modeling.model_store import read_stage
+    from ltv_assets.training.windows import PLAN_READERS
 
-    return stages.buyer_gating(window, read_stage(work.project.warehouse, "buyer_classifier", work.key))
-
-
-def _revenue_regressor(work: Publication, window: "WindowContext") -> Any:
-    from ltv_assets.modeling import stages
-    from ltv_assets.modeling.model_store import read_stage
-    from ltv_assets.training.windows import read_hhistus_plan
-
-    plan = read_hhistus_plan(work.project, work.key, window)
-    return stages.revenue_regressor(window, plan, read_stage(work.project.warehouse, "buyer_gating", work.key))
-
-
-def _stacker(work: Publication, window: "WindowContext") -> Any:
-    from ltv_assets.modeling import stages
-    from ltv_assets.modeling.model_store import read_stage
-
-    earlier = [read_stage(work.project.warehouse, name, work.key) for name in ("buyer_classifier", "buyer_gating", "revenue_regressor")]
-    return stages.final_stacker(window, *earlier)
-
-
-STAGES: dict[str, tuple[StageFunction, str]] = {
-    "buyer_classifier": (
-        _buyer_classifier,
-        "P(revenue_d7 > 0): LightGBM on the HistOS plan, corrected for its prior and calibrated at the natural rate out of fold.",
-    ),
-    "buyer_gating": (
-        _buyer_gating,
-        "Cap of the probability, whale classifier and the zero rate to be met: buyer_threshold.json and buyer_gating.json.",
-    ),
-    "revenue_regressor": (
-        _revenue_regressor,
-        "E[log1p(revenue_d7) | payer], non-negative log increments for D14 and D28, expected_revenue_d7 and the pinned reference.",
-    ),
-    "stacker": (
-        _stacker,
-        "The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
-    ),
-}
+    if name in PLAN_READERS:
+        return PLAN_READERS[name](work.project, work.key, window)
+    return read_stage(work.project.warehouse, name, work.key)
 
 
 def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The four stages on the windows' clock."""
-    days = dg.AssetDep("flattened_features", partition_mapping=training_days_mapping(project.config))
-    return [_bind(name, function, description, days, windows) for name, (function, description) in STAGES.items()]
+    """The stages on the windows' clock."""
+    return [_bind(name, project, windows) for name in MODEL_ASSETS]
 
 
-def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDep, windows: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        name=name,
-        partitions_def=windows,
-        deps=[days, *WINDOW_UPSTREAM[name]],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"lightgbm"},
-        code_version=CODE_VERSIONS[name],
-        description=description,
-        metadata=definition_metadata(name),
-    )
+def _bind(name: str, project: Project, windows: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(**declared(name, project), partitions_def=windows)
     def stage_asset(
         context: dg.AssetExecutionContext,
         project_resource: ProjectResource,
@@ -101,13 +43,15 @@ def _bind(name: str, function: StageFunction, description: str, days: dg.AssetDe
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
         from ltv_assets.modeling.model_store import write_stage
+        from ltv_assets.modeling.stages import STAGE_SPECS
         from ltv_assets.tracking.records import log_stage, stage_evidence
         from ltv_assets.training.windows import window_context
 
         with readable_failures():
             work = Publication.begin(project_resource, catalogue, name, context.partition_key)
             window = window_context(work.project, work.key)
-            stage = function(work, window)
+            spec = STAGE_SPECS[name]
+            stage = spec.fit(window, *(_needed(work, needed, window) for needed in spec.needs))
             evidence = stage_evidence(name, stage, window)
             # Recorded before it is published: a run killed in between is repeated, record and all; a fresh stage never is.
             log_stage(tracking.open(work.project), work.project, name, work.key, evidence, run_id=context.run_id, seconds=work.seconds)

@@ -5,46 +5,27 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource
-from ltv_assets.state.freshness import CODE_VERSIONS
 from ltv_assets.state.project import Project
-
-GROUP = "scoring"
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Scores by day, and the submission, which has no partitions."""
 
-    @dg.asset(
-        name="predictions",
-        partitions_def=days,
-        deps=["flattened_features", dg.AssetDep("served_model", partition_mapping=dg.AllPartitionMapping())],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"lightgbm", "parquet"},
-        code_version=CODE_VERSIONS["predictions"],
-        description="Every impression of a day scored with the champion: probability, log revenue, LTV at three horizons, the gate.",
-        metadata=definition_metadata("predictions"),
-    )
+    @dg.asset(**declared("predictions", project), partitions_def=days)
     def predictions(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:
+        from ltv_assets.promotion.promotion import settle_champion
+
         with readable_failures():
+            settle_champion(project_resource.open())
             work = Publication.begin(project_resource, catalogue, "predictions", context.partition_key)
             manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
             return work.result(manifest, _prediction_metadata(work))
 
-    @dg.asset(
-        name="submission",
-        deps=[dg.AssetDep(predictions, partition_mapping=dg.AllPartitionMapping())],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"csv"},
-        code_version=CODE_VERSIONS["submission"],
-        description="submission.csv (gated) and submission_ungated.csv for every row of the configured test days.",
-        metadata=definition_metadata("submission"),
-    )
+    @dg.asset(**declared("submission", project))
     def submission(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:

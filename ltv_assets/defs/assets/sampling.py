@@ -7,10 +7,8 @@ import dagster as dg
 import numpy as np
 import pyarrow.parquet as pq
 
-from ltv_assets.defs.partitions import training_days_mapping
-from ltv_assets.defs.publication import OWNERS, Publication, definition_metadata, picture_metadata, readable_failures
+from ltv_assets.defs.publication import Publication, declared, picture_metadata, readable_failures
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
-from ltv_assets.state.freshness import CODE_VERSIONS
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
@@ -18,24 +16,11 @@ if TYPE_CHECKING:
     from ltv_assets.sampling.hhistus import HhistusPlan
     from ltv_assets.sampling.histos import HistosPlan
 
-GROUP = "sampling"
-
 
 def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The two plans on the windows' clock."""
-    days = [dg.AssetDep("flattened_features", partition_mapping=training_days_mapping(project.config))]
 
-    @dg.asset(
-        name="histos_train",
-        partitions_def=windows,
-        deps=days,
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"parquet"},
-        code_version=CODE_VERSIONS["histos_train"],
-        description="HistOS plan for the classifier: how often each training row is shown. Rows are never copied.",
-        metadata=definition_metadata("histos_train"),
-    )
+    @dg.asset(**declared("histos_train", project), partitions_def=windows)
     def histos_train(
         context: dg.AssetExecutionContext,
         project_resource: ProjectResource,
@@ -53,17 +38,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             manifest = work.publish(lambda folder: _write_histos(work, window, plan, folder))
             return work.result(manifest, shown)
 
-    @dg.asset(
-        name="hhistus_buyers",
-        partitions_def=windows,
-        deps=days,
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"parquet"},
-        code_version=CODE_VERSIONS["hhistus_buyers"],
-        description="HHISTUS plan for the regressor: which payers are kept and with which weight; whales always are.",
-        metadata=definition_metadata("hhistus_buyers"),
-    )
+    @dg.asset(**declared("hhistus_buyers", project), partitions_def=windows)
     def hhistus_buyers(
         context: dg.AssetExecutionContext,
         project_resource: ProjectResource,

@@ -1,6 +1,6 @@
 """Which figures are reported, for which rows, under which names.
 
-``METRICS`` is the one list of names: the documentation, the columns in the user interface and the checks are made from it.
+``METRICS`` is the one list: the documentation, the columns in the user interface and the headline are made from it.
 ``evaluate`` computes all of them for a holdout, overall and by segment. What does not belong here: formulas
 (``metrics.py``), bounds and verdicts (``checks.py``), pictures (``pictures/``).
 
@@ -12,8 +12,9 @@ missing figure is never a zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -25,7 +26,19 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation import metrics as m
 from ltv_assets.modeling.evaluation.metrics import decile_table
 
-__all__ = ["ALL", "METRICS", "MISSING", "OTHER", "Metric", "cold_start", "decile_table", "evaluate", "metrics_markdown", "segment_labels"]
+__all__ = [
+    "ALL",
+    "HEADLINE",
+    "METRICS",
+    "MISSING",
+    "OTHER",
+    "Metric",
+    "cold_start",
+    "decile_table",
+    "evaluate",
+    "metrics_markdown",
+    "segment_labels",
+]
 
 ALL = "all"
 OTHER = "(other)"
@@ -33,63 +46,6 @@ MISSING = "(missing)"
 
 Floats = NDArray[np.float64]
 
-
-class Metric(NamedTuple):
-    """``better``: which direction is an improvement; ``near 1`` and ``near 0`` have a target, ``none`` is a description."""
-
-    unit: str
-    description: str
-    better: Literal["lower", "higher", "near 1", "near 0", "none"]
-
-
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "rows": Metric("rows", "impressions evaluated", "none"),
-        "payers": Metric("rows", "impressions with revenue within seven days", "none"),
-        "revenue_usd": Metric("USD", "revenue within seven days", "none"),
-        "rmsle": Metric("log USD", "root mean squared error of log1p, `ltv_d7` (ungated)", "lower"),
-        "rmsle_gated": Metric("log USD", "the same of `iap_revenue_d7`, with gated rows at zero", "lower"),
-        "rmsle_reference": Metric("log USD", "the same of the pinned LightGBM on log1p(revenue)", "lower"),
-        "rmsle_constant": Metric("log USD", "the same of the best constant of the training part", "lower"),
-        "rmsle_zero": Metric("log USD", "the same of predicting zero everywhere", "lower"),
-        "rmsle_oracle": Metric("log USD", "the same of the true conditional mean, where it is known", "lower"),
-        "rmsle_minus_reference": Metric("log USD", "`rmsle` - `rmsle_reference`, interval of the paired bootstrap", "lower"),
-        "rmsle_d14": Metric("log USD", "RMSLE of `ltv_d14` where that label is there", "lower"),
-        "rmsle_d28": Metric("log USD", "RMSLE of `ltv_d28` where that label is there", "lower"),
-        "attained_share": Metric("share", "(MSLE_constant - MSLE) / (MSLE_constant - MSLE_oracle) of `ltv_d7`", "higher"),
-        "attained_share_reference": Metric("share", "the same of the pinned reference", "higher"),
-        "r2_log1p": Metric("share", "explained variance of log1p(revenue) by `ltv_d7`", "higher"),
-        "rmse": Metric("USD", "root mean squared error of `ltv_d7`; a single whale decides it", "lower"),
-        "rmse_capped": Metric("USD", "the same with both sides cut at `cap_usd`", "lower"),
-        "rmse_expected_capped": Metric("USD", "the same of `expected_revenue_d7`", "lower"),
-        "mae": Metric("USD", "mean absolute error of `ltv_d7`", "lower"),
-        "mae_capped": Metric("USD", "the same with both sides cut at `cap_usd`", "lower"),
-        "bias_ratio_capped": Metric("ratio", "sum of `expected_revenue_d7` / sum of min(revenue, `cap_usd`)", "near 1"),
-        "bias_ratio_ltv_d7": Metric("ratio", "sum of `ltv_d7` / revenue: why the RMSLE-optimal number is not money", "none"),
-        "tail_factor": Metric("ratio", "revenue / sum of min(revenue, `cap_usd`)", "none"),
-        "gini_normalized": Metric("share", "Gini of revenue ordered by `ltv_d7` over that of the perfect order", "higher"),
-        "gini_normalized_reference": Metric("share", "the same of the pinned reference", "higher"),
-        "gini_normalized_gated": Metric("share", "the same of `iap_revenue_d7`: what ranking on gated scores loses", "higher"),
-        "spearman_payers": Metric("correlation", "rank correlation of `ltv_d7` and revenue among payers", "higher"),
-        "capture_top_1pct": Metric("share", "revenue in the 1 % of rows with the highest `ltv_d7`", "higher"),
-        "capture_top_5pct": Metric("share", "revenue in the 5 % of rows with the highest `ltv_d7`", "higher"),
-        "capture_top_10pct": Metric("share", "revenue in the 10 % of rows with the highest `ltv_d7`", "higher"),
-        "capture_top_10pct_gated": Metric("share", "the same by `iap_revenue_d7`", "higher"),
-        "capture_top_10pct_reference": Metric("share", "the same by the pinned reference", "higher"),
-        "capture_top_10pct_oracle": Metric("share", "the same by the true conditional mean, where it is known", "higher"),
-        "auc": Metric("share", "area under the ROC curve of `buyer_probability`", "higher"),
-        "pr_auc": Metric("share", "average precision of `buyer_probability`", "higher"),
-        "log_loss": Metric("nats", "cross-entropy of `buyer_probability`", "lower"),
-        "ece": Metric("probability", "calibration error in ten bins of equally many rows", "lower"),
-        "mean_p_over_rate": Metric("ratio", "mean `buyer_probability` / share of payers", "near 1"),
-        "zero_rate_observed": Metric("share", "rows without revenue", "none"),
-        "zero_rate_predicted": Metric("share", "rows the gate sets to zero", "none"),
-        "zero_rate_error": Metric("share", "`zero_rate_predicted` - `zero_rate_observed`", "near 0"),
-        "gate_cost_msle": Metric("log USD squared", "mean(score^2 1{gated}): what the gate is expected to add to MSLE", "lower"),
-        "gate_cost_rmsle": Metric("log USD", "`rmsle_gated` - `rmsle` as observed", "lower"),
-        "horizon_violations": Metric("rows", "rows with `ltv_d7` > `ltv_d14` or `ltv_d14` > `ltv_d28`", "lower"),
-    }
-)
 
 REQUIRED = ("buyer_probability", "ltv_d7", "expected_revenue_d7", "predicted_zero", "iap_revenue_d7")
 
@@ -127,6 +83,296 @@ class _Rows:
             return value
 
         return _Rows(**{name: pick(getattr(self, name)) for name in self.__dataclass_fields__})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Some rows and what several figures of them share; computed when the first of these asks."""
+
+    rows: _Rows
+    cap_usd: float
+    ece_bins: int
+    replicates: int
+    seed: int
+
+    @property
+    def n(self) -> int:
+        return self.rows.revenue.size
+
+    @property
+    def paying(self) -> NDArray[np.bool_]:
+        return self.rows.revenue > 0
+
+    def losses(self, score: Floats) -> Floats:
+        return (score - self.rows.log_revenue) ** 2
+
+    def root(self, score: Floats) -> float:
+        return math.sqrt(float(self.losses(score).mean())) if self.n else math.nan
+
+    @cached_property
+    def boot(self) -> m.PairedBootstrap:
+        own = self.losses(self.rows.log_ltv)
+        reference = own if self.rows.reference is None else self.losses(self.rows.reference)
+        return m.paired_bootstrap(own, reference, replicates=self.replicates, seed=self.seed)
+
+    @cached_property
+    def rmsle_gated(self) -> float:
+        return self.root(np.log1p(self.rows.gated))
+
+    @cached_property
+    def constant(self) -> float:
+        return self.root(self.rows.constant)
+
+    @cached_property
+    def oracle(self) -> float | None:
+        return None if self.rows.oracle is None else self.root(self.rows.oracle)
+
+    def attained(self, rmsle: float) -> float | None:
+        return None if self.oracle is None else m.attained_share(rmsle**2, self.constant**2, self.oracle**2)
+
+    def longer(self, horizon: str) -> float | None:
+        """RMSLE of a longer horizon where its label is known; None where there is no such label."""
+        if horizon not in self.rows.longer:
+            return None
+        label, prediction = self.rows.longer[horizon]
+        known = ~np.isnan(label)
+        return m.rmsle(label[known], prediction[known])
+
+
+class Metric(NamedTuple):
+    """A figure: its unit, meaning, direction, and the function that measures it.
+
+    ``better``: which direction is an improvement; ``near 1`` and ``near 0`` have a target, ``none`` is a description.
+    ``of``: from the judged rows to a figure, with its interval or without; None where its input is not there.
+    ``headline``: its place and words among the figures that are shown first, on the command line and in the report.
+    """
+
+    unit: str
+    description: str
+    better: Literal["lower", "higher", "near 1", "near 0", "none"]
+    of: Callable[[_Judged], float | m.Interval | None]
+    headline: tuple[int, str] | None = None
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "rows": Metric("rows", "impressions evaluated", "none", lambda f: float(f.n)),
+        "payers": Metric("rows", "impressions with revenue within seven days", "none", lambda f: float(f.paying.sum())),
+        "revenue_usd": Metric("USD", "revenue within seven days", "none", lambda f: float(f.rows.revenue.sum())),
+        "rmsle": Metric(
+            "log USD",
+            "root mean squared error of log1p, `ltv_d7` (ungated)",
+            "lower",
+            lambda f: f.boot.model,
+            headline=(1, "RMSLE of ltv_d7 (ungated)"),
+        ),
+        "rmsle_gated": Metric(
+            "log USD",
+            "the same of `iap_revenue_d7`, with gated rows at zero",
+            "lower",
+            lambda f: f.rmsle_gated,
+            headline=(2, "RMSLE of iap_revenue_d7 (gated)"),
+        ),
+        "rmsle_reference": Metric(
+            "log USD",
+            "the same of the pinned LightGBM on log1p(revenue)",
+            "lower",
+            lambda f: None if f.rows.reference is None else f.boot.reference,
+            headline=(3, "RMSLE of the LightGBM reference"),
+        ),
+        "rmsle_constant": Metric(
+            "log USD",
+            "the same of the best constant of the training part",
+            "lower",
+            lambda f: f.constant,
+            headline=(4, "RMSLE of the best constant"),
+        ),
+        "rmsle_zero": Metric(
+            "log USD",
+            "the same of predicting zero everywhere",
+            "lower",
+            lambda f: f.root(np.zeros(f.n)),
+            headline=(5, "RMSLE of predicting zero"),
+        ),
+        "rmsle_oracle": Metric(
+            "log USD",
+            "the same of the true conditional mean, where it is known",
+            "lower",
+            lambda f: f.oracle,
+            headline=(6, "RMSLE of the oracle"),
+        ),
+        "rmsle_minus_reference": Metric(
+            "log USD",
+            "`rmsle` - `rmsle_reference`, interval of the paired bootstrap",
+            "lower",
+            lambda f: None if f.rows.reference is None else f.boot.difference,
+        ),
+        "rmsle_d14": Metric("log USD", "RMSLE of `ltv_d14` where that label is there", "lower", lambda f: f.longer("d14")),
+        "rmsle_d28": Metric("log USD", "RMSLE of `ltv_d28` where that label is there", "lower", lambda f: f.longer("d28")),
+        "attained_share": Metric(
+            "share",
+            "(MSLE_constant - MSLE) / (MSLE_constant - MSLE_oracle) of `ltv_d7`",
+            "higher",
+            lambda f: f.attained(f.boot.model.value),
+            headline=(7, "attained share of what is attainable"),
+        ),
+        "attained_share_reference": Metric(
+            "share",
+            "the same of the pinned reference",
+            "higher",
+            lambda f: None if f.rows.reference is None else f.attained(f.boot.reference.value),
+        ),
+        "r2_log1p": Metric(
+            "share", "explained variance of log1p(revenue) by `ltv_d7`", "higher", lambda f: m.r2_log1p(f.rows.revenue, f.rows.ltv)
+        ),
+        "rmse": Metric(
+            "USD", "root mean squared error of `ltv_d7`; a single whale decides it", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.ltv)
+        ),
+        "rmse_capped": Metric(
+            "USD", "the same with both sides cut at `cap_usd`", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.ltv, f.cap_usd)
+        ),
+        "rmse_expected_capped": Metric(
+            "USD", "the same of `expected_revenue_d7`", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.expected, f.cap_usd)
+        ),
+        "mae": Metric("USD", "mean absolute error of `ltv_d7`", "lower", lambda f: m.mae(f.rows.revenue, f.rows.ltv)),
+        "mae_capped": Metric(
+            "USD", "the same with both sides cut at `cap_usd`", "lower", lambda f: m.mae(f.rows.revenue, f.rows.ltv, f.cap_usd)
+        ),
+        "bias_ratio_capped": Metric(
+            "ratio",
+            "sum of `expected_revenue_d7` / sum of min(revenue, `cap_usd`)",
+            "near 1",
+            lambda f: m.bias_ratio(f.rows.revenue, f.rows.expected, f.cap_usd),
+            headline=(14, "expected / observed capped revenue"),
+        ),
+        "bias_ratio_ltv_d7": Metric(
+            "ratio",
+            "sum of `ltv_d7` / revenue: why the RMSLE-optimal number is not money",
+            "none",
+            lambda f: m.bias_ratio(f.rows.revenue, f.rows.ltv),
+        ),
+        "tail_factor": Metric(
+            "ratio", "revenue / sum of min(revenue, `cap_usd`)", "none", lambda f: m.tail_factor(f.rows.revenue, f.cap_usd)
+        ),
+        "gini_normalized": Metric(
+            "share",
+            "Gini of revenue ordered by `ltv_d7` over that of the perfect order",
+            "higher",
+            lambda f: m.gini_normalized(f.rows.revenue, f.rows.ltv),
+        ),
+        "gini_normalized_reference": Metric(
+            "share",
+            "the same of the pinned reference",
+            "higher",
+            lambda f: None if f.rows.reference is None else m.gini_normalized(f.rows.revenue, f.rows.reference),
+        ),
+        "gini_normalized_gated": Metric(
+            "share",
+            "the same of `iap_revenue_d7`: what ranking on gated scores loses",
+            "higher",
+            lambda f: m.gini_normalized(f.rows.revenue, f.rows.gated),
+        ),
+        "spearman_payers": Metric(
+            "correlation",
+            "rank correlation of `ltv_d7` and revenue among payers",
+            "higher",
+            lambda f: m.spearman_payers(f.rows.revenue, f.rows.ltv),
+        ),
+        "capture_top_1pct": Metric(
+            "share",
+            "revenue in the 1 % of rows with the highest `ltv_d7`",
+            "higher",
+            lambda f: m.revenue_capture(f.rows.revenue, f.rows.ltv, 0.01),
+        ),
+        "capture_top_5pct": Metric(
+            "share",
+            "revenue in the 5 % of rows with the highest `ltv_d7`",
+            "higher",
+            lambda f: m.revenue_capture(f.rows.revenue, f.rows.ltv, 0.05),
+        ),
+        "capture_top_10pct": Metric(
+            "share",
+            "revenue in the 10 % of rows with the highest `ltv_d7`",
+            "higher",
+            lambda f: m.revenue_capture(f.rows.revenue, f.rows.ltv, 0.10),
+            headline=(13, "revenue captured in the top 10 %"),
+        ),
+        "capture_top_10pct_gated": Metric(
+            "share", "the same by `iap_revenue_d7`", "higher", lambda f: m.revenue_capture(f.rows.revenue, f.rows.gated, 0.10)
+        ),
+        "capture_top_10pct_reference": Metric(
+            "share",
+            "the same by the pinned reference",
+            "higher",
+            lambda f: None if f.rows.reference is None else m.revenue_capture(f.rows.revenue, f.rows.reference, 0.10),
+        ),
+        "capture_top_10pct_oracle": Metric(
+            "share",
+            "the same by the true conditional mean, where it is known",
+            "higher",
+            lambda f: None if f.rows.oracle is None else m.revenue_capture(f.rows.revenue, f.rows.oracle, 0.10),
+        ),
+        "auc": Metric(
+            "share",
+            "area under the ROC curve of `buyer_probability`",
+            "higher",
+            lambda f: m.auc(f.paying, f.rows.probability),
+            headline=(11, "AUC of buyer_probability"),
+        ),
+        "pr_auc": Metric("share", "average precision of `buyer_probability`", "higher", lambda f: m.pr_auc(f.paying, f.rows.probability)),
+        "log_loss": Metric("nats", "cross-entropy of `buyer_probability`", "lower", lambda f: m.log_loss(f.paying, f.rows.probability)),
+        "ece": Metric(
+            "probability",
+            "calibration error in ten bins of equally many rows",
+            "lower",
+            lambda f: m.ece(f.paying, f.rows.probability, f.ece_bins),
+            headline=(12, "calibration error (ECE)"),
+        ),
+        "mean_p_over_rate": Metric(
+            "ratio", "mean `buyer_probability` / share of payers", "near 1", lambda f: m.mean_p_over_rate(f.paying, f.rows.probability)
+        ),
+        "zero_rate_observed": Metric(
+            "share", "rows without revenue", "none", lambda f: m.zero_rate(f.rows.revenue), headline=(8, "zero rate observed")
+        ),
+        "zero_rate_predicted": Metric(
+            "share",
+            "rows the gate sets to zero",
+            "none",
+            lambda f: float(f.rows.zero.mean()) if f.n else math.nan,
+            headline=(9, "zero rate predicted"),
+        ),
+        "zero_rate_error": Metric(
+            "share",
+            "`zero_rate_predicted` - `zero_rate_observed`",
+            "near 0",
+            lambda f: float(f.rows.zero.mean()) - m.zero_rate(f.rows.revenue) if f.n else math.nan,
+        ),
+        "gate_cost_msle": Metric(
+            "log USD squared",
+            "mean(score^2 1{gated}): what the gate is expected to add to MSLE",
+            "lower",
+            lambda f: m.gate_cost_msle(f.rows.log_ltv, f.rows.zero),
+        ),
+        "gate_cost_rmsle": Metric(
+            "log USD",
+            "`rmsle_gated` - `rmsle` as observed",
+            "lower",
+            lambda f: f.rmsle_gated - f.boot.model.value,
+            headline=(10, "cost of the gate in RMSLE"),
+        ),
+        "horizon_violations": Metric(
+            "rows",
+            "rows with `ltv_d7` > `ltv_d14` or `ltv_d14` > `ltv_d28`",
+            "lower",
+            lambda f: None if f.rows.falls is None else float(f.rows.falls.sum()),
+        ),
+    }
+)
+
+HEADLINE: tuple[tuple[str, str], ...] = tuple(
+    (name, words) for _, words, name in sorted((*metric.headline, name) for name, metric in METRICS.items() if metric.headline)
+)
+"""Metrics that answer "how good is this window", with the words they are shown under."""
 
 
 def evaluate(
@@ -270,75 +516,12 @@ def _checked(values: ArrayLike, n: int, name: str, *, signed: bool) -> Floats:
 
 def _figures(rows: _Rows, cap_usd: float, ece_bins: int, replicates: int, seed: int) -> pd.DataFrame:
     """All figures of one set of rows, in the order of ``METRICS``."""
-    truth, paying, n = rows.revenue, rows.revenue > 0, rows.revenue.size
-
-    def losses(score: Floats) -> Floats:
-        return (score - rows.log_revenue) ** 2
-
-    def root(score: Floats) -> float:
-        return math.sqrt(float(losses(score).mean())) if n else math.nan
-
-    own = losses(rows.log_ltv)
-    boot = m.paired_bootstrap(own, own if rows.reference is None else losses(rows.reference), replicates=replicates, seed=seed)
-    rmsle, rmsle_gated = boot.model.value, root(np.log1p(rows.gated))
-    constant = root(rows.constant)
-    found: dict[str, float | m.Interval] = {
-        "rows": float(n),
-        "payers": float(paying.sum()),
-        "revenue_usd": float(truth.sum()),
-        "rmsle": boot.model,
-        "rmsle_gated": rmsle_gated,
-        "rmsle_constant": constant,
-        "rmsle_zero": root(np.zeros(n)),
-        "r2_log1p": m.r2_log1p(truth, rows.ltv),
-        "rmse": m.rmse(truth, rows.ltv),
-        "rmse_capped": m.rmse(truth, rows.ltv, cap_usd),
-        "rmse_expected_capped": m.rmse(truth, rows.expected, cap_usd),
-        "mae": m.mae(truth, rows.ltv),
-        "mae_capped": m.mae(truth, rows.ltv, cap_usd),
-        "bias_ratio_capped": m.bias_ratio(truth, rows.expected, cap_usd),
-        "bias_ratio_ltv_d7": m.bias_ratio(truth, rows.ltv),
-        "tail_factor": m.tail_factor(truth, cap_usd),
-        "gini_normalized": m.gini_normalized(truth, rows.ltv),
-        "gini_normalized_gated": m.gini_normalized(truth, rows.gated),
-        "spearman_payers": m.spearman_payers(truth, rows.ltv),
-        "capture_top_1pct": m.revenue_capture(truth, rows.ltv, 0.01),
-        "capture_top_5pct": m.revenue_capture(truth, rows.ltv, 0.05),
-        "capture_top_10pct": m.revenue_capture(truth, rows.ltv, 0.10),
-        "capture_top_10pct_gated": m.revenue_capture(truth, rows.gated, 0.10),
-        "auc": m.auc(paying, rows.probability),
-        "pr_auc": m.pr_auc(paying, rows.probability),
-        "log_loss": m.log_loss(paying, rows.probability),
-        "ece": m.ece(paying, rows.probability, ece_bins),
-        "mean_p_over_rate": m.mean_p_over_rate(paying, rows.probability),
-        "zero_rate_observed": m.zero_rate(truth),
-        "zero_rate_predicted": float(rows.zero.mean()) if n else math.nan,
-        "zero_rate_error": float(rows.zero.mean()) - m.zero_rate(truth) if n else math.nan,
-        "gate_cost_msle": m.gate_cost_msle(rows.log_ltv, rows.zero),
-        "gate_cost_rmsle": rmsle_gated - rmsle,
-    }
-    if rows.falls is not None:
-        found["horizon_violations"] = float(rows.falls.sum())
-    for horizon, (label, prediction) in rows.longer.items():
-        known = ~np.isnan(label)
-        found[f"rmsle_{horizon}"] = m.rmsle(label[known], prediction[known])
-    if rows.reference is not None:
-        found["rmsle_reference"] = boot.reference
-        found["rmsle_minus_reference"] = boot.difference
-        found["gini_normalized_reference"] = m.gini_normalized(truth, rows.reference)
-        found["capture_top_10pct_reference"] = m.revenue_capture(truth, rows.reference, 0.10)
-    if rows.oracle is not None:
-        oracle = root(rows.oracle)
-        found["rmsle_oracle"] = oracle
-        found["attained_share"] = m.attained_share(rmsle**2, constant**2, oracle**2)
-        found["capture_top_10pct_oracle"] = m.revenue_capture(truth, rows.oracle, 0.10)
-        if rows.reference is not None:
-            found["attained_share_reference"] = m.attained_share(boot.reference.value**2, constant**2, oracle**2)
+    judged = _Judged(rows, cap_usd, ece_bins, replicates, seed)
     records = []
-    for name in METRICS:
-        if name in found:
-            figure = found[name]
-            records.append(
-                (name, figure.value, figure.low, figure.high) if isinstance(figure, m.Interval) else (name, figure, math.nan, math.nan)
-            )
+    for name, metric in METRICS.items():
+        figure = metric.of(judged)
+        if isinstance(figure, m.Interval):
+            records.append((name, figure.value, figure.low, figure.high))
+        elif figure is not None:
+            records.append((name, figure, math.nan, math.nan))
     return pd.DataFrame(records, columns=["metric", "value", "low", "high"])

@@ -1,0 +1,370 @@
+"""The assets: one declaration each, from which every other list of assets is made.
+
+What belongs here: name, clock, inputs, code version, configuration keys, columns and where an asset is shown. What does not: how it is
+made (``defs/assets/``), which checks judge it (``defs/asset_checks/``). Read next: ``../state/freshness.py``.
+
+An asset is added in two places: its row in `ASSETS`, and the function that makes it in ``defs/assets/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Clock = Literal["day", "window", "submission"]
+Days = Literal["same", "training", "training and holdout", "test", "champion"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputColumn:
+    """One column of a published relation; ``type`` is a DuckDB type."""
+
+    name: str
+    type: str
+    description: str
+    unit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One input of an asset, and which of its partitions: the one of the same key, days of the window, or the champion's window."""
+
+    asset: str
+    days: Days = "same"
+
+
+@dataclass(frozen=True, slots=True)
+class AssetSpec:
+    """Everything about an asset but the function that makes it.
+
+    ``code_version``: raised by hand when the meaning of the output changes; older partitions then count as stale.
+    ``config_keys``: configuration that changes the bytes; paths and bounds of checks are not among it.
+    ``relation``: its columns; empty where they follow from the feature registry.
+    ``view``: a row is an impression, so the catalog has a view of the files; otherwise they are few and copied into a table.
+    ``shared``: sent to the object store. ``automated``: made without a click when its inputs are ready.
+    ``tracked_sections``: sections of ``models`` that MLflow shows as its parameters.
+    """
+
+    name: str
+    partitions: Clock
+    group: str
+    folder: Literal["lake", "models", "submissions"]
+    code_version: str
+    description: str
+    kinds: tuple[str, ...]
+    upstream: tuple[Upstream, ...] = ()
+    config_keys: tuple[str, ...] = ()
+    relation: tuple[OutputColumn, ...] = ()
+    view: bool = False
+    shared: bool = True
+    automated: bool = True
+    tracked_sections: tuple[str, ...] = ()
+
+
+_WINDOW_KEY = OutputColumn("window_key", "VARCHAR", "holdout day of the window, YYYY-MM-DD")
+_PLAN_ROW = (
+    _WINDOW_KEY,
+    OutputColumn("day", "VARCHAR", "training day, YYYY-MM-DD"),
+    OutputColumn("file", "INTEGER", "position of the flattened file in its manifest"),
+    OutputColumn("row_number", "BIGINT", "position of the row in the flattened file, from 0"),
+    OutputColumn("bin", "SMALLINT", "histogram bin of log1p(iap_revenue_d7); 0 is revenue 0"),
+)
+_STAGE_METRICS = (
+    _WINDOW_KEY,
+    OutputColumn("metric", "VARCHAR", "name of the figure, measured out of fold inside the training days"),
+    OutputColumn("value", "DOUBLE", "its value"),
+)
+
+_TRAINING_DAYS = Upstream("flattened_features", "training")
+_WINDOW_DAYS = Upstream("flattened_features", "training and holdout")
+_BOOSTING_KEYS = ("compute.engine", "compute.threads", "compute.max_memory_gb")
+
+ASSETS: tuple[AssetSpec, ...] = (
+    AssetSpec(
+        "raw_partitions",
+        "day",
+        "ingestion",
+        "lake",
+        code_version="2",
+        description="Inventory of one day's raw files: rows, schema fingerprint, hash and verdict per file. Nothing is copied.",
+        kinds=("parquet",),
+        config_keys=("data.{split}.max_partitions",),
+        relation=(
+            OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
+            OutputColumn("split", "VARCHAR", "train (with labels) or test"),
+            OutputColumn("datetime", "VARCHAR", "hour of the impressions, YYYY-MM-DD-HH-00"),
+            OutputColumn("path", "VARCHAR", "file, relative to the data root"),
+            OutputColumn("rows", "BIGINT", "rows the file's footer declares; NULL if it has none"),
+            OutputColumn("bytes", "BIGINT", "size", "bytes"),
+            OutputColumn("schema_fingerprint", "VARCHAR", "hash of the file's column names and physical types"),
+            OutputColumn("sha256", "VARCHAR", "hash of the file's content"),
+            OutputColumn("verdict", "VARCHAR", "good or quarantined"),
+            OutputColumn("reason", "VARCHAR", "why a file was quarantined; NULL for good files"),
+        ),
+        automated=False,
+    ),
+    AssetSpec(
+        "flattened_features",
+        "day",
+        "ingestion",
+        "lake",
+        code_version="4",
+        description=(
+            "One row per impression: keys, labels and flat features of every nested column. "
+            "Rows without key or label are set aside with their reason and counted."
+        ),
+        kinds=("duckdb", "parquet"),
+        upstream=(Upstream("raw_partitions"),),
+        config_keys=(
+            "seed",
+            "features",
+            "data.{split}.sampling_fraction",
+        ),
+        view=True,
+        automated=False,
+    ),
+    AssetSpec(
+        "histos_train",
+        "window",
+        "sampling",
+        "lake",
+        code_version="1",
+        description="HistOS plan for the classifier: how often each training row is shown. Rows are never copied.",
+        kinds=("parquet",),
+        upstream=(_TRAINING_DAYS,),
+        config_keys=(
+            "seed",
+            "sampling",
+        ),
+        relation=(*_PLAN_ROW, OutputColumn("multiplicity", "INTEGER", "how often HistOS shows the row to the classifier, at least 1")),
+        view=True,
+    ),
+    AssetSpec(
+        "hhistus_buyers",
+        "window",
+        "sampling",
+        "lake",
+        code_version="1",
+        description="HHISTUS plan for the regressor: which payers are kept and with which weight; whales always are.",
+        kinds=("parquet",),
+        upstream=(_TRAINING_DAYS,),
+        config_keys=(
+            "seed",
+            "sampling",
+        ),
+        relation=(
+            *_PLAN_ROW,
+            OutputColumn("weight", "FLOAT", "weight of the kept payer, 1 / keep probability; dropped payers are absent"),
+        ),
+        view=True,
+    ),
+    AssetSpec(
+        "buyer_classifier",
+        "window",
+        "models",
+        "models",
+        code_version="4",
+        description=(
+            "P(revenue_d7 > 0): LightGBM on the HistOS plan, corrected for its prior and calibrated at the natural rate out of fold."
+        ),
+        kinds=("lightgbm",),
+        upstream=(
+            _TRAINING_DAYS,
+            Upstream("histos_train"),
+        ),
+        config_keys=(
+            "seed",
+            "sampling",
+            "models",
+            *_BOOSTING_KEYS,
+        ),
+        relation=_STAGE_METRICS,
+        tracked_sections=("buyer_classifier", "calibration"),
+    ),
+    AssetSpec(
+        "buyer_gating",
+        "window",
+        "models",
+        "models",
+        code_version="5",
+        description="Cap of the probability, whale classifier and the zero rate to be met: buyer_threshold.json and buyer_gating.json.",
+        kinds=("lightgbm",),
+        upstream=(
+            _TRAINING_DAYS,
+            Upstream("buyer_classifier"),
+        ),
+        config_keys=(
+            "seed",
+            "models",
+            *_BOOSTING_KEYS,
+        ),
+        relation=_STAGE_METRICS,
+        tracked_sections=("whale_classifier", "gating"),
+    ),
+    AssetSpec(
+        "revenue_regressor",
+        "window",
+        "models",
+        "models",
+        code_version="5",
+        description=(
+            "E[log1p(revenue_d7) | payer], non-negative log increments for D14 and D28, expected_revenue_d7 and the pinned reference."
+        ),
+        kinds=("lightgbm",),
+        upstream=(
+            _TRAINING_DAYS,
+            Upstream("hhistus_buyers"),
+            Upstream("buyer_classifier"),
+            Upstream("buyer_gating"),
+        ),
+        config_keys=(
+            "seed",
+            "sampling",
+            "models",
+            *_BOOSTING_KEYS,
+        ),
+        relation=_STAGE_METRICS,
+        tracked_sections=("revenue_head", "increments", "cap_quantile"),
+    ),
+    AssetSpec(
+        "stacker",
+        "window",
+        "models",
+        "models",
+        code_version="6",
+        description="The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
+        kinds=("lightgbm",),
+        upstream=(
+            _TRAINING_DAYS,
+            Upstream("buyer_classifier"),
+            Upstream("buyer_gating"),
+            Upstream("revenue_regressor"),
+        ),
+        config_keys=(
+            "seed",
+            "models",
+            "compute.threads",
+            "compute.max_memory_gb",
+        ),
+        relation=_STAGE_METRICS,
+        tracked_sections=("stacker", "boosting", "forest", "linear"),
+    ),
+    AssetSpec(
+        "holdout_metrics",
+        "window",
+        "evaluation",
+        "lake",
+        code_version="2",
+        description="Every figure of the window's models on its holdout day, overall and by segment, with intervals.",
+        kinds=("duckdb", "mlflow"),
+        upstream=(
+            _WINDOW_DAYS,
+            Upstream("buyer_classifier"),
+            Upstream("buyer_gating"),
+            Upstream("revenue_regressor"),
+            Upstream("stacker"),
+        ),
+        config_keys=(
+            "seed",
+            "evaluation",
+        ),
+        relation=(
+            _WINDOW_KEY,
+            OutputColumn("metric", "VARCHAR", "name of the figure"),
+            OutputColumn("segment", "VARCHAR", "all, or column=value"),
+            OutputColumn("value", "DOUBLE", "its value; NULL where it is undefined"),
+            OutputColumn("low", "DOUBLE", "lower end of its bootstrap interval, where one is made"),
+            OutputColumn("high", "DOUBLE", "upper end of its bootstrap interval, where one is made"),
+        ),
+    ),
+    AssetSpec(
+        "served_model",
+        "window",
+        "evaluation",
+        "models",
+        code_version="6",
+        description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
+        kinds=("lightgbm",),
+        upstream=(
+            _WINDOW_DAYS,
+            Upstream("stacker"),
+            Upstream("holdout_metrics"),
+        ),
+        config_keys=(
+            "seed",
+            "sampling",
+            "models",
+            *_BOOSTING_KEYS,
+        ),
+        relation=_STAGE_METRICS,
+    ),
+    AssetSpec(
+        "predictions",
+        "day",
+        "scoring",
+        "lake",
+        code_version="3",
+        description="Every impression of a day scored with the champion: probability, log revenue, LTV at three horizons, the gate.",
+        kinds=("lightgbm", "parquet"),
+        upstream=(
+            Upstream("flattened_features"),
+            Upstream("served_model", "champion"),
+        ),
+        relation=(
+            OutputColumn("row_id", "VARCHAR", "the impression"),
+            OutputColumn("day", "VARCHAR", "its day, YYYY-MM-DD"),
+            OutputColumn("buyer_probability", "DOUBLE", "calibrated P(revenue_d7 > 0)", "0..1"),
+            OutputColumn("log_revenue_if_buyer", "DOUBLE", "E[log1p(revenue_d7) | revenue_d7 > 0]", "log USD"),
+            OutputColumn("ltv_d7", "DOUBLE", "expm1(score), RMSLE-optimal, ungated", "USD"),
+            OutputColumn("expected_revenue_d7", "DOUBLE", "E[min(revenue_d7, cap_usd)]: money that adds up", "USD"),
+            OutputColumn("ltv_d14", "DOUBLE", "the same law as ltv_d7 at 14 days, never below it", "USD"),
+            OutputColumn("ltv_d28", "DOUBLE", "the same law at 28 days, never below ltv_d14", "USD"),
+            OutputColumn("predicted_zero", "BOOLEAN", "the gate's verdict"),
+            OutputColumn("iap_revenue_d7", "DOUBLE", "0 where predicted_zero, else ltv_d7: the submission's column", "USD"),
+        ),
+        view=True,
+    ),
+    AssetSpec(
+        "submission",
+        "submission",
+        "scoring",
+        "submissions",
+        code_version="1",
+        description="submission.csv (gated) and submission_ungated.csv for every row of the configured test days.",
+        kinds=("csv",),
+        upstream=(Upstream("predictions", "test"),),
+        config_keys=("data.sample_submission",),
+        relation=(
+            OutputColumn("row_id", "VARCHAR", "the test impression"),
+            OutputColumn("iap_revenue_d7", "DOUBLE", "predicted revenue", "USD"),
+        ),
+        view=True,
+    ),
+)
+"""Every asset, each after what it is made from."""
+
+SPECS: dict[str, AssetSpec] = {a.name: a for a in ASSETS}
+ASSET_NAMES: tuple[str, ...] = tuple(SPECS)
+
+
+def _of_clock(clock: Clock) -> tuple[str, ...]:
+    return tuple(a.name for a in ASSETS if a.partitions == clock)
+
+
+DAY_ASSETS, WINDOW_ASSETS = _of_clock("day"), _of_clock("window")
+INGESTED_ASSETS = tuple(a.name for a in ASSETS if a.group == "ingestion")
+"""What the raw files of a day alone decide."""
+MODEL_ASSETS = tuple(a.name for a in ASSETS if a.group == "models")
+SHARED_ASSETS = tuple(name for name in (*DAY_ASSETS, *WINDOW_ASSETS, *_of_clock("submission")) if SPECS[name].shared)
+AUTOMATED_ASSETS = tuple(a.name for a in ASSETS if a.automated)
+IMPRESSION_ASSETS = tuple(a.name for a in ASSETS if a.view)
+"""Assets whose rows are impressions."""
+
+RELATIONS: dict[str, tuple[OutputColumn, ...]] = {a.name: a.relation for a in ASSETS if a.relation}
+"""Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry."""
+CODE_VERSIONS: dict[str, str] = {a.name: a.code_version for a in ASSETS}
+CONFIG_KEYS: dict[str, tuple[str, ...]] = {a.name: a.config_keys for a in ASSETS}
+WINDOW_UPSTREAM: dict[str, tuple[str, ...]] = {
+    name: tuple(u.asset for u in SPECS[name].upstream if u.days == "same") for name in WINDOW_ASSETS
+}
+"""Assets of the same window that each window asset reads, next to the flattened days."""

@@ -1,0 +1,71 @@
+"""Checks of predictions and of the submission: every row once, every value possible."""
+
+from pathlib import Path
+
+from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
+from ltv_assets.state.project import Project
+
+
+@check(
+    "predictions",
+    name="rows_reconciled",
+    blocking=True,
+    bounds=("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
+)
+def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
+    """One prediction for every flattened row."""
+    flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
+    scored = project.warehouse.require("predictions", key, "materialize it first").rows
+    text = f"{flattened} flattened rows, {scored} predictions"
+    return Outcome(
+        flattened == scored, text if flattened == scored else f"day {key}: {text}", {"rows_flattened": flattened, "rows_scored": scored}
+    )
+
+
+@check("predictions", blocking=True)
+def scores_valid(project: Project, key: str) -> Outcome:
+    """Scores are finite and not negative, probabilities at most 1, and longer horizons never below shorter ones."""
+    files = [str(f) for f in project.warehouse.files("predictions", key, verify=False)]
+    numbers = [c.name for c in RELATIONS["predictions"] if c.type == "DOUBLE"]
+    rules = [f"NOT isfinite({n}) OR {n} IS NULL OR {n} < 0" for n in numbers]
+    rules += ["buyer_probability > 1", "ltv_d7 > ltv_d14", "ltv_d14 > ltv_d28", "predicted_zero AND iap_revenue_d7 <> 0"]
+    with project.open_duckdb() as connection:
+        query = f"SELECT * FROM read_parquet(?) WHERE {' OR '.join(f'({r})' for r in rules)} LIMIT {MAX_FAILING_ROWS}"
+        bad = connection.execute(query, [files]).fetch_df().to_dict("records")
+        row = connection.execute("SELECT avg(predicted_zero::INT) FROM read_parquet(?)", [files]).fetchone()
+        zero_share = float(row[0]) if row and row[0] is not None else 0.0
+    if bad:
+        return Outcome(False, f"day {key}: invalid scores, first at row_id {bad[0]['row_id']}", {"zero_rate": zero_share}, bad)
+    return Outcome(True, f"all scores valid, predicted zero rate {zero_share:.4f}", {"zero_rate": zero_share})
+
+
+@check("submission", blocking=True)
+def submission_rows_reconciled(project: Project, key: str) -> Outcome:
+    """One line for every prediction of every test day."""
+    days = [str(day) for day in project.horizon.test_days]
+    scored = sum(project.warehouse.require("predictions", day, "materialize it first").rows for day in days)
+    written = project.warehouse.require("submission", key, "materialize it first").rows
+    text = f"{scored} predictions, {written} lines"
+    figures = {"rows_scored": scored, "rows_written": written}
+    return Outcome(scored == written, text if scored == written else f"submission {key}: {text}", figures)
+
+
+@check("submission", blocking=True)
+def submission_valid(project: Project, key: str) -> Outcome:
+    """The CSV has one finite, non-negative value for every test row and nothing else, in the right order."""
+    from ltv_assets.scoring.submission import validate_submission
+
+    path = project.warehouse.folder("submission", key) / "submission.csv"
+    compute, sample = project.config.compute, project.config.data.sample_submission
+    problems = validate_submission(
+        path, sample, expected=_predicted_files(project), threads=compute.threads, memory_limit=compute.duckdb_limit
+    )
+    rows = project.warehouse.require("submission", key, "materialize it first").rows
+    if problems:
+        return Outcome(False, f"{path.name}: {problems[0]}", {"rows": rows}, [{"problem": p} for p in problems[:MAX_FAILING_ROWS]])
+    return Outcome(True, f"{rows} rows, every test row once", {"rows": rows})
+
+
+def _predicted_files(project: Project) -> list[Path]:
+    return [f for day in project.horizon.test_days for f in project.warehouse.files("predictions", str(day), verify=False)]
