@@ -3,7 +3,7 @@
 What belongs here: the same statistics that ``statistics.py`` defines in SQL, computed with numpy for the layouts the
 source data really has (MAP of numbers or timestamps, MAP of MAP, LIST of text), read from canonical arrays. What does not:
 physical types (``canonical.py``), scalars (``sql.py``); a test holds both derivations to the same values. Next to read:
-``flatten.py``.
+``flatten/``.
 
 Why it is faster: a list function of an SQL engine is paid for every row, here only entries that exist are touched, and
 keys stay dictionary codes, so that looking up the impression's own key compares integers.

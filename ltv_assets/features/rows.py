@@ -2,7 +2,7 @@
 
 What belongs here: keeping one DuckDB connection and one engine for the life of a server, and handing it rows that never
 were a file. What does not: the features themselves; the same engine and the same SQL flatten whole days, so a row's
-features do not depend on which way it came. Next to read: ``flatten.py``, ``impressions.py``.
+features do not depend on which way it came. Next to read: ``flatten/``, ``impressions.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The flattened columns: names, Arrow types, and role, unit and description as field metadata.
 
 What belongs here: the one schema every flattened day shares, and the lists other rooms select columns by. What does
-not: values. Next to read: ``flatten.py``, which writes exactly this schema.
+not: values. Next to read: ``flatten/``, which writes exactly this schema.
 """
 
 from __future__ import annotations

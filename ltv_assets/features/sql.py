@@ -2,7 +2,7 @@
 
 What belongs here: the intermediate values behind the statistics, and the assembly of one query from layers of named
 expressions, each layer using only names of earlier ones, so that nothing is computed twice and any single column can be
-printed with just what it needs (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten.py``).
+printed with just what it needs (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten/``).
 Next to read: ``statistics.py`` (the formulas).
 
 The flattener runs ``row_sql`` over canonical scalars and reduces maps and lists as arrays; ``flatten_sql`` computes every

@@ -1,7 +1,7 @@
 """The inventory of raw files: what is there, what can be read, and what is set aside with which reason.
 
 Nothing is copied and no row is decoded here; footers, sizes and hashes decide. Row-level damage is found when the day is
-flattened (``features/flatten.py``). A file that cannot be used is *quarantined*: listed with its reason, never read, never
+flattened (``features/flatten/``). A file that cannot be used is *quarantined*: listed with its reason, never read, never
 silently dropped. Every raw file passes here before this process opens it, because a footer can end the process that reads
 it (``footers.py``).
 """
