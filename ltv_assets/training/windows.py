@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ltv_assets.core.columns import REVENUE_LABELS
 from ltv_assets.core.config import Config, ModelsConfig
 from ltv_assets.core.errors import StaleError
+from ltv_assets.core.memory import columns_in_memory, rows_in_memory
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day, today
 from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, WindowData, prepare_window
@@ -55,7 +56,7 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
     in memory with them.
     """
     paths_in_order = [path for _, paths in sorted(files.items()) for path in paths]
-    large = count_rows(files) + beside > config.compute.rows_in_memory(len(features)) // 2  # the other half is for the folds
+    large = count_rows(files) + beside > rows_in_memory(config.compute, len(features)) // 2  # the other half is for the folds
     stored = StoredRows(paths_in_order, features) if large else None
     tables, days = [], []
     columns = ["row_id", "datetime", *REVENUE_LABELS, *(() if stored else features)]
@@ -186,7 +187,7 @@ def affordable(config: Config, features: int, rows: int) -> ModelsConfig:
     ``rows``: those of the window and its holdout, which the served model is fitted on.
     """
     models, compute = config.models, config.compute
-    auxiliary, columns = compute.rows_in_memory(features), compute.columns_in_memory(rows)
+    auxiliary, columns = rows_in_memory(compute, features), columns_in_memory(compute, rows)
     return models.model_copy(
         update={
             "max_auxiliary_rows": min(models.max_auxiliary_rows or auxiliary, auxiliary),
