@@ -20,7 +20,8 @@ from ltv_assets.features.schema import feature_names
 from ltv_assets.modeling.boosting import Trainer
 from ltv_assets.modeling.dataset import RowStore
 from ltv_assets.modeling.design_matrix import EncodedFile, Matrix
-from ltv_assets.training.windows import affordable, read_rows
+from ltv_assets.training.stored_rows import read_rows
+from ltv_assets.training.windows import affordable
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows, write_hour
 
 
@@ -50,7 +51,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
 def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     features = feature_names(registry)
     here = read_rows(Config(), days, features)
-    monkeypatch.setattr("ltv_assets.training.windows.rows_in_memory", lambda compute, features: 100)
+    monkeypatch.setattr("ltv_assets.training.stored_rows.rows_in_memory", lambda compute, features: 100)
     monkeypatch.setattr("ltv_assets.modeling.dataset.BLOCK_ROWS", 64)
     there = read_rows(Config(), days, features)
     assert isinstance(here.X, pd.DataFrame) and isinstance(there.X, RowStore)
