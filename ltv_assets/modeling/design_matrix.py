@@ -27,7 +27,9 @@ from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.memory import release_memory
 from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
-from ltv_assets.modeling.encoding.encoders import CrossFitter, WindowEncoder, fold_ids, revenue_targets
+from ltv_assets.modeling.encoding.folds import fold_ids
+from ltv_assets.modeling.encoding.target_encoding import revenue_targets
+from ltv_assets.modeling.encoding.window_encoder import CrossFitter, WindowEncoder
 from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
 from ltv_assets.sampling.draws import hash_uniform

@@ -9,7 +9,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.modeling.encoding.encoders import WindowEncoder, _Ranks
+from ltv_assets.modeling.encoding.group_ranks import GroupRanks
+from ltv_assets.modeling.encoding.window_encoder import WindowEncoder
 from ltv_assets_tests.unit.test_encoders import SPEND, window
 
 X, REVENUE, PERIOD = window(1500)
@@ -43,7 +44,7 @@ def test_row_order_changes_nothing(seed: int) -> None:
 def test_ranks_equal_searchsorted_in_each_group(train: list[tuple[int, float]], asked: list[float]) -> None:
     levels, values = np.array([t[0] for t in train]), np.array([t[1] for t in train], np.float32)
     order = np.argsort(values, kind="stable")
-    ranks = _Ranks.fit(values[order], levels[order], 4, min_count=1)
+    ranks = GroupRanks.fit(values[order], levels[order], 4, min_count=1)
     for level in (0, 1, 2, 3):
         own = np.sort(values[levels == level])
         own = own if own.size >= 2 else np.sort(values)

@@ -12,7 +12,9 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ltv_assets.core.errors import ConfigError, DataError, ModelFileError
-from ltv_assets.modeling.encoding.encoders import SPEND_COLUMNS, WindowEncoder, fold_ids, revenue_targets
+from ltv_assets.modeling.encoding.folds import fold_ids
+from ltv_assets.modeling.encoding.target_encoding import revenue_targets
+from ltv_assets.modeling.encoding.window_encoder import SPEND_COLUMNS, WindowEncoder
 
 SPEND = SPEND_COLUMNS[0]
 

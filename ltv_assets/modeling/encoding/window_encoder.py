@@ -1,9 +1,9 @@
-"""Everything that is learnt from a window's training rows before a model sees them: category maps and encodings.
+"""The window encoder: everything that is learnt from a window's training rows before a model sees them.
 
-What belongs here: frozen category codes, smoothed target encodings, category counts and ranks of past spend within a
-country or category - statistics that depend on *which days* were used for training, and therefore travel with the model
-and are never stored in ``flattened_features``. What does not: anything computable from one row alone (``features/``'s
-SQL) and anything fitted to predict (``modeling/``). Next to read: ``modeling/`` where the encoder is used out-of-fold.
+What belongs here: the choice of columns, frozen category codes, target encodings, counts and ranks of past spend put
+together, their JSON form - statistics that depend on *which days* were used for training, and therefore travel with the
+model and are never stored in ``flattened_features``. What does not: anything computable from one row alone (``features/``'s
+SQL) and anything fitted to predict (``modeling/``). Next to read: ``modeling/design_matrix.py``, where it is used out-of-fold.
 
 Three properties hold by construction and are tested:
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -27,316 +27,30 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ltv_assets.core.columns import RAW_COLUMNS
 from ltv_assets.core.errors import ConfigError, DataError, ModelFileError
+from ltv_assets.modeling.encoding.category_map import FIRST_KNOWN, UNSEEN, CategoryMap, Floats, Ints, factorize, is_categorical
+from ltv_assets.modeling.encoding.folds import fold_ids
+from ltv_assets.modeling.encoding.group_ranks import GroupRanks, rank_name
+from ltv_assets.modeling.encoding.target_encoding import (
+    CategorySums,
+    Encoding,
+    Targets,
+    additive_prior,
+    checked_targets,
+    empirical_bayes,
+    encode_column,
+    encoding_limits,
+    log_counts,
+)
 
 FORMAT = "ltv_assets.WindowEncoder"
 VERSION = 2
 
-MISSING, UNSEEN, FIRST_KNOWN = 0, 1, 2
-"""Levels of every category map: missing, unseen or rare, then the known values by falling frequency."""
-
 DEFAULT_PAIRS: tuple[tuple[str, str], ...] = (("advertiser_bundle", "country"), ("advertiser_category", "country"))
 """Pairs that are encoded together when both columns are there and ``pairs`` is left at None."""
-
 SPEND_COLUMNS: tuple[str, ...] = tuple(
     f"{c.name}__sum" for c in RAW_COLUMNS if c.role in ("purchases", "whales") and c.meaning == "amount" and c.keyed_by == "bundle"
 )
 """Past spend of the user, as flattened: the columns that are ranked within a group when ``spend_columns`` is None."""
-
-HASHED_FOLDS = 5
-MAX_FOLDS = 16
-RANK_GRID = 256
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.integer[Any]]
-Targets: TypeAlias = Mapping[str, ArrayLike] | pd.DataFrame | ArrayLike
-
-
-def revenue_targets(revenue: ArrayLike) -> dict[str, Floats]:
-    """The two targets whose encodings models ask for: ``payer`` = 1{revenue > 0} and ``log_revenue`` = log1p(revenue).
-
-    ``revenue`` is one-dimensional, in USD, finite and not negative; anything else raises ``DataError``.
-    """
-    values = np.asarray(revenue, dtype=np.float64)
-    if values.ndim != 1:
-        raise DataError(f"revenue must be one-dimensional, found shape {values.shape}: pass the seven-day column alone")
-    bad = int(np.count_nonzero(~np.isfinite(values) | (values < 0)))
-    if bad:
-        raise DataError(f"revenue has {bad} of {values.size} values that are negative, NaN or infinite: quarantine those rows first")
-    return {"payer": (values > 0).astype(np.float64), "log_revenue": np.log1p(values)}
-
-
-def empirical_bayes(n: Floats, total: Floats, squares: Floats, prior: Floats, smoothing: float | Literal["auto"]) -> Floats:
-    """Category means shrunk towards a prior (Micci-Barreca 2001, eq. 4; random-effects moments for the strength).
-
-    For a category with ``n`` rows, mean ``m`` and prior ``q``::
-
-        encoding = q + (m - q) * n / (n + k),      k = within / between
-
-    ``k`` is ``smoothing`` when that is a number of rows. With ``"auto"`` it is estimated per column and target by the
-    method of moments of one-way random effects::
-
-        within  = sum_c (squares_c - n_c m_c^2) / (N - C)
-        between = max(0, (sum_c n_c (m_c - q_c)^2 - (C - 1) within) / (N - sum_c n_c^2 / N))
-
-    so a column that carries no signal (``between`` = 0) is shrunk to its prior completely.
-
-    Shapes: ``n``, ``total`` (sum of y) and ``squares`` (sum of y^2) are (B, L): B independent fits of L categories;
-    ``prior`` broadcasts against them. Categories without rows get the prior. Returns (B, L).
-    """
-    mean = np.divide(total, n, out=np.broadcast_to(prior, n.shape).copy(), where=n > 0)
-    deviation = mean - prior
-    if smoothing == "auto":
-        rows = n.sum(axis=1)
-        categories = (n > 0).sum(axis=1)
-        within = np.clip(squares - n * mean**2, 0.0, None).sum(axis=1) / np.maximum(rows - categories, 1.0)
-        spread = (n * deviation**2).sum(axis=1) - (categories - 1) * within
-        scale = rows - np.divide((n**2).sum(axis=1), rows, out=np.zeros_like(rows), where=rows > 0)
-        between = np.divide(np.clip(spread, 0.0, None), scale, out=np.zeros_like(rows), where=(scale > 0) & (rows > categories))
-        strength = np.divide(within, between, out=np.full_like(rows, np.inf), where=between > 0)[:, None]
-    else:
-        strength = np.full((n.shape[0], 1), float(smoothing))
-    weight = np.divide(n, n + strength, out=np.zeros_like(n), where=n + strength > 0)
-    return cast(Floats, prior + weight * deviation)
-
-
-def _text(value: object) -> str:
-    """One spelling per category, so that 7, 7.0 and "7" of differently typed days are the same value."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _factorize(column: pd.Series) -> tuple[Ints, list[str]]:
-    """Codes (-1 = missing) and the texts they stand for; NaN, None, NA and the empty string are missing."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        codes = column.cat.codes.to_numpy()
-        values: Iterable[object] = column.cat.categories
-        if len(column.cat.categories) > len(column):  # a short frame with a long dictionary: look up only what occurs
-            used, codes = np.unique(codes, return_inverse=True)
-            if used.size and used[0] < 0:
-                used, codes = used[1:], codes - 1
-            values = column.cat.categories[used]
-    else:
-        try:
-            codes, values = pd.factorize(column, use_na_sentinel=True)
-        except TypeError as error:
-            raise DataError(f"column {column.name!r}: expected numbers, text or categories, found lists or objects ({error})") from None
-    return codes.astype(np.int32), [_text(v) for v in values]
-
-
-def _apply(codes: Ints, by_unique: Ints) -> Ints:
-    """Levels of rows from levels of their unique values; code -1 is the last element, MISSING."""
-    return np.append(by_unique, MISSING)[codes]
-
-
-@dataclass(frozen=True)
-class _CategoryMap:
-    """The frozen values of one column: level 0 missing, 1 unseen or rare, 2.. in order of falling training frequency."""
-
-    values: tuple[str, ...]
-    level: dict[str, int]
-
-    @classmethod
-    def of(cls, values: Sequence[str]) -> Self:
-        level = {v: i + FIRST_KNOWN for i, v in enumerate(values)}
-        level[""] = MISSING
-        return cls(tuple(values), level)
-
-    @classmethod
-    def fit(cls, codes: Ints, texts: Sequence[str], min_count: int) -> Self:
-        counts: dict[str, int] = {}
-        for text, count in zip(texts, np.bincount(codes[codes >= 0], minlength=len(texts)).tolist(), strict=True):
-            if text:
-                counts[text] = counts.get(text, 0) + count
-        kept = [t for t, c in counts.items() if c >= min_count]
-        return cls.of(sorted(kept, key=lambda t: (-counts[t], t)))
-
-    @property
-    def size(self) -> int:
-        return len(self.values) + FIRST_KNOWN
-
-    def levels(self, codes: Ints, texts: Sequence[str]) -> Ints:
-        get = self.level.get
-        return _apply(codes, np.fromiter((get(t, UNSEEN) for t in texts), np.int32, len(texts)))
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Rows, sums and squares of a target per category: one line per left-out fold, and the whole window as the last line.
-
-    A line for a fold is the window's sums minus the fold's own, so the work does not grow with the number of folds. The
-    last line is summed without regard to folds: ``fit`` and ``fit_transform`` store the same bits.
-    """
-
-    n: Floats
-    total: Floats
-    squares: Floats
-
-    @classmethod
-    def of(cls, levels: Ints, size: int, y: Floats, fold: Ints | None, folds: int) -> Self:
-        known = ~np.isnan(y)
-        if not known.all():
-            levels, y, fold = levels[known], y[known], None if fold is None else fold[known]
-        return cls(*(_left_out(levels, size, weight, fold, folds) for weight in (None, y, y * y)))
-
-
-def _left_out(levels: Ints, size: int, weight: Floats | None, fold: Ints | None, folds: int) -> Floats:
-    """Weighted counts (folds + 1, size): without each fold in turn, then without none."""
-    every = np.bincount(levels, weight, minlength=size).astype(np.float64)[None, :]
-    if fold is None:
-        return every
-    own = np.bincount(fold * size + levels, weight, minlength=folds * size).astype(np.float64).reshape(folds, size)
-    return np.vstack([every - own, every])
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """Encodings of one column or pair: a line per left-out fold, the whole window as the last line; (lines, levels)."""
-
-    means: dict[str, Floats]
-    log_count: Floats
-    prior: dict[str, Floats]
-
-    def last(self) -> _Encoding:
-        return _Encoding({t: m[-1:] for t, m in self.means.items()}, self.log_count[-1:], {t: p[-1:] for t, p in self.prior.items()})
-
-
-def _log_counts(levels: Ints, size: int, fold: Ints | None, folds: int) -> Floats:
-    """log1p of the category's rows, left-out lines scaled up to the whole window so that training and scoring agree."""
-    rows = _left_out(levels, size, None, fold, folds)
-    totals = rows.sum(axis=1, keepdims=True)
-    return np.log1p(rows * np.divide(totals[-1:], totals, out=np.zeros_like(totals), where=totals > 0))
-
-
-def _encode_column(
-    levels: Ints, size: int, targets: Mapping[str, Floats], fold: Ints | None, folds: int, smoothing: float | Literal["auto"]
-) -> _Encoding:
-    """Single columns shrink to the mean of all rows; a value no other fold has seen is encoded as unseen, as at scoring."""
-    log_count = _log_counts(levels, size, fold, folds)
-    log_count[:, UNSEEN] = 0.0
-    means, priors = {}, {}
-    for name, y in targets.items():
-        sums = _Sums.of(levels, size, y, fold, folds)
-        rows = sums.n.sum(axis=1, keepdims=True)
-        prior = np.divide(sums.total.sum(axis=1, keepdims=True), rows, out=np.zeros_like(rows), where=rows > 0)
-        mean = empirical_bayes(sums.n, sums.total, sums.squares, prior, smoothing)
-        mean[:, FIRST_KNOWN:] = np.where(sums.n[:, FIRST_KNOWN:] > 0, mean[:, FIRST_KNOWN:], mean[:, [UNSEEN]])
-        means[name], priors[name] = mean, prior
-    return _Encoding(means, log_count, priors)
-
-
-def _additive_prior(first: Floats, second: Floats, low: Floats, high: Floats, overall: Floats) -> Floats:
-    """What two main effects predict for a pair, kept inside the range of those effects."""
-    return cast(Floats, np.clip(first + second - overall, low, high))
-
-
-@dataclass(frozen=True)
-class _Ranks:
-    """Sorted values of a spend column per level of a group column, thinned to RANK_GRID points, and their medians.
-
-    Slot 0 holds all rows together; ``slot[level]`` is 0 for levels with too few values of their own.
-    """
-
-    slot: Ints
-    start: Ints
-    values: Floats
-    median: Floats
-
-    @classmethod
-    def fit(cls, values: NDArray[np.float32], groups: Ints, size: int, min_count: int) -> Self:
-        """From values that are present and sorted, and their levels: a stable sort by level keeps them sorted in each."""
-        counts = np.bincount(groups, minlength=size)
-        own = np.flatnonzero(counts >= max(min_count, 2))
-        own = own[own != UNSEEN]  # rare and unseen values have nothing in common: they are ranked among all rows
-        slot = np.zeros(size, np.int64)
-        slot[own] = np.arange(1, own.size + 1)
-        keys = slot[groups].astype(np.uint16 if own.size < 2**16 else np.int64)  # numpy sorts small integers in linear time
-        by_group = np.argsort(keys, kind="stable")[np.count_nonzero(keys == 0) :]
-        stacked = np.concatenate([values, values[by_group]]).astype(np.float64)
-        n = np.concatenate([[values.size], counts[own]])
-        first = np.concatenate([[0], np.cumsum(n)[:-1]])
-        kept = np.minimum(n, RANK_GRID)
-        start = np.concatenate([[0], np.cumsum(kept)])
-        step = np.arange(start[-1]) - np.repeat(start[:-1], kept)
-        grid = stacked[np.repeat(first, kept) + ((2 * step + 1) * np.repeat(n, kept)) // np.maximum(2 * np.repeat(kept, kept), 1)]
-        median = 0.5 * (stacked[first + (n - 1) // 2] + stacked[first + n // 2]) if values.size else np.zeros(1)
-        return cls(slot, start.astype(np.int64), grid, median)
-
-    def rank(self, spend: NDArray[np.float32], levels: Ints) -> Floats:
-        """Mid-rank (share below + half the share equal) among the training values of the same group; NaN where missing."""
-        out = np.full(spend.size, np.nan)
-        rows = np.flatnonzero(~np.isnan(spend))
-        if rows.size and self.values.size:
-            slot = self.slot[levels[rows]]
-            low, high = self.start[slot], self.start[slot + 1]
-            value = spend[rows].astype(np.float64)
-            below = self._bisect(value, low, high, strict=True)
-            upto = self._bisect(value, low, high, strict=False)
-            out[rows] = (0.5 * (below + upto) - low) / (high - low)
-        return out
-
-    def _bisect(self, value: Floats, low: Ints, high: Ints, *, strict: bool) -> Ints:
-        """``searchsorted`` of every value inside its own segment [low, high), all rows at once."""
-        low, high = low.copy(), high.copy()
-        for _ in range(int(np.max(high - low)).bit_length()):
-            middle = np.minimum((low + high) // 2, self.values.size - 1)
-            at = self.values[middle]
-            right = (low < high) & ((at < value) if strict else (at <= value))
-            low, high = np.where(right, middle + 1, low), np.where(right | (low >= high), high, middle)
-        return low
-
-    def deviation(self, spend: NDArray[np.float32], levels: Ints) -> Floats:
-        """Signed-log distance to the group's median, s(v) - s(median) with s(v) = sign(v) log1p(|v|); NaN where missing."""
-        return _signed_log(spend.astype(np.float64)) - _signed_log(self.median)[self.slot[levels]]
-
-
-def _rank_name(spend: str, group: str) -> str:
-    return f"{spend}__rank_in_{group}"
-
-
-def _limits(first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    """Smallest and largest encoding of either column, per line: (lines, 1) each."""
-    low = np.minimum(first.min(axis=1), second.min(axis=1))
-    high = np.maximum(first.max(axis=1), second.max(axis=1))
-    return low[:, None], high[:, None]
-
-
-def _is_categorical(column: pd.Series) -> bool:
-    dtype = column.dtype
-    if isinstance(dtype, pd.CategoricalDtype) or pd.api.types.is_object_dtype(dtype) or pd.api.types.is_string_dtype(dtype):
-        return True
-    if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype):
-        return False
-    raise DataError(f"column {column.name!r} has type {dtype}: expected numbers, text or categories; turn times into ages first")
-
-
-def _targets(y: Targets, n: int) -> dict[str, Floats]:
-    """Targets by name as float64; NaN stays (the row is left out of that target), infinities are refused."""
-    if y is None:
-        raise ValueError("WindowEncoder requires y to be passed, but the target y is None")  # the wording scikit-learn checks for
-    if isinstance(y, Mapping):
-        named = {str(k): v for k, v in y.items()}
-    elif isinstance(y, pd.DataFrame):
-        named = {str(k): y[k] for k in y.columns}
-    else:
-        named = {"target": y}
-    out = {}
-    for name, values in named.items():
-        array = np.asarray(values, dtype=np.float64)
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        if array.shape != (n,):
-            raise DataError(f"target {name!r} must have one value per row: expected shape ({n},), found {array.shape}")
-        if np.isinf(array).any():
-            raise DataError(f"target {name!r} is infinite in {int(np.isinf(array).sum())} rows: quarantine those rows first")
-        out[name] = array
-    if not out:
-        raise DataError("y names no target: pass at least one, for instance revenue_targets(revenue)")
-    return out
 
 
 def _plain(value: object) -> Any:
@@ -348,53 +62,6 @@ def _plain(value: object) -> Any:
     return value
 
 
-def _signed_log(values: Floats) -> Floats:
-    return cast(Floats, np.sign(values) * np.log1p(np.abs(values)))
-
-
-def _mix(position: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer: row positions to 64 well-mixed bits, the same on every machine."""
-    with np.errstate(over="ignore"):
-        z = position + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def fold_ids(n: int, period: ArrayLike | None = None, folds: ArrayLike | None = None) -> Ints:
-    """Fold number 0..F-1 of each of ``n`` rows; a row is encoded from the folds it is not in.
-
-    ``folds`` given: its distinct values. Else one fold per distinct ``period``; more than 16 periods are merged into 16
-    runs of neighbouring periods with about equally many rows. One period only: five folds by a hash of the row's position.
-    ``DataError`` when lengths differ or fewer than two folds come out.
-    """
-    given, name = (folds, "folds") if folds is not None else (period, "period")
-    if given is None:
-        codes: Ints = np.zeros(n, np.int64)
-    else:
-        values = np.asarray(given)
-        if values.shape != (n,):
-            raise DataError(f"{name} must have one value per row: expected shape ({n},), found {values.shape}")
-        sorted_codes, _ = pd.factorize(values, sort=True, use_na_sentinel=True)
-        codes = sorted_codes.astype(np.int64)
-        if (codes < 0).any():
-            raise DataError(f"{name} is missing for {int((codes < 0).sum())} rows: every row needs one")
-    count = int(codes.max(initial=0)) + 1
-    if folds is not None or 2 <= count <= MAX_FOLDS:
-        if count < 2:
-            raise DataError("folds holds a single value: cross-fitting needs rows in at least two folds")
-        return codes
-    if count > MAX_FOLDS:
-        before = np.cumsum(np.bincount(codes)) - 0.5 * np.bincount(codes)
-        merged = np.minimum((before * MAX_FOLDS / n).astype(np.int64), MAX_FOLDS - 1)
-        return np.unique(merged[codes], return_inverse=True)[1].astype(np.int64)
-    hashed = (_mix(np.arange(n, dtype=np.uint64)) % np.uint64(HASHED_FOLDS)).astype(np.int64)
-    codes = np.unique(hashed, return_inverse=True)[1].astype(np.int64)
-    if n < 2 or codes.max() < 1:
-        raise DataError(f"cross-fitting needs rows in at least two folds, found {n} row(s) in one: use fit and transform apart")
-    return codes
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """Rows half-way: numbers, category levels, and the encodings and ranks to look up (one per fold, then the whole)."""
@@ -402,8 +69,8 @@ class _Prepared:
     index: pd.Index
     numeric: NDArray[np.float32]
     levels: dict[str, Ints]
-    encodings: Mapping[str, _Encoding]
-    ranks: Sequence[Mapping[str, _Ranks]]
+    encodings: Mapping[str, Encoding]
+    ranks: Sequence[Mapping[str, GroupRanks]]
 
 
 @dataclass(frozen=True)
@@ -411,8 +78,8 @@ class CrossFitter:
     """A fitted encoder with what it knows without each fold, for the rows that taught it."""
 
     encoder: WindowEncoder
-    encodings: Mapping[str, _Encoding]
-    ranks: Sequence[Mapping[str, _Ranks]]
+    encodings: Mapping[str, Encoding]
+    ranks: Sequence[Mapping[str, GroupRanks]]
 
     def transform(self, X: pd.DataFrame, fold: Ints) -> pd.DataFrame:
         """The cross-fitted columns of a block of the training rows, whose fold numbers are ``fold`` (n,)."""
@@ -521,9 +188,9 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         """Columns, their kinds and names, from a frame that shows them; returns the targets of ``n`` rows."""
         if n == 0:
             raise DataError("WindowEncoder.fit got no rows: a window needs at least one training row")
-        targets = _targets(y, n)
+        targets = checked_targets(y, n)
         self._columns = list(frame.columns)
-        self.categorical_features_ = [c for c in self._columns if _is_categorical(frame[c])]
+        self.categorical_features_ = [c for c in self._columns if is_categorical(frame[c])]
         categorical = set(self.categorical_features_)
         self.numeric_features_ = [c for c in self._columns if c not in categorical]
         self.targets_ = list(targets)
@@ -549,22 +216,22 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         fold: Ints | None,
         *,
         keep: Collection[str],
-    ) -> tuple[dict[str, Ints], dict[str, _Encoding], list[dict[str, _Ranks]]]:
+    ) -> tuple[dict[str, Ints], dict[str, Encoding], list[dict[str, GroupRanks]]]:
         """Levels of the rows, encodings and ranks without each fold in turn; what the whole window says is kept.
 
         ``column``, ``spend``: give a column of every row, asked for one after the other. ``keep``: columns whose levels are
         returned, at least those of pairs and groups.
         """
-        self._maps: dict[str, _CategoryMap] = {}
+        self._maps: dict[str, CategoryMap] = {}
         levels: dict[str, Ints] = {}
-        single: dict[str, _Encoding] = {}
+        single: dict[str, Encoding] = {}
         folds = 0 if fold is None else int(fold.max()) + 1
         for c in self.categorical_features_:
-            codes, texts = _factorize(column(c))
-            self._maps[c] = _CategoryMap.fit(codes, texts, self.min_count)
+            codes, texts = factorize(column(c))
+            self._maps[c] = CategoryMap.fit(codes, texts, self.min_count)
             found = self._maps[c].levels(codes, texts)
             if c in self._needed:
-                single[c] = _encode_column(found, self._maps[c].size, targets, fold, folds, self.smoothing)
+                single[c] = encode_column(found, self._maps[c].size, targets, fold, folds, self.smoothing)
             if c in keep:
                 levels[c] = found
         encodings = {c: single[c] for c in self._needed}
@@ -580,37 +247,37 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         return levels, encodings, ranks
 
     def _encode_pair(
-        self, name: str, slots: Ints, targets: Mapping[str, Floats], fold: Ints | None, folds: int, encodings: Mapping[str, _Encoding]
-    ) -> _Encoding:
+        self, name: str, slots: Ints, targets: Mapping[str, Floats], fold: Ints | None, folds: int, encodings: Mapping[str, Encoding]
+    ) -> Encoding:
         """Known pairs shrink to the additive prior of their two columns; slot 0 collects the pairs that are not known."""
         keys = self._pair_keys[name]
         size = keys.size + 1
         first, second = (encodings[c] for c in self._pairs[name])
         width = self._maps[self._pairs[name][1]].size
-        log_count = _log_counts(slots, size, fold, folds)
+        log_count = log_counts(slots, size, fold, folds)
         log_count[:, 0] = 0.0
         means = {}
         for target, y in targets.items():
             a, b = first.means[target], second.means[target]
-            prior = _additive_prior(a[:, keys // width], b[:, keys % width], *_limits(a, b), first.prior[target])
-            sums = _Sums.of(slots, size, y, fold, folds)
+            prior = additive_prior(a[:, keys // width], b[:, keys % width], *encoding_limits(a, b), first.prior[target])
+            sums = CategorySums.of(slots, size, y, fold, folds)
             means[target] = np.zeros((log_count.shape[0], size))
             means[target][:, 1:] = empirical_bayes(sums.n[:, 1:], sums.total[:, 1:], sums.squares[:, 1:], prior, self.smoothing)
-        return _Encoding(means, log_count, {})
+        return Encoding(means, log_count, {})
 
     def _fit_ranks(
         self, spend: Callable[[str], NDArray[np.float32]], levels: Mapping[str, Ints], fold: Ints | None
-    ) -> list[dict[str, _Ranks]]:
+    ) -> list[dict[str, GroupRanks]]:
         """Ranks without each fold in turn, then without none; each spend column is sorted once for all of them."""
         leave_out = [None] if fold is None else [*range(int(fold.max()) + 1), None]
-        ranks: list[dict[str, _Ranks]] = [{} for _ in leave_out]
+        ranks: list[dict[str, GroupRanks]] = [{} for _ in leave_out]
         for name in self._spends:
             values = spend(name)
             by_value = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN sorts last
             for out, left in zip(ranks, leave_out, strict=True):
                 rows = by_value if left is None or fold is None else by_value[fold[by_value] != left]
                 for group in self._groups:
-                    out[_rank_name(name, group)] = _Ranks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
+                    out[rank_name(name, group)] = GroupRanks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
         return ranks
 
     def restrict_to(self, names: Sequence[str]) -> Self:
@@ -637,7 +304,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self, "_names")
         frame = self._frame(X, reset=False)
-        levels = {c: self._maps[c].levels(*_factorize(frame[c])) for c in self.categorical_features_}
+        levels = {c: self._maps[c].levels(*factorize(frame[c])) for c in self.categorical_features_}
         out = self._empty(len(frame))
         prepared = _Prepared(frame.index, self._numeric(frame), levels, self._encodings, [self._ranks])
         self._write_columns(out, prepared)
@@ -646,10 +313,10 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         return self._as_frame(out, prepared)
 
     def _encode_held_out(
-        self, X: pd.DataFrame, fold: Ints, encodings: Mapping[str, _Encoding], ranks: Sequence[Mapping[str, _Ranks]]
+        self, X: pd.DataFrame, fold: Ints, encodings: Mapping[str, Encoding], ranks: Sequence[Mapping[str, GroupRanks]]
     ) -> pd.DataFrame:
         frame = self._frame(X, reset=False)
-        levels = {c: self._maps[c].levels(*_factorize(frame[c])) for c in self.categorical_features_}
+        levels = {c: self._maps[c].levels(*factorize(frame[c])) for c in self.categorical_features_}
         return self._cross_fitted(_Prepared(frame.index, self._numeric(frame), levels, encodings, ranks), fold)
 
     def _cross_fitted(self, prepared: _Prepared, fold: Ints) -> pd.DataFrame:
@@ -692,8 +359,8 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             for target in self.targets_:
                 values = pair.means[target][line, slots]
                 if unknown.size:
-                    low, high = _limits(a.means[target], b.means[target])
-                    values[unknown] = _additive_prior(
+                    low, high = encoding_limits(a.means[target], b.means[target])
+                    values[unknown] = additive_prior(
                         a.means[target][some, prepared.levels[first][unknown]],
                         b.means[target][some, prepared.levels[second][unknown]],
                         low[some, 0],
@@ -706,16 +373,16 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             at += 1
 
     def _write_aggregates(
-        self, out: NDArray[np.float32], prepared: _Prepared, ranks: Mapping[str, _Ranks], rows: NDArray[np.bool_] | slice
+        self, out: NDArray[np.float32], prepared: _Prepared, ranks: Mapping[str, GroupRanks], rows: NDArray[np.bool_] | slice
     ) -> None:
         at = len(self._all_names) - len(self._spends) * (len(self._groups) + 1) if self._groups else len(self._all_names)
         for spend in self._spends if self._groups else ():
             values = self._spend(prepared.numeric, spend)[rows]
             for group in self._groups:
-                out[rows, at] = ranks[_rank_name(spend, group)].rank(values, prepared.levels[group][rows])
+                out[rows, at] = ranks[rank_name(spend, group)].rank(values, prepared.levels[group][rows])
                 at += 1
             first = self._groups[0]
-            out[rows, at] = ranks[_rank_name(spend, first)].deviation(values, prepared.levels[first][rows])
+            out[rows, at] = ranks[rank_name(spend, first)].deviation(values, prepared.levels[first][rows])
             at += 1
 
     # ------------------------------------------------------------------ names
@@ -763,7 +430,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         for column in [*self._encoded, *self._pairs]:
             names += [f"{column}__te_{t}" for t in self.targets_] + [f"{column}__count"]
         for spend in self._spends if self._groups else ():
-            names += [_rank_name(spend, g) for g in self._groups] + [f"{spend}__minus_median_in_{self._groups[0]}"]
+            names += [rank_name(spend, g) for g in self._groups] + [f"{spend}__minus_median_in_{self._groups[0]}"]
         repeated = {c for c in names if names.count(c) > 1} if len(set(names)) < len(names) else set()
         if repeated:
             raise DataError(f"columns of X bear names that encodings need: {sorted(repeated)}; rename them")
@@ -890,9 +557,9 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self.numeric_features_ = [c for c in self._columns if c not in categories]
         self.targets_ = list(stored["targets"])
         self._choose_columns()
-        self._maps = {c: _CategoryMap.of(categories[c]) for c in self.categorical_features_}
+        self._maps = {c: CategoryMap.of(categories[c]) for c in self.categorical_features_}
         self._encodings = {
-            name: _Encoding(
+            name: Encoding(
                 {t: np.asarray(m, np.float64)[None, :] for t, m in e["means"].items()},
                 np.asarray(e["log_count"], np.float64)[None, :],
                 {t: np.full((1, 1), p) for t, p in e["prior"].items()},
@@ -901,7 +568,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         }
         self._pair_keys = {name: np.asarray(keys, np.int64) for name, keys in stored["pair_keys"].items()}
         self._ranks = {
-            name: _Ranks(
+            name: GroupRanks(
                 np.asarray(r["slot"], np.int64),
                 np.asarray(r["start"], np.int64),
                 np.asarray(r["values"], np.float64),
