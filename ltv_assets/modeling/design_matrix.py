@@ -330,7 +330,7 @@ class Design:
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
         # Frames as well in blocks: encoding all rows at once would need several copies of them.
         store = data.X if isinstance(data.X, RowStore) else FrameRows(data.X)
-        fold = fold_ids(len(data), period)
+        fold = fold_ids(period)
         fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
         release_memory()
         chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)

@@ -106,6 +106,7 @@ def choose_meta_rounds(design: Design, table: OutOfFoldTable, models: ModelsConf
 def fit_meta(
     table: OutOfFoldTable, rows: NDArray[np.int64], models: ModelsConfig, trainer: Trainer, rounds: int, kind: Kind
 ) -> tuple[Blend, TreeModel | None]:
+    """Fit the blend on some rows and, if ``kind`` is meta, the meta learner that starts at it."""
     y = table.log_revenue[rows]
     blend = fit_blend(table.components[rows], y)
     if kind != "meta":

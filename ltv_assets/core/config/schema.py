@@ -561,6 +561,7 @@ class Config(Section):
 
 
 def subsections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections among the types of a field."""
     return [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, Section)]
 
 

@@ -14,21 +14,17 @@ Three properties hold by construction and are tested:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from numpy.typing import NDArray
 
 from ltv_assets.core.columns import RAW_COLUMNS
-from ltv_assets.core.errors import ConfigError, DataError, ModelFileError
+from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling.encoding.category_map import FIRST_KNOWN, UNSEEN, CategoryMap, Floats, Ints, factorize, is_categorical
-from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.group_ranks import GroupRanks, rank_name
 from ltv_assets.modeling.encoding.target_encoding import (
     CategorySums,
@@ -45,21 +41,29 @@ from ltv_assets.modeling.encoding.target_encoding import (
 FORMAT = "ltv_assets.WindowEncoder"
 VERSION = 2
 
-DEFAULT_PAIRS: tuple[tuple[str, str], ...] = (("advertiser_bundle", "country"), ("advertiser_category", "country"))
-"""Pairs that are encoded together when both columns are there and ``pairs`` is left at None."""
+MIN_COUNT = 10
+"""Values with fewer training rows count as unseen; groups with fewer values of spend are ranked among all rows."""
+MAX_CATEGORIES = 255
+"""The most frequent values that keep a code of their own; rarer ones get code 1 but keep their target encoding."""
+PAIRS: tuple[tuple[str, str], ...] = (("advertiser_bundle", "country"), ("advertiser_category", "country"))
+"""Categorical columns that are encoded together where both are there."""
+GROUP_COLUMNS = ("country", "advertiser_category")
+"""Categorical columns within which past spend is ranked, as far as present; the first one present also gives the median."""
 SPEND_COLUMNS: tuple[str, ...] = tuple(
     f"{c.name}__sum" for c in RAW_COLUMNS if c.role in ("purchases", "whales") and c.meaning == "amount" and c.keyed_by == "bundle"
 )
-"""Past spend of the user, as flattened: the columns that are ranked within a group when ``spend_columns`` is None."""
-
-
-def _plain(value: object) -> Any:
-    """Parameters as JSON types; tuples become lists."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return value
+"""Past spend of the user, as flattened: numeric columns that are ranked within groups, as far as present."""
+PARAMETERS: Mapping[str, Any] = {
+    "aggregates": True,
+    "group_columns": list(GROUP_COLUMNS),
+    "max_categories": MAX_CATEGORIES,
+    "min_count": MIN_COUNT,
+    "pairs": None,
+    "smoothing": "auto",
+    "spend_columns": None,
+    "target_encode": None,
+}
+"""Fixed choices, as the stored format states them; an encoder stored with others cannot be restored."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class CrossFitter:
-    """A fitted encoder with what it knows without each fold, for the rows that taught it."""
+    """A fitted encoder with its encodings without each fold, for the training rows themselves."""
 
     encoder: WindowEncoder
     encodings: Mapping[str, Encoding]
@@ -86,108 +90,51 @@ class CrossFitter:
         return self.encoder._encode_held_out(X, fold, self.encodings, self.ranks)
 
 
-class WindowEncoder(TransformerMixin, BaseEstimator):
-    """Turns the columns of a window into one float32 matrix and remembers how, for every other day.
+class WindowEncoder:
+    """Turn the columns of a window into one float32 matrix, and those of every other day in the same way.
 
     Output columns, in this order:
 
-    * the columns of ``X``: numbers as float32 (infinite values become NaN, gaps stay NaN), categoricals as integer codes
+    * the columns of the rows: numbers as float32 (infinite values become NaN, gaps stay NaN), categoricals as integer codes
       held in float32: 0 missing, 1 unseen or rare, 2.. the known values by falling frequency;
-    * for each target-encoded column and each pair ``a_x_b``: ``<col>__te_<target>`` for every target (see
+    * for each categorical column and each pair ``a_x_b``: ``<col>__te_<target>`` for every target (see
       ``empirical_bayes``; a pair shrinks to the sum of its columns' encodings minus the overall mean), then
       ``<col>__count``, the log1p of the training rows with that value (0 for unseen and rare ones);
     * for each spend column and each group column: ``<spend>__rank_in_<group>``, the mid-rank 0..1 among the group's
       training rows, and for the first group column ``<spend>__minus_median_in_<group>``, a difference of signed logs.
 
-    ``fit_transform`` is *cross-fitted*: each row's encodings, ranks and medians come from the other folds (see
-    ``fold_ids``), by subtraction of sums. It therefore differs from ``fit(...).transform(...)`` on purpose: use it for
-    rows that train a model, ``transform`` for all others.
+    ``fit_blocks`` returns a ``CrossFitter``, which encodes the training rows: the encodings, ranks and medians of each row come
+    from the other folds (see ``fold_ids``), by subtraction of sums. ``transform`` is for all other rows.
 
-    Parameters
-    ----------
-    target_encode : columns to encode; None means every categorical column.
-    pairs : pairs of categorical columns to encode together; None means ``DEFAULT_PAIRS`` as far as present.
-    smoothing : rows' worth of the prior, or "auto" for the empirical-Bayes estimate per column and target.
-    min_count : values with fewer training rows are treated like unseen ones; also the least number of non-missing
-        values for a group to be ranked by itself.
-    max_categories : the most frequent values that keep a *code* of their own; rarer ones get code 1 but keep their
-        target encoding.
-    aggregates : whether to add the columns that rank past spend within groups.
-    group_columns : categorical columns to rank within, as far as present; the first one present also gives the median.
-    spend_columns : numeric columns to rank; None means ``SPEND_COLUMNS`` as far as present.
-
-    Attributes: ``feature_names_in_``, ``n_features_in_``, ``categorical_features_`` (code columns, to be declared
-    categorical to LightGBM), ``numeric_features_``, ``targets_``.
-
-    >>> X = pd.DataFrame({"country": ["us", "us", "de", "de"], "age": [1.0, 2.0, 3.0, 4.0]})
-    >>> encoder = WindowEncoder(min_count=1, smoothing=2.0).fit(X, {"payer": [1.0, 1.0, 0.0, 0.0]})
-    >>> encoder.transform(pd.DataFrame({"country": ["us", "fr", None], "age": [5.0, 6.0, 7.0]}))
-       country  age  country__te_payer  country__count
-    0      3.0  5.0               0.75        1.098612
-    1      1.0  6.0               0.50        0.000000
-    2      0.0  7.0               0.50        0.000000
+    Attributes: ``categorical_features_`` (code columns, to be declared categorical to LightGBM), ``numeric_features_``,
+    ``targets_``.
     """
 
-    def __init__(
-        self,
-        *,
-        target_encode: Sequence[str] | None = None,
-        pairs: Sequence[tuple[str, str]] | None = None,
-        smoothing: float | Literal["auto"] = "auto",
-        min_count: int = 10,
-        max_categories: int = 255,
-        aggregates: bool = True,
-        group_columns: Sequence[str] = ("country", "advertiser_category"),
-        spend_columns: Sequence[str] | None = None,
-    ) -> None:
-        self.target_encode = target_encode
-        self.pairs = pairs
-        self.smoothing = smoothing
-        self.min_count = min_count
-        self.max_categories = max_categories
-        self.aggregates = aggregates
-        self.group_columns = group_columns
-        self.spend_columns = spend_columns
-
-    # ------------------------------------------------------------------ fitting
-
-    def fit(self, X: pd.DataFrame, y: Targets, period: ArrayLike | None = None) -> Self:
-        """Learns maps and encodings from all rows. ``period`` only matters to ``fit_transform`` and is ignored here."""
-        self._fit(X, y, None)
-        return self
-
-    def fit_transform(  # type: ignore[override]
-        self, X: pd.DataFrame, y: Targets, period: ArrayLike | None = None, folds: ArrayLike | None = None
-    ) -> pd.DataFrame:
-        """Fits on all rows and returns the *cross-fitted* columns of these rows.
-
-        ``y``: targets by name (mapping or frame; a plain array is called ``target``); NaN leaves a row out of that target.
-        ``period`` orders rows in time (days); ``folds`` overrides it with explicit fold numbers.
-        """
-        fold = fold_ids(len(X if isinstance(X, pd.DataFrame) else np.asarray(X)), period, folds)
-        return self._cross_fitted(self._fit(X, y, fold), fold)
-
     def fit_blocks(self, template: pd.DataFrame, select: Callable[[list[str]], pd.DataFrame], y: Targets, fold: Ints) -> CrossFitter:
-        """``fit_transform`` for rows that are not in memory together: fits, and returns what encodes them block by block.
+        """Fit on rows that need not be in memory together; returns the cross-fitted encoding of these rows, block by block.
 
         ``template``: a frame with the columns and types of the rows. ``select``: returns the named columns of every row; asked
-        for categories and past spend only. ``fold``: fold number of every row, see ``fold_ids``.
+        for categories and past spend only. ``y``: targets by name; NaN leaves a row out of that target. ``fold``: fold number
+        of every row, see ``fold_ids``.
         """
-        self._check_parameters()
-        targets = self._settle(self._frame(template, reset=True), y, len(fold))
+        targets = self._settle(template, y, len(fold))
 
         def spend(column: str) -> NDArray[np.float32]:
             values = select([column])[column].to_numpy(dtype=np.float32, na_value=np.nan)
             return np.where(np.isinf(values), np.float32(np.nan), values)
 
         used = {*self._groups, *(c for pair in self._pairs.values() for c in pair)}
-        _, encodings, ranks = self._learn(lambda c: select([c])[c], spend, targets, fold, keep=used)
+        encodings, ranks = self._learn(lambda c: select([c])[c], spend, targets, fold, keep=used)
         return CrossFitter(self, encodings, ranks)
 
     def _settle(self, frame: pd.DataFrame, y: Targets, n: int) -> dict[str, Floats]:
-        """Columns, their kinds and names, from a frame that shows them; returns the targets of ``n`` rows."""
+        """Resolve columns, their kinds and names from a frame that has them; returns the targets of ``n`` rows."""
         if n == 0:
-            raise DataError("WindowEncoder.fit got no rows: a window needs at least one training row")
+            raise DataError("the encoder got no rows: a window needs at least one training row")
+        odd = [c for c in frame.columns if not isinstance(c, str)]
+        if odd or not frame.columns.is_unique:
+            repeated = sorted(set(frame.columns[frame.columns.duplicated()]), key=str)
+            raise DataError(f"column names must be unique strings; not strings: {odd}, repeated: {repeated}")
         targets = checked_targets(y, n)
         self._columns = list(frame.columns)
         self.categorical_features_ = [c for c in self._columns if is_categorical(frame[c])]
@@ -199,55 +146,44 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self._kept = np.arange(len(self._names))
         return targets
 
-    def _fit(self, X: pd.DataFrame, y: Targets, fold: Ints | None) -> _Prepared:
-        self._check_parameters()
-        frame = self._frame(X, reset=True)
-        targets = self._settle(frame, y, len(frame))
-        numeric = self._numeric(frame)
-        every = self.categorical_features_
-        levels, encodings, ranks = self._learn(frame.__getitem__, partial(self._spend, numeric), targets, fold, keep=every)
-        return _Prepared(frame.index, numeric, levels, encodings, ranks)
-
     def _learn(
         self,
         column: Callable[[str], pd.Series],
         spend: Callable[[str], NDArray[np.float32]],
         targets: Mapping[str, Floats],
-        fold: Ints | None,
+        fold: Ints,
         *,
         keep: Collection[str],
-    ) -> tuple[dict[str, Ints], dict[str, Encoding], list[dict[str, GroupRanks]]]:
-        """Levels of the rows, encodings and ranks without each fold in turn; what the whole window says is kept.
+    ) -> tuple[dict[str, Encoding], list[dict[str, GroupRanks]]]:
+        """Encodings and ranks without each fold in turn; those of the whole window stay in the encoder.
 
         ``column``, ``spend``: give a column of every row, asked for one after the other. ``keep``: columns whose levels are
-        returned, at least those of pairs and groups.
+        held together, those of pairs and groups.
         """
         self._maps: dict[str, CategoryMap] = {}
         levels: dict[str, Ints] = {}
-        single: dict[str, Encoding] = {}
-        folds = 0 if fold is None else int(fold.max()) + 1
+        encodings: dict[str, Encoding] = {}
+        folds = int(fold.max()) + 1
         for c in self.categorical_features_:
             codes, texts = factorize(column(c))
-            self._maps[c] = CategoryMap.fit(codes, texts, self.min_count)
+            self._maps[c] = CategoryMap.fit(codes, texts, MIN_COUNT)
             found = self._maps[c].levels(codes, texts)
-            if c in self._needed:
-                single[c] = encode_column(found, self._maps[c].size, targets, fold, folds, self.smoothing)
+            encodings[c] = encode_column(found, self._maps[c].size, targets, fold, folds)
             if c in keep:
                 levels[c] = found
-        encodings = {c: single[c] for c in self._needed}
         self._pair_keys: dict[str, Ints] = {}
         for name, (first, second) in self._pairs.items():
             keys, counts = np.unique(self._pair_key(levels, first, second), return_counts=True)
-            self._pair_keys[name] = keys[counts >= self.min_count]
+            self._pair_keys[name] = keys[counts >= MIN_COUNT]
             slots = self._pair_slots(name, levels)
             encodings[name] = self._encode_pair(name, slots, targets, fold, folds, encodings)
         self._encodings = {name: e.last() for name, e in encodings.items()}
         ranks = self._fit_ranks(spend, levels, fold)
         self._ranks = ranks[-1]
-        return levels, encodings, ranks
+        return encodings, ranks
 
     def _encode_pair(
-        self, name: str, slots: Ints, targets: Mapping[str, Floats], fold: Ints | None, folds: int, encodings: Mapping[str, Encoding]
+        self, name: str, slots: Ints, targets: Mapping[str, Floats], fold: Ints, folds: int, encodings: Mapping[str, Encoding]
     ) -> Encoding:
         """Known pairs shrink to the additive prior of their two columns; slot 0 collects the pairs that are not known."""
         keys = self._pair_keys[name]
@@ -262,22 +198,22 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             prior = additive_prior(a[:, keys // width], b[:, keys % width], *encoding_limits(a, b), first.prior[target])
             sums = CategorySums.of(slots, size, y, fold, folds)
             means[target] = np.zeros((log_count.shape[0], size))
-            means[target][:, 1:] = empirical_bayes(sums.n[:, 1:], sums.total[:, 1:], sums.squares[:, 1:], prior, self.smoothing)
+            means[target][:, 1:] = empirical_bayes(sums.n[:, 1:], sums.total[:, 1:], sums.squares[:, 1:], prior)
         return Encoding(means, log_count, {})
 
     def _fit_ranks(
-        self, spend: Callable[[str], NDArray[np.float32]], levels: Mapping[str, Ints], fold: Ints | None
+        self, spend: Callable[[str], NDArray[np.float32]], levels: Mapping[str, Ints], fold: Ints
     ) -> list[dict[str, GroupRanks]]:
         """Ranks without each fold in turn, then without none; each spend column is sorted once for all of them."""
-        leave_out = [None] if fold is None else [*range(int(fold.max()) + 1), None]
+        leave_out = [*range(int(fold.max()) + 1), None]
         ranks: list[dict[str, GroupRanks]] = [{} for _ in leave_out]
         for name in self._spends:
             values = spend(name)
             by_value = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN sorts last
             for out, left in zip(ranks, leave_out, strict=True):
-                rows = by_value if left is None or fold is None else by_value[fold[by_value] != left]
+                rows = by_value if left is None else by_value[fold[by_value] != left]
                 for group in self._groups:
-                    out[rank_name(name, group)] = GroupRanks.fit(values[rows], levels[group][rows], self._maps[group].size, self.min_count)
+                    out[rank_name(name, group)] = GroupRanks.fit(values[rows], levels[group][rows], self._maps[group].size, MIN_COUNT)
         return ranks
 
     def restrict_to(self, names: Sequence[str]) -> Self:
@@ -285,7 +221,6 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
 
         ``DataError`` when there is no such column.
         """
-        check_is_fitted(self, "_names")
         unknown = sorted(set(names) - set(self._all_names))
         if unknown:
             raise DataError(f"no output columns are called {unknown[:5]}: choose among get_feature_names_out()")
@@ -295,15 +230,12 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self._names_index = pd.Index(self._names)
         return self
 
-    # ------------------------------------------------------------------ encoding
-
     def transform(self, X: pd.DataFrame) -> pd.DataFrame:
-        """Encodes rows with what the whole training part taught; every row on its own, so chunks change nothing.
+        """Encode rows by what was learnt from all training rows; every row on its own, so chunks change nothing.
 
         Columns may come in any order; a missing or an unknown one raises ``DataError`` naming it.
         """
-        check_is_fitted(self, "_names")
-        frame = self._frame(X, reset=False)
+        frame = self._frame(X)
         levels = {c: self._maps[c].levels(*factorize(frame[c])) for c in self.categorical_features_}
         out = self._empty(len(frame))
         prepared = _Prepared(frame.index, self._numeric(frame), levels, self._encodings, [self._ranks])
@@ -315,7 +247,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
     def _encode_held_out(
         self, X: pd.DataFrame, fold: Ints, encodings: Mapping[str, Encoding], ranks: Sequence[Mapping[str, GroupRanks]]
     ) -> pd.DataFrame:
-        frame = self._frame(X, reset=False)
+        frame = self._frame(X)
         levels = {c: self._maps[c].levels(*factorize(frame[c])) for c in self.categorical_features_}
         return self._cross_fitted(_Prepared(frame.index, self._numeric(frame), levels, encodings, ranks), fold)
 
@@ -323,7 +255,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         out = self._empty(len(prepared.index))
         self._write_columns(out, prepared)
         self._write_encodings(out, prepared, fold)
-        for f, ranks in enumerate(prepared.ranks[:-1] if self._spends and self._groups else ()):
+        for f, ranks in enumerate(prepared.ranks[:-1] if self._spends else ()):
             self._write_aggregates(out, prepared, ranks, fold == f)
         return self._as_frame(out, prepared)
 
@@ -339,12 +271,12 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         out[:, self._numeric_at] = prepared.numeric
         for column, at in zip(self.categorical_features_, self._codes_at, strict=True):
             level = prepared.levels[column]
-            out[:, at] = np.where(level < self.max_categories + FIRST_KNOWN, level, UNSEEN)
+            out[:, at] = np.where(level < MAX_CATEGORIES + FIRST_KNOWN, level, UNSEEN)
 
     def _write_encodings(self, out: NDArray[np.float32], prepared: _Prepared, fold: Ints | None) -> None:
         at = len(self._columns)
         line: Ints | int = 0 if fold is None else fold
-        for column in self._encoded:
+        for column in self.categorical_features_:
             encoding, level = prepared.encodings[column], prepared.levels[column]
             for target in self.targets_:
                 out[:, at] = encoding.means[target][line, level]
@@ -375,8 +307,8 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
     def _write_aggregates(
         self, out: NDArray[np.float32], prepared: _Prepared, ranks: Mapping[str, GroupRanks], rows: NDArray[np.bool_] | slice
     ) -> None:
-        at = len(self._all_names) - len(self._spends) * (len(self._groups) + 1) if self._groups else len(self._all_names)
-        for spend in self._spends if self._groups else ():
+        at = len(self._all_names) - len(self._spends) * (len(self._groups) + 1)
+        for spend in self._spends:
             values = self._spend(prepared.numeric, spend)[rows]
             for group in self._groups:
                 out[rows, at] = ranks[rank_name(spend, group)].rank(values, prepared.levels[group][rows])
@@ -385,51 +317,22 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             out[rows, at] = ranks[rank_name(spend, first)].deviation(values, prepared.levels[first][rows])
             at += 1
 
-    # ------------------------------------------------------------------ names
-
-    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
-        """Names of the output columns; ``input_features``, if given, must be the training columns."""
-        check_is_fitted(self, "_names")
-        if input_features is not None and list(np.asarray(input_features, dtype=object)) != self._columns:
-            raise ValueError("input_features is not equal to feature_names_in_")
+    def get_feature_names_out(self) -> NDArray[np.object_]:
+        """Names of the output columns."""
         return np.asarray(self._names, dtype=object)
 
     def _choose_columns(self) -> None:
-        """Settles which columns are encoded, paired and ranked; an explicitly named column that is absent is an error."""
+        """Resolve which of the columns are paired and ranked."""
         categorical, numeric = set(self.categorical_features_), set(self.numeric_features_)
-
-        def named(wanted: Iterable[str], known: set[str], parameter: str, kind: str) -> list[str]:
-            wanted = list(dict.fromkeys(wanted))
-            absent = [c for c in wanted if c not in known]
-            if absent:
-                raise ConfigError(f"{parameter} names {absent}, which are not {kind} columns of X; remove them or add the columns")
-            return wanted
-
-        self._encoded = (
-            list(self.categorical_features_)
-            if self.target_encode is None
-            else named(self.target_encode, categorical, "target_encode", "categorical")
-        )
-        if self.pairs is None:
-            chosen = [(a, b) for a, b in DEFAULT_PAIRS if a in categorical and b in categorical]
-        else:
-            chosen = [(a, b) for a, b in self.pairs]
-            named([c for pair in chosen for c in pair], categorical, "pairs", "categorical")
-        self._pairs = {f"{a}_x_{b}": (a, b) for a, b in chosen}
-        self._needed = list(dict.fromkeys([*self._encoded, *(c for pair in self._pairs.values() for c in pair)]))
-        self._groups = [c for c in self.group_columns if c in categorical] if self.aggregates else []
-        if not self.aggregates:
-            self._spends = []
-        elif self.spend_columns is None:
-            self._spends = [c for c in SPEND_COLUMNS if c in numeric]
-        else:
-            self._spends = named(self.spend_columns, numeric, "spend_columns", "numeric")
+        self._pairs = {f"{a}_x_{b}": (a, b) for a, b in PAIRS if a in categorical and b in categorical}
+        self._groups = [c for c in GROUP_COLUMNS if c in categorical]
+        self._spends = [c for c in SPEND_COLUMNS if c in numeric] if self._groups else []
 
     def _column_names(self) -> list[str]:
         names = list(self._columns)
-        for column in [*self._encoded, *self._pairs]:
+        for column in [*self.categorical_features_, *self._pairs]:
             names += [f"{column}__te_{t}" for t in self.targets_] + [f"{column}__count"]
-        for spend in self._spends if self._groups else ():
+        for spend in self._spends:
             names += [rank_name(spend, g) for g in self._groups] + [f"{spend}__minus_median_in_{self._groups[0]}"]
         repeated = {c for c in names if names.count(c) > 1} if len(set(names)) < len(names) else set()
         if repeated:
@@ -441,28 +344,8 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         self._names_index = pd.Index(names)
         return names
 
-    # ------------------------------------------------------------------ input
-
-    def _check_parameters(self) -> None:
-        if self.smoothing != "auto" and not (isinstance(self.smoothing, int | float) and 0 <= self.smoothing < np.inf):
-            raise ConfigError(f"smoothing must be 'auto' or a finite number of rows >= 0, found {self.smoothing!r}")
-        for name in ("min_count", "max_categories"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ConfigError(f"{name} must be an integer >= 1, found {value!r}")
-
-    def _frame(self, X: pd.DataFrame | ArrayLike, *, reset: bool) -> pd.DataFrame:
-        if not isinstance(X, pd.DataFrame):
-            values = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-            return pd.DataFrame(values, columns=[f"x{i}" for i in range(values.shape[1])])
-        if reset:
-            odd = [c for c in X.columns if not isinstance(c, str)]
-            if odd or not X.columns.is_unique:
-                repeated = sorted(set(X.columns[X.columns.duplicated()]), key=str)
-                raise DataError(f"column names must be unique strings; not strings: {odd}, repeated: {repeated}")
-            self.n_features_in_ = X.shape[1]
-            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
-            return X
+    def _frame(self, X: pd.DataFrame) -> pd.DataFrame:
+        """The rows with their columns in the order of the training columns."""
         if list(X.columns) == self._columns:
             return X
         missing = [c for c in self._columns if c not in X.columns]
@@ -504,19 +387,15 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
         at = np.minimum(np.searchsorted(known, key), known.size - 1)
         return np.where(known[at] == key, at + 1, 0)
 
-    # ------------------------------------------------------------------ storage
-
     def to_dict(self) -> dict[str, Any]:
         """The fitted encoder as plain JSON types; the same fit always gives the same dictionary, floats survive exactly."""
-        check_is_fitted(self, "_names")
-        parameters = {k: _plain(v) for k, v in self.get_params(deep=False).items()}
         return {
             "format": FORMAT,
             "version": VERSION,
-            "parameters": parameters,
+            "parameters": dict(PARAMETERS),
             "columns": list(self._columns),
             "kept": list(self._names),
-            "named": hasattr(self, "feature_names_in_"),
+            "named": True,
             "categories": {c: list(self._maps[c].values) for c in self.categorical_features_},
             "targets": list(self.targets_),
             "encodings": {
@@ -542,16 +421,15 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             raise ModelFileError(f"expected {FORMAT} version {VERSION}, found {found}: fit the window again with this release")
         try:
             return cls._restore(stored)
-        except (KeyError, TypeError, ValueError, IndexError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ModelFileError(f"the stored {FORMAT} is incomplete or damaged ({error!r}): fit the window again") from error
 
     @classmethod
     def _restore(cls, stored: Mapping[str, Any]) -> Self:
-        self = cls(**stored["parameters"])
+        if dict(stored["parameters"]) != PARAMETERS:
+            raise ValueError(f"parameters: expected {PARAMETERS}, found {stored['parameters']}")
+        self = cls()
         self._columns = list(stored["columns"])
-        self.n_features_in_ = len(self._columns)
-        if stored["named"]:
-            self.feature_names_in_ = np.asarray(self._columns, dtype=object)
         categories = stored["categories"]
         self.categorical_features_ = [c for c in self._columns if c in categories]
         self.numeric_features_ = [c for c in self._columns if c not in categories]
@@ -576,7 +454,7 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
             )
             for name, r in stored["ranks"].items()
         }
-        for name in [*self._needed, *self._pairs]:
+        for name in [*self.categorical_features_, *self._pairs]:
             expected = self._pair_keys[name].size + 1 if name in self._pairs else self._maps[name].size
             for target in self.targets_:
                 found = self._encodings[name].means[target].shape[1]
@@ -584,11 +462,3 @@ class WindowEncoder(TransformerMixin, BaseEstimator):
                     raise ValueError(f"{name}: {expected} levels, but {found} encodings of {target}")
         self._all_names = self._names = self._column_names()
         return self.restrict_to(stored["kept"])
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
-        tags.input_tags.allow_nan = True
-        tags.input_tags.categorical = True
-        tags.input_tags.string = True
-        return tags
