@@ -78,6 +78,7 @@ class GroupRanks:
 
 
 def rank_name(spend: str, group: str) -> str:
+    """Name of the column with the ranks of a spend column within a group column."""
     return f"{spend}__rank_in_{group}"
 
 
