@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
+from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 from ltv_assets.core.errors import ConfigError
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
     from ltv_assets.storage.object_store import Lake
-
-from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 
 
 @click.command()

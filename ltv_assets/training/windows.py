@@ -116,7 +116,7 @@ def window_context(project: Project, key: str) -> WindowContext:
 
 
 def served_context(project: Project, key: str) -> WindowContext:
-    """Context of a window's training rows and its holdout day, for the last fit of the window: it takes the place of the one kept."""
+    """Context of a window's training rows and its holdout day, for the last fit of the window; it replaces the kept one."""
     together = window_context(project, key).with_rows(as_window(WindowRows(project, key).holdout_rows()))
     _LAST_CONTEXT.clear()
     return together
@@ -125,7 +125,7 @@ def served_context(project: Project, key: str) -> WindowContext:
 def plan_table(
     project: Project, key: str, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
 ) -> pa.Table:
-    """A sampling plan as a table: where each row is (day, file, row_number), and what the plan says of it."""
+    """A sampling plan as a table: where each row is (day, file, row_number), and the columns of the plan."""
     data = context.data
     starts = np.searchsorted(data.period, np.arange(len(data.period_names)))
     names = pa.DictionaryArray.from_arrays(pa.array(data.period[rows], pa.int32()), pa.array(data.period_names, pa.string()))

@@ -93,7 +93,7 @@ class FileBlock:
 
 
 class FlatBlock:
-    """A block on its way to the file: finished columns, counts, and the inputs of what combines several columns."""
+    """A flattened block: finished columns, counts, and the inputs of indicators and interactions."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

@@ -170,7 +170,7 @@ class FlattenEngine:
         if self._inputs:
             result = self.query(self._interaction_sql, pa.table({name: flat.inputs[name] for name in sorted(self._inputs)}))
             flat.columns |= {name: result.column(name) for name in result.column_names}
-        # A finished block waits for its turn; what only helped to make it shall not wait with it.
+        # Finished blocks wait in a queue; their intermediate arrays are freed first.
         flat.inputs.clear()
         flat.absent.clear()
 
