@@ -33,7 +33,8 @@ from ltv_assets.modeling.stages import WindowContext, fit_window
 from ltv_assets.scoring.batch import score_files
 from ltv_assets.scoring.submission import write_submissions
 from ltv_assets.state.project import Project
-from ltv_assets.training.windows import affordable, as_window, read_rows
+from ltv_assets.training.stored_rows import read_rows
+from ltv_assets.training.windows import affordable, as_window
 
 Figures = dict[str, float | int | str]
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError, LtvError
+from ltv_assets.core.memory import flatten_threads
 from ltv_assets.ingestion.calendar import discover, uncovered_hours
 from ltv_assets.ingestion.inventory import DayInventory, inspect_day, unknown_entries
 
@@ -83,7 +84,7 @@ def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> 
             registry=load_registry(config.features),
             labelled=inventory.split == "train",
             out=folder / "day.parquet",
-            threads=config.compute.flatten_threads,
+            threads=flatten_threads(config.compute),
             memory_limit=config.compute.duckdb_limit,
         )
         findings.problems += [f"{f.path.relative_to(config.data.root)}: {f.reason}" for f in result.files_aside]

@@ -1,7 +1,7 @@
 """How fast flattening is, measured against the fastest possible reader of the same files.
 
 What belongs here: the measurement behind ``ltv bench flatten``. What does not: the comparison of engines
-(``benchmarks/flatten_engines.py``). Next to read: ``flatten.py``.
+(``benchmarks/flatten_engines.py``). Next to read: ``features/flatten/``.
 """
 
 from __future__ import annotations

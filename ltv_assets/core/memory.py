@@ -1,8 +1,8 @@
-"""Giving memory back to the system.
+"""The memory budget, and the return of freed memory to the system.
 
-What belongs here: the one call that returns freed memory. What does not: deciding how much is used (``compute`` in the
-configuration). glibc keeps what was freed in one arena for each thread, so work in large blocks on several threads holds
-several times what it uses unless it is told to let go.
+What belongs here: what fits into ``compute.max_memory_gb`` (threads, rows, columns), and the one call that returns freed
+memory. What does not: the budget's keys (``config/schema.py``). glibc keeps freed memory in one arena for each thread, so
+work in large blocks on several threads holds several times what it uses unless the arenas are trimmed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import cache
 
 import pyarrow as pa
+
+from ltv_assets.core.config import ComputeConfig
 
 
 @cache
@@ -30,3 +32,18 @@ def release_memory() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def flatten_threads(compute: ComputeConfig) -> int:
+    """Blocks that are flattened at a time: each takes about 0.4 GB beside the 0.6 GB of the process itself."""
+    return max(1, min(compute.threads, int((compute.max_memory_gb - 0.6) / 0.4)))
+
+
+def columns_in_memory(compute: ComputeConfig, rows: int) -> int:
+    """Encoded columns whose bins of ``rows`` rows take a fifth of the budget; an informative column takes about 0.8 bytes a row."""
+    return max(10, int(compute.max_memory_gb * 1e9 / 5 / (0.8 * rows)))
+
+
+def rows_in_memory(compute: ComputeConfig, features: int) -> int:
+    """Rows of a window that fit into half the budget with all six float32 copies that a fit makes of them."""
+    return max(1000, int(compute.max_memory_gb * 1e9 / 2 / (6 * 4 * features)))

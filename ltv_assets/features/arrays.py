@@ -3,7 +3,7 @@
 What belongs here: the statistics that ``statistics.py`` defines in SQL, computed with numpy for the layouts of the source
 data (MAP of numbers or timestamps, MAP of MAP, LIST of text), from canonical arrays. What does not:
 physical types (``canonical.py``), scalars (``sql.py``); a test compares both derivations. Next to read:
-``flatten.py``.
+``flatten/``.
 
 Faster than SQL: a list function of an SQL engine costs time for every row, here only for entries that exist. Keys stay
 dictionary codes, so looking up the impression's own key compares integers.

@@ -1,7 +1,7 @@
 """The one reader of raw columns: convert any physical type of a file to the canonical Arrow type of the logical type.
 
 What belongs here: every physical form of a column of the contract, its conversion, and the count of values that the
-conversion loses. What does not: reading files (``flatten.py``), statistics (``arrays.py``, ``sql.py``).
+conversion loses. What does not: reading files (``flatten/``), statistics (``arrays.py``, ``sql.py``).
 Next to read: ``arrays.py``.
 
 | logical type | canonical Arrow type |

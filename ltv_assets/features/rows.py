@@ -2,7 +2,7 @@
 
 What belongs here: one DuckDB connection and one engine for the lifetime of a server, and its input of rows that are not in
 a file. What does not: the features themselves; the same engine and the same SQL flatten whole days, so a row's features
-do not depend on its source. Next to read: ``flatten.py``, ``impressions.py``.
+do not depend on its source. Next to read: ``flatten/``, ``impressions.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The flattened columns: names, Arrow types, and role, unit and description as field metadata.
 
 What belongs here: the schema of every flattened day, and lists of its columns for other rooms. What does not: values.
-Next to read: ``flatten.py``, which writes exactly this schema.
+Next to read: ``flatten/``, which writes exactly this schema.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What belongs here: the intermediate values behind the statistics, and the assembly of one query from layers of named
 expressions, each layer using only names of earlier ones. Nothing is computed twice, and a single column can be printed with its own
-inputs only (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten.py``).
+inputs only (``explain_sql``). What does not: physical types (``canonical.py``), files (``flatten/``).
 Next to read: ``statistics.py`` (the formulas).
 
 The flattener runs ``row_sql`` over canonical scalars and reduces maps and lists as arrays; ``flatten_sql`` computes every

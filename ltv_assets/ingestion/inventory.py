@@ -1,7 +1,7 @@
 """Inventory of raw files: which exist, which are readable, and which are quarantined with which reason.
 
 Nothing is copied and no row is decoded here; footers, sizes and hashes are read. Row-level damage is found when the day is
-flattened (``features/flatten.py``). An unusable file is *quarantined*: listed with its reason, never read, never silently
+flattened (``features/flatten/``). An unusable file is *quarantined*: listed with its reason, never read, never silently
 dropped. Every raw file is inspected here before this process opens it, because a footer can end the process that reads it
 (``footers.py``).
 """

@@ -21,7 +21,7 @@ from ltv_assets.modeling.boosting import Curves, Params, Trainer, TreeModel, boo
 from ltv_assets.modeling.calibration import Calibrator, Kind, choose_kind, fit_calibrator, prior_shift
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
-from ltv_assets.modeling.encoding.encoders import WindowEncoder
+from ltv_assets.modeling.encoding.window_encoder import WindowEncoder
 from ltv_assets.modeling.serialization import Files, from_json, to_json
 
 MIN_LEVEL_ROWS = 200

@@ -27,7 +27,9 @@ from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.memory import release_memory
 from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
-from ltv_assets.modeling.encoding.encoders import CrossFitter, WindowEncoder, fold_ids, revenue_targets
+from ltv_assets.modeling.encoding.folds import fold_ids
+from ltv_assets.modeling.encoding.target_encoding import revenue_targets
+from ltv_assets.modeling.encoding.window_encoder import CrossFitter, WindowEncoder
 from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
 from ltv_assets.sampling.draws import hash_uniform
@@ -328,7 +330,7 @@ class Design:
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
         # Frames as well in blocks: encoding all rows at once would need several copies of them.
         store = data.X if isinstance(data.X, RowStore) else FrameRows(data.X)
-        fold = fold_ids(len(data), period)
+        fold = fold_ids(period)
         fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
         release_memory()
         chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)

@@ -1,17 +1,17 @@
-"""Linear learners on well-shaped inputs.
+"""Linear base learners on preprocessed inputs.
 
-What belongs here: the shaping of encoded columns and three linear models on it: logistic regression of the payer flag,
-elastic net of log1p(revenue) among payers, elastic net of log1p(revenue) on all rows. What does not: how they are blended
-(``stacker``). Next to read: ``stacker``.
+What belongs here: three linear models: logistic regression of the payer flag, elastic net of log1p(revenue) among payers,
+elastic net of log1p(revenue) on all rows. What does not: the shaping of their inputs (``preprocessing.py``), their blend
+(``blend.py``). Next to read: ``base_learners.py``.
 
-Why they are here: where effects add up in the log-odds, trees spend thousands of rows to learn a straight line. The two-part
+Why they are here: where effects add up in the log-odds, trees need thousands of rows to learn a straight line. The two-part
 product ``sigmoid(linear) x linear`` follows such laws with a few hundred coefficients.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,194 +22,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, enet_path
 
 from ltv_assets.core.config import LinearConfig
-from ltv_assets.modeling.boosting import log_odds, row_dot, sigmoid
+from ltv_assets.modeling.boosting import log_odds, sigmoid
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix
+from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
 
-SKEWED = 1.0
-"""|skewness| beyond which a column enters as its signed log1p."""
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
-CLIP = 4.0
-"""Shaped values are kept within so many standard deviations."""
-SHAPE_ROWS = 10_000
-"""Skewness, centre, spread and gap patterns are taken from about this many evenly spaced training rows."""
-BLOCK_ROWS = 8192
-"""Rows that are shaped at a time."""
-MIN_MISSING, MAX_MISSING = 0.001, 0.999
-"""Columns whose share of gaps lies between these get an indicator of the gap."""
-
-
-def signed_log(x: NDArray[Any]) -> NDArray[Any]:
-    """sign(x) * log1p(|x|): a log that accepts zero and negative values."""
-    return np.sign(x) * np.log1p(np.abs(x))
-
-
-@dataclass(frozen=True, eq=False)
-class Shaper:
-    """Encoded columns to standardised inputs: (signed logs of) numbers, gap indicators, one-hot of frequent categories.
-
-    numeric (c,) column numbers; log (c,) which enter as signed log1p; center, scale (c,); gaps: column numbers that get an
-    indicator; one_hot: (column number, code) pairs, with their standardisation.
-    """
-
-    numeric: NDArray[np.int64]
-    log: NDArray[np.bool_]
-    center: FloatMatrix
-    scale: FloatMatrix
-    gaps: NDArray[np.int64]
-    one_hot: tuple[tuple[int, float], ...]
-
-    @classmethod
-    def fit(cls, matrix: Matrix, config: LinearConfig) -> Shaper:
-        """Learn the shapes from training rows; constant and all-missing columns are dropped."""
-        numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
-        every = max(1, len(matrix) // SHAPE_ROWS)  # shapes need no more rows, and strides keep all periods in
-        sampled, codes, seen = [], [], 0
-        for block in matrix.blocks():
-            sampled.append(block[-seen % every :: every, numeric].astype(np.float64))
-            codes.append(block[:, list(matrix.categorical)])
-            seen += len(block)
-        x, columns = np.concatenate(sampled), np.concatenate(codes).T
-        log = np.abs(_skewness(x)) > SKEWED
-        x[:, log] = signed_log(x[:, log])
-        center, scale = _moments(x)
-        usable = (scale > 1e-9) & np.isfinite(scale)
-        gaps = _distinct_gaps(~np.isnan(x), numeric)
-        one_hot = tuple(pair for j, column in zip(matrix.categorical, columns, strict=True) for pair in _frequent(column, j, config))
-        return cls(
-            numeric[usable],
-            log[usable],
-            center[usable].astype(np.float32),
-            scale[usable].astype(np.float32),
-            gaps,
-            one_hot,
-        )
-
-    @property
-    def width(self) -> int:
-        """Number of shaped columns."""
-        return len(self.numeric) + len(self.gaps) + len(self.one_hot)
-
-    def only(self, kept: NDArray[np.bool_]) -> Shaper:
-        """The shaper that makes only the ``kept`` (width,) of its columns."""
-        c, g = len(self.numeric), len(self.gaps)
-        numeric, gaps, one_hot = kept[:c], kept[c : c + g], kept[c + g :]
-        return Shaper(
-            self.numeric[numeric],
-            self.log[numeric],
-            self.center[numeric],
-            self.scale[numeric],
-            self.gaps[gaps],
-            tuple(pair for pair, keep in zip(self.one_hot, one_hot, strict=True) if keep),
-        )
-
-    def transform(self, values: FloatMatrix) -> FloatMatrix:
-        """Shaped rows (n, width) float32, finite; every row on its own."""
-        out = np.empty((len(values), self.width), dtype=np.float32)
-        c, g = len(self.numeric), len(self.gaps)
-        x = np.take(values, self.numeric, axis=1)
-        x[:, self.log] = signed_log(x[:, self.log])
-        x -= self.center
-        x /= self.scale
-        np.clip(x, -CLIP, CLIP, out=x)
-        out[:, :c] = np.where(np.isnan(x), np.float32(0.0), x)
-        out[:, c : c + g] = np.isnan(values[:, self.gaps])
-        for i, (column, code) in enumerate(self.one_hot):
-            out[:, c + g + i] = values[:, column] == code
-        return out
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "numeric": self.numeric.tolist(),
-            "log": self.log.tolist(),
-            "center": self.center.astype(float).tolist(),
-            "scale": self.scale.astype(float).tolist(),
-            "gaps": self.gaps.tolist(),
-            "one_hot": [list(pair) for pair in self.one_hot],
-        }
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Shaper:
-        """Inverse of ``to_dict``."""
-        return cls(
-            np.asarray(state["numeric"], dtype=np.int64),
-            np.asarray(state["log"], dtype=bool),
-            np.asarray(state["center"], dtype=np.float32),
-            np.asarray(state["scale"], dtype=np.float32),
-            np.asarray(state["gaps"], dtype=np.int64),
-            tuple((int(column), float(code)) for column, code in state["one_hot"]),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class ShapedRows:
-    """Encoded rows, read and shaped block by block: all of them shaped take several times the memory of the encoded ones."""
-
-    shaper: Shaper
-    matrix: Matrix
-
-    def blocks(self) -> Iterator[tuple[slice, FloatMatrix]]:
-        """(which rows, those rows shaped), in order."""
-        for low in range(0, len(self.matrix), BLOCK_ROWS):
-            where = slice(low, min(low + BLOCK_ROWS, len(self.matrix)))
-            yield where, self.shaper.transform(self.matrix.rows(where.start, where.stop))
-
-    def columns(self, chosen: NDArray[np.int64]) -> FloatMatrix:
-        """Some shaped columns of all rows, (n, chosen) float32; ``chosen`` must ascend."""
-        kept = np.zeros(self.shaper.width, dtype=bool)
-        kept[chosen] = True
-        out = np.empty((len(self.matrix), len(chosen)), dtype=np.float32)
-        for where, shaped in ShapedRows(self.shaper.only(kept), self.matrix).blocks():
-            out[where] = shaped
-        return out
-
-    def lines(self, coefficients: Sequence[Floats]) -> Floats:
-        """Values (n, k) of k linear functions; ``coefficients`` (width + 1,) each, the last one the intercept."""
-        out = np.empty((len(self.matrix), len(coefficients)))
-        for where, shaped in self.blocks():
-            for i, w in enumerate(coefficients):
-                out[where, i] = row_dot(shaped, w[:-1].astype(np.float32)) + w[-1]
-        return out
-
-
-def _skewness(x: Floats) -> Floats:
-    """Third standardised moment by column, gaps left out; 0 for constant columns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        d = x - np.nanmean(x, axis=0)
-        m2, m3 = np.nanmean(d**2, axis=0), np.nanmean(d**3, axis=0)
-        skew = m3 / m2**1.5
-    return np.where(np.isfinite(skew), skew, 0.0)
-
-
-def _moments(x: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation by column, gaps left out; NaN for columns without a value."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(x, axis=0), np.nanstd(x, axis=0)
-
-
-def _distinct_gaps(present: NDArray[np.bool_], numeric: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Columns whose gap pattern is neither trivial nor already another column's: groups go missing together."""
-    share = 1.0 - present.mean(axis=0)
-    seen: set[bytes] = set()
-    kept = []
-    for i in np.flatnonzero((share > MIN_MISSING) & (share < MAX_MISSING)):
-        pattern = np.packbits(present[:, i]).tobytes()
-        if pattern not in seen:
-            seen.add(pattern)
-            kept.append(numeric[i])
-    return np.array(kept, dtype=np.int64)
-
-
-def _frequent(codes: FloatMatrix, column: int, config: LinearConfig) -> list[tuple[int, float]]:
-    """(column, code) of the most frequent codes that cover neither almost none nor almost all rows."""
-    values, counts = np.unique(codes, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[: config.max_one_hot]
-    low, high = config.min_one_hot_rows, len(codes) - config.min_one_hot_rows
-    return [(column, float(values[i])) for i in sorted(order) if low <= counts[i] <= high]
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +142,7 @@ def _squared(score: Floats, log_revenue: Floats) -> float:
 
 
 def _payer_range(log_revenue: Floats) -> tuple[float, float]:
-    """Smallest and largest log1p revenue of payers: a line must not leave what was ever paid."""
+    """Smallest and largest log1p revenue of payers; predicted amounts are clipped to it."""
     paid = log_revenue[log_revenue > 0]
     return (float(paid.min()), float(paid.max())) if len(paid) else (0.0, 0.0)
 
@@ -353,7 +172,7 @@ def _logistic(
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What coordinate descent and screening need of the rows: counts, means and centred products, in one pass.
+    """Moments of the rows for coordinate descent and screening: counts, means and centred products, in one pass.
 
     ``rows`` n; ``mean`` (c,) of the columns; ``gram`` (c, c) and ``products`` (c,): centred sums of x x' and x target;
     ``target`` (n,), centred around ``level``; ``payer_products`` (c,): sums of x and the centred payer flag; ``payer_share``.

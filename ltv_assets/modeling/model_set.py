@@ -20,9 +20,10 @@ from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
 from ltv_assets.modeling.design_matrix import Matrix, encode
 from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.meta_learner import Signals
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, below, digest, prefixed
-from ltv_assets.modeling.stacker import Signals, Stacker, staged_digests
+from ltv_assets.modeling.stacker import Stacker, staged_digests
 from ltv_assets.modeling.stages import STAGE_NAMES, STAGE_SPECS, STAGES
 
 SCORED_COLUMNS: tuple[str, ...] = (

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.config import DataConfig
 from ltv_assets.core.errors import DataError, StaleError
+from ltv_assets.core.memory import flatten_threads
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import hour_of_folder
@@ -128,7 +129,7 @@ def _flatten(project: Project, day: DayInventory, out: Path, scored: Scored) -> 
         registry=project.registry,
         labelled=False,
         out=out,
-        threads=config.flatten_threads,
+        threads=flatten_threads(config),
         memory_limit=config.duckdb_limit,
     )
     undecodable = [(str(f.path.relative_to(day.root)), f.reason) for f in result.files_aside]

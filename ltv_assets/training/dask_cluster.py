@@ -1,7 +1,7 @@
 """Dask: the same functions on other processes, of this machine or of a cluster (``compute.engine: dask``).
 
 What belongs here: finding workers, handing tasks to them, fitting one booster on all of them, and telling a lost worker
-from a wrong input. What does not: what a task computes (``features/flatten.py``, ``scoring.py``, ``modeling``) and any
+from a wrong input. What does not: what a task computes (``features/flatten/``, ``scoring.py``, ``modeling``) and any
 decision about models: tree counts, folds, calibration and gates are made by this process. Next to read: ``parallel.py``.
 
 Boosters are fitted by LightGBM's own data-parallel learner, one LightGBM machine per worker. ``lightgbm.dask`` starts the

@@ -25,7 +25,8 @@ from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.model_store import read_evaluated
 from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import SCORES_FILE
-from ltv_assets.training.windows import Rows, WindowRows, window_context
+from ltv_assets.training.stored_rows import Rows
+from ltv_assets.training.windows import WindowRows, window_context
 
 SEGMENT_COLUMNS = ("country", "advertiser_category", "dev_os")
 COLD_START_COLUMN = "advertiser_bundle"

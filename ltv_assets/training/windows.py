@@ -1,29 +1,28 @@
-"""From flattened days in the warehouse to the rows of a training window, and from a stage's files back to the stage.
+"""The rows of a training window, and its sampling plans, from the warehouse.
 
-The bridge between ``storage`` and ``modeling``: it reads parquet and model files, verified, and hands plain frames and
-arrays to the core. Nothing is computed here that a figure depends on.
+What belongs here: verified files of a window's days, maturity of their labels, the context of its stages, sampling plans in
+the window's row order. What does not: reading parquet (``stored_rows.py``), the files of models
+(``modeling/model_store.py``). Nothing is computed here that a figure depends on. Next to read: ``stored_rows.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import REVENUE_LABELS
 from ltv_assets.core.config import Config, ModelsConfig
 from ltv_assets.core.errors import StaleError
+from ltv_assets.core.memory import columns_in_memory, rows_in_memory
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day, today
-from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, WindowData, prepare_window
+from ltv_assets.modeling.dataset import BLOCK_ROWS, WindowData, prepare_window
 from ltv_assets.modeling.stages import WindowContext
 from ltv_assets.sampling.draws import row_hashes
 from ltv_assets.sampling.hhistus import HhistusPlan
@@ -31,104 +30,7 @@ from ltv_assets.sampling.histos import HistosPlan
 from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets.training.dask_cluster import remote_fit
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Flattened rows of some days: features, revenue (three horizons in USD, NaN where absent or immature), row_id, day, hour.
-
-    ``row_id`` stays with Arrow: as Python strings the identifiers would take five times their bytes.
-    """
-
-    X: pd.DataFrame | RowStore
-    revenue: pd.DataFrame
-    row_id: pa.ChunkedArray
-    day: NDArray[Any]
-    hour: NDArray[Any]
-
-
-def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str], *, beside: int = 0) -> Rows:
-    """Read the flattened files of some days, in order of day, file and row.
-
-    Labels of a horizon that is not yet mature for a day are NaN, whatever the file says. Features of more rows than
-    ``compute.max_memory_gb`` has room for stay in the files and are read block by block; ``beside``: other rows that are
-    in memory with them.
-    """
-    paths_in_order = [path for _, paths in sorted(files.items()) for path in paths]
-    large = count_rows(files) + beside > config.compute.rows_in_memory(len(features)) // 2  # the other half is for the folds
-    stored = StoredRows(paths_in_order, features) if large else None
-    tables, days = [], []
-    columns = ["row_id", "datetime", *REVENUE_LABELS, *(() if stored else features)]
-    for day, paths in sorted(files.items()):
-        for path in paths:
-            table = pq.read_table(path, columns=columns)
-            tables.append(table)
-            days.append(np.full(table.num_rows, day, dtype=object))
-    together = pa.concat_tables(tables).unify_dictionaries()
-    del tables
-    frame = stored if stored is not None else together.select(list(features)).to_pandas(split_blocks=True)
-    day_of_row = np.concatenate(days)
-    revenue = together.select(list(REVENUE_LABELS)).to_pandas().astype(np.float64)
-    for day in sorted(files):
-        known = mature_horizons(config, parse_day(day))
-        for horizon, name in zip((7, 14, 28), REVENUE_LABELS, strict=True):
-            if horizon not in known:
-                revenue.loc[day_of_row == day, name] = np.nan
-    hours = pa.concat_arrays(together["datetime"].chunks)
-    hour_names = np.array([key[11:13] for key in hours.dictionary.to_pylist()], dtype=object)
-    return Rows(
-        frame,
-        revenue,
-        together["row_id"],
-        day_of_row,
-        hour_names[hours.indices.to_numpy()],
-    )
-
-
-def count_rows(files: Mapping[str, Sequence[Path]]) -> int:
-    """Rows of the flattened files of some days."""
-    return sum(pq.read_metadata(path).num_rows for paths in files.values() for path in paths)
-
-
-class StoredRows(RowStore):
-    """Features of flattened files, one file after the other; only the row groups that were asked for last are decoded."""
-
-    def __init__(self, files: Sequence[Path], features: Sequence[str]) -> None:
-        self._paths = list(files)
-        self.scratch = self._paths[0].parent
-        self._features = list(features)
-        self._files = [pq.ParquetFile(path) for path in files]
-        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
-        rows = [file.metadata.row_group(group).num_rows for file, group in self._groups]
-        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._decoded: dict[int, pa.Table] = {}
-
-    @property
-    def columns(self) -> pd.Index:
-        return pd.Index(self._features)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def read(self, low: int, high: int) -> pd.DataFrame:
-        first = int(np.searchsorted(self._starts, low, side="right")) - 1
-        last = int(np.searchsorted(self._starts, high, side="left"))
-        wanted = range(first, max(last, first + 1))
-        # A block that does not begin with a row group shares one with its neighbour.
-        self._decoded = {i: self._decoded[i] if i in self._decoded else self._decode(i) for i in wanted}
-        table = pa.concat_tables(self._decoded.values()).slice(low - int(self._starts[first]), high - low)
-        return table.unify_dictionaries().to_pandas()
-
-    def forget(self) -> None:
-        self._decoded = {}
-
-    def _decode(self, number: int) -> pa.Table:
-        file, group = self._groups[number]
-        return file.read_row_group(group, columns=self._features)
-
-    def select(self, columns: Sequence[str]) -> pd.DataFrame:
-        tables = [file.read(columns=list(columns)) for file in self._files]
-        return pa.concat_tables(tables).unify_dictionaries().to_pandas()
+from ltv_assets.training.stored_rows import Rows, count_rows, read_rows
 
 
 def flattened_files(project: Project, days: Sequence[date]) -> dict[str, tuple[Path, ...]]:
@@ -186,7 +88,7 @@ def affordable(config: Config, features: int, rows: int) -> ModelsConfig:
     ``rows``: those of the window and its holdout, which the served model is fitted on.
     """
     models, compute = config.models, config.compute
-    auxiliary, columns = compute.rows_in_memory(features), compute.columns_in_memory(rows)
+    auxiliary, columns = rows_in_memory(compute, features), columns_in_memory(compute, rows)
     return models.model_copy(
         update={
             "max_auxiliary_rows": min(models.max_auxiliary_rows or auxiliary, auxiliary),
@@ -214,19 +116,16 @@ def window_context(project: Project, key: str) -> WindowContext:
 
 
 def served_context(project: Project, key: str) -> WindowContext:
-    """Context of a window's training rows and its holdout day, for the last fit of the window: it takes the place of the one kept."""
+    """Context of a window's training rows and its holdout day, for the last fit of the window; it replaces the kept one."""
     together = window_context(project, key).with_rows(as_window(WindowRows(project, key).holdout_rows()))
     _LAST_CONTEXT.clear()
     return together
 
 
-# -------------------------------------------------------------------------------------------------------------- plans
-
-
 def plan_table(
     project: Project, key: str, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
 ) -> pa.Table:
-    """A sampling plan as a table: where each row is (day, file, row_number), and what the plan says of it."""
+    """A sampling plan as a table: where each row is (day, file, row_number), and the columns of the plan."""
     data = context.data
     starts = np.searchsorted(data.period, np.arange(len(data.period_names)))
     names = pa.DictionaryArray.from_arrays(pa.array(data.period[rows], pa.int32()), pa.array(data.period_names, pa.string()))

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from ltv_assets.cli.flatten_benchmark import find_days
 from ltv_assets.core.config import PROJECT_ROOT, Config, ModelsConfig, SamplingConfig, StackerConfig
 from ltv_assets.defs import publication as publishing
-from ltv_assets.features import flatten
+from ltv_assets.features.flatten import files as flatten_day
 from ltv_assets.features.flatten import flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import categorical_names, feature_names
@@ -103,7 +103,7 @@ def test_worker_killed_while_flattening_changes_no_byte(
     (_, _), files = next(iter(find_days(simulated_small).items()))
     flatten_files(files, registry=registry, labelled=True, out=tmp_path / "here.parquet")
     (tmp_path / "deaths").mkdir()
-    monkeypatch.setattr(flatten, "flatten_block", partial(flatten_block_and_die, tmp_path / "deaths"))
+    monkeypatch.setattr(flatten_day, "flatten_block", partial(flatten_block_and_die, tmp_path / "deaths"))
     flatten_files(files, registry=registry, labelled=True, out=tmp_path / "there.parquet", workers=cluster)
     assert (tmp_path / "deaths" / "died").exists()
     assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()

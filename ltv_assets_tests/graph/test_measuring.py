@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.cli.app import benchmark as measuring
+from ltv_assets.cli import benchmark as measuring
 from ltv_assets.cli.benchmark import bench
 from ltv_assets.core.config import PROJECT_ROOT
 from ltv_assets.core.errors import DataError

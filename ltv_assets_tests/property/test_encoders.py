@@ -9,11 +9,11 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.modeling.encoding.encoders import WindowEncoder, _Ranks
-from ltv_assets_tests.unit.test_encoders import SPEND, window
+from ltv_assets.modeling.encoding.group_ranks import GroupRanks
+from ltv_assets_tests.unit.test_encoders import SPEND, fitted, window
 
 X, REVENUE, PERIOD = window(1500)
-ENCODER = WindowEncoder(min_count=3).fit(X, {"payer": REVENUE > 0})
+ENCODER, PLAIN = fitted(X, {"payer": REVENUE > 0}, PERIOD)
 OUT = ENCODER.transform(X)
 
 
@@ -30,9 +30,8 @@ def test_chunks_change_nothing(cuts: list[int], categorical: bool) -> None:
 @given(st.integers(0, 2**32 - 1))
 def test_row_order_changes_nothing(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(X))
-    shuffled = WindowEncoder(min_count=3).fit_transform(X.iloc[order], {"payer": REVENUE[order] > 0}, PERIOD[order])
-    plain = WindowEncoder(min_count=3).fit_transform(X, {"payer": REVENUE > 0}, PERIOD)
-    pd.testing.assert_frame_equal(shuffled.loc[plain.index], plain, rtol=1e-6)
+    _, shuffled = fitted(X.iloc[order], {"payer": REVENUE[order] > 0}, PERIOD[order])
+    pd.testing.assert_frame_equal(shuffled.loc[PLAIN.index], PLAIN, rtol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,7 +42,7 @@ def test_row_order_changes_nothing(seed: int) -> None:
 def test_ranks_equal_searchsorted_in_each_group(train: list[tuple[int, float]], asked: list[float]) -> None:
     levels, values = np.array([t[0] for t in train]), np.array([t[1] for t in train], np.float32)
     order = np.argsort(values, kind="stable")
-    ranks = _Ranks.fit(values[order], levels[order], 4, min_count=1)
+    ranks = GroupRanks.fit(values[order], levels[order], 4, min_count=1)
     for level in (0, 1, 2, 3):
         own = np.sort(values[levels == level])
         own = own if own.size >= 2 else np.sort(values)

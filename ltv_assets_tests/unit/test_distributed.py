@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core import config as configuration
 from ltv_assets.core.config import Config, load_config, parse_config
+from ltv_assets.core.config import load as configuration
 from ltv_assets.core.errors import ConfigError, PermanentError, TransientError
 from ltv_assets.core.parallel import in_order
 from ltv_assets.modeling.design_matrix import Matrix

@@ -268,7 +268,7 @@ def test_a_large_file_is_divided_between_its_row_groups_without_changing_the_day
     pq.write_table(pq.read_table(whole.path, partitioning=None), whole.path, row_group_size=100)
     after = write(tmp_path, "part-1.parquet", awkward_rows(50, 7, START))
     expected = flatten([whole, after], registry, tmp_path / "whole.parquet")
-    monkeypatch.setattr("ltv_assets.features.flatten.BLOCK_ROWS", 250)
+    monkeypatch.setattr("ltv_assets.features.flatten.files.BLOCK_ROWS", 250)
     divided = flatten([whole, after], registry, tmp_path / "divided.parquet")
     assert (tmp_path / "divided.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert divided[1].quarantine.equals(expected[1].quarantine)
@@ -285,8 +285,8 @@ def test_memory_does_not_grow_with_the_hours_of_a_day(tmp_path: Path, registry: 
         path.parent.mkdir()
         pq.write_table(table.set_column(at, "row_id", ids), path)
         files.append(RawFile(path, path.parent.name.removeprefix("datetime=")))
-    monkeypatch.setattr("ltv_assets.features.flatten.BLOCK_ROWS", 10_000)
-    monkeypatch.setattr("ltv_assets.features.flatten.ROW_GROUP", 10_000)
+    monkeypatch.setattr("ltv_assets.features.flatten.files.BLOCK_ROWS", 10_000)
+    monkeypatch.setattr("ltv_assets.features.flatten.row_group_writer.ROW_GROUP", 10_000)
     peaks = {}
     for hours in (3, 3, 12):  # the first time also pays for imports and caches
         release_memory()

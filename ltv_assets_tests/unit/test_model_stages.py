@@ -19,17 +19,19 @@ from ltv_assets.core.config import CalibrationConfig, GatingConfig, SamplingConf
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
 from ltv_assets.modeling.base_learners import COMPONENTS
+from ltv_assets.modeling.blend import component_cap, fit_blend
 from ltv_assets.modeling.boosting import Trainer, booster_params, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.dataset import JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
-from ltv_assets.modeling.linear import LinearModels, ShapedRows, Shaper, _Sums
+from ltv_assets.modeling.linear import LinearModels, _Sums
+from ltv_assets.modeling.meta_learner import winner
 from ltv_assets.modeling.model_set import WindowModels
+from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
 from ltv_assets.modeling.selection import most_telling, varying_columns
-from ltv_assets.modeling.stacker import component_cap, fit_blend, winner
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit, repeatable
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
 
@@ -334,7 +336,7 @@ class TestLinear:
             assert (a == b).all()
 
     def test_sums_in_blocks_give_the_elastic_nets_and_the_screening_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(linear, "BLOCK_ROWS", 700)
+        monkeypatch.setattr("ltv_assets.modeling.preprocessing.BLOCK_ROWS", 700)
         rng = np.random.default_rng(0)
         X = np.clip(rng.normal(size=(3000, 12)) + rng.normal(size=12), -4, 4).astype(np.float32)
         y = np.where(rng.random(3000) < 0.4, 0.0, np.maximum(X @ np.linspace(-1, 1, 12) + rng.normal(0, 1, 3000) + 5.0, 0.1))
@@ -535,7 +537,7 @@ class TestStoredRows:
 
     @pytest.mark.parametrize("max_features", [None, 12])
     def test_models_and_scores_are_the_same_bit_for_bit(self, max_features: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in ("window", "design", "scoring"):
+        for module in ("dataset", "design_matrix", "model_set"):
             monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
         data = world(3000, 4)
         changes = {"max_auxiliary_rows": 1500, "max_features": max_features}

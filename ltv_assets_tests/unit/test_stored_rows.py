@@ -13,13 +13,15 @@ import pytest
 
 from ltv_assets.core.config import ComputeConfig, Config
 from ltv_assets.core.errors import TransientError
+from ltv_assets.core.memory import columns_in_memory, flatten_threads, rows_in_memory
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names
 from ltv_assets.modeling.boosting import Trainer
 from ltv_assets.modeling.dataset import RowStore
 from ltv_assets.modeling.design_matrix import EncodedFile, Matrix
-from ltv_assets.training.windows import affordable, read_rows
+from ltv_assets.training.stored_rows import read_rows
+from ltv_assets.training.windows import affordable
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows, write_hour
 
 
@@ -49,7 +51,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
 def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     features = feature_names(registry)
     here = read_rows(Config(), days, features)
-    monkeypatch.setattr(ComputeConfig, "rows_in_memory", lambda self, features: 100)
+    monkeypatch.setattr("ltv_assets.training.stored_rows.rows_in_memory", lambda compute, features: 100)
     monkeypatch.setattr("ltv_assets.modeling.dataset.BLOCK_ROWS", 64)
     there = read_rows(Config(), days, features)
     assert isinstance(here.X, pd.DataFrame) and isinstance(there.X, RowStore)
@@ -69,11 +71,11 @@ def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registr
 
 def test_a_budget_bounds_rows_blocks_and_duckdb() -> None:
     small, large = ComputeConfig(max_memory_gb=1.0, threads=8), ComputeConfig(max_memory_gb=64.0, threads=8)
-    assert (small.flatten_threads, large.flatten_threads) == (1, 8)
+    assert (flatten_threads(small), flatten_threads(large)) == (1, 8)
     assert (small.duckdb_limit, large.duckdb_limit) == ("0.5GB", "1.0GB")
-    assert large.rows_in_memory(400) == pytest.approx(64 * small.rows_in_memory(400), rel=1e-3)
-    assert small.rows_in_memory(400) * 400 * 4 * 6 <= 0.5e9
-    assert large.columns_in_memory(10**7) == 64 * small.columns_in_memory(10**7)
+    assert rows_in_memory(large, 400) == pytest.approx(64 * rows_in_memory(small, 400), rel=1e-3)
+    assert rows_in_memory(small, 400) * 400 * 4 * 6 <= 0.5e9
+    assert columns_in_memory(large, 10**7) == 64 * columns_in_memory(small, 10**7)
 
 
 def test_a_large_window_sees_fewer_columns_and_a_smaller_one_what_its_configuration_says() -> None:

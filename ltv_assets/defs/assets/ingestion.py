@@ -137,6 +137,7 @@ class FlattenedDay:
 
     def write(self, folder: Path) -> dict[str, int | None]:
         """Flatten into ``folder``; returns what `Warehouse.write` wants to know."""
+        from ltv_assets.core.memory import flatten_threads
         from ltv_assets.features.flatten import RawFile, flatten_files
         from ltv_assets.training.dask_cluster import workers_of
 
@@ -151,7 +152,7 @@ class FlattenedDay:
             registry=self.project.registry,
             labelled=labelled,
             out=folder / FLATTENED_FILE,
-            threads=config.compute.flatten_threads,
+            threads=flatten_threads(config.compute),
             memory_limit=config.compute.duckdb_limit,
             sampling_fraction=(config.data.train if labelled else config.data.test).sampling_fraction,
             seed=config.seed,

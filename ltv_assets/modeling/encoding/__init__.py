@@ -1,5 +1,5 @@
 """Encodings learnt from training rows.
 
 What belongs here: category maps, target encodings, group ranks. What does not: features that need no training. Read
-first: ``encoders.py``.
+first: ``window_encoder.py``.
 """
