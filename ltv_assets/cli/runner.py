@@ -148,7 +148,7 @@ def _catch_up(project: Project, window: str) -> str | None:
             update_champion(project)
         describe_champion(project)
     champion = project.lineage().champion()
-    return None if champion is None else Tracker(project.config, project.warehouse, beside=True).mirror_champion(champion)
+    return None if champion is None else Tracker(project.config, project.warehouse, bounded=True).mirror_champion(champion)
 
 
 def _days_needed(project: Project, window: date) -> Sequence[date]:

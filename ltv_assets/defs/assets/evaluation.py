@@ -79,7 +79,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             champion = update_champion(work.project)
             context.log.info(champion.why)
             tracker = tracking.open(work.project)
-            for problem in (describe_champion(work.project), tracker.mirror_champion(champion, trained=work.key)):
+            for problem in (describe_champion(work.project), tracker.mirror_champion(champion)):
                 if problem is not None:
                     context.log.warning(problem)
             return work.result(manifest, _champion_metadata(work.project, champion))
