@@ -362,8 +362,6 @@ RELATIONS: dict[str, tuple[OutputColumn, ...]] = {
 }
 """Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry."""
 
-SCORED_COLUMNS: tuple[str, ...] = tuple(c.name for c in RELATIONS["predictions"][2:])
-
 ASSET_NAMES: tuple[str, ...] = (
     "raw_partitions",
     "flattened_features",

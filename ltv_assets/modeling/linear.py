@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression, enet_path
 
 from ltv_assets.core.config import LinearConfig
 from ltv_assets.modeling.boosting import log_odds, row_dot, sigmoid
-from ltv_assets.modeling.dataset import Floats
+from ltv_assets.modeling.dataset import Floats, signed_log
 from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix
 
 SKEWED = 1.0
@@ -34,15 +34,10 @@ CLIP = 4.0
 """Shaped values are kept within so many standard deviations."""
 SHAPE_ROWS = 10_000
 """Skewness, centre, spread and gap patterns are taken from about this many evenly spaced training rows."""
-BLOCK_ROWS = 8192
+SHAPE_BLOCK_ROWS = 8192
 """Rows that are shaped at a time."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
-
-
-def signed_log(x: NDArray[Any]) -> NDArray[Any]:
-    """sign(x) * log1p(|x|): a log that accepts zero and negative values."""
-    return np.sign(x) * np.log1p(np.abs(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +147,8 @@ class ShapedRows:
 
     def blocks(self) -> Iterator[tuple[slice, FloatMatrix]]:
         """(which rows, those rows shaped), in order."""
-        for low in range(0, len(self.matrix), BLOCK_ROWS):
-            where = slice(low, min(low + BLOCK_ROWS, len(self.matrix)))
+        for low in range(0, len(self.matrix), SHAPE_BLOCK_ROWS):
+            where = slice(low, min(low + SHAPE_BLOCK_ROWS, len(self.matrix)))
             yield where, self.shaper.transform(self.matrix.rows(where.start, where.stop))
 
     def columns(self, chosen: NDArray[np.int64]) -> FloatMatrix:

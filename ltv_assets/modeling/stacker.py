@@ -206,9 +206,6 @@ class Stacker:
         )
 
 
-META_SIGNALS: tuple[str, ...] = ("blend", "probability", "log_revenue", "whale", "log_odds", "increment_d14", "increment_d28")
-
-
 def meta_features(components: Floats, signals: Signals, context: NDArray[Any], blend: Blend) -> NDArray[np.float32]:
     """Inputs of the meta learner (n, c + 7 + contexts): capped components, signals of earlier stages, context columns."""
     return np.ascontiguousarray(

@@ -9,7 +9,6 @@ something is delivered. Next to read: ``outbox.py``, the records; ``records.py``
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from urllib.parse import urlparse
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import TransientError
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.storage.champion import Champion, eligible_windows
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
@@ -349,7 +349,7 @@ class Tracker:
         wanted = {CHAMPION_ALIAS: (champion.window, champion.fingerprint), CHALLENGER_ALIAS: self._challenger(champion)}
         card = self._card(champion.window)
         state = {"server": self.server, **{alias: list(model) if model else None for alias, model in wanted.items()}}
-        state["card"] = hashlib.sha256(card.encode()).hexdigest() if card else None
+        state["card"] = sha256_hex(card.encode()) if card else None
         if read_json(self.outbox.root / _CHAMPION_FILE) == state:
             return None
 

@@ -10,7 +10,6 @@ What does not belong here: the network and MLflow itself. Next to read: ``client
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.storage.files import write_atomic
 
 WINDOW_STAGE = "window"
@@ -63,7 +63,7 @@ class Record:
     def content(self) -> dict[str, Any]:
         """The record as plain values; artifacts by their hashes, undefined figures left out."""
         plain = asdict(self)
-        plain["artifacts"] = {k: hashlib.sha256(v).hexdigest() for k, v in self.artifacts.items()}
+        plain["artifacts"] = {k: sha256_hex(v) for k, v in self.artifacts.items()}
         plain["curves"] = {k: [float(x) for x in v] for k, v in self.curves.items()}
         plain["metrics"] = {k: float(v) for k, v in self.metrics.items() if v is not None and float(v) == float(v)}
         return plain
@@ -166,7 +166,7 @@ class Outbox:
     def _read(self, window: str, identity: str) -> Iterator[PendingRecord]:
         for path in (self.folder(window) / identity).glob(f"*/{_RECORD_FILE}"):
             data = path.read_bytes()
-            digest = hashlib.sha256(data).hexdigest()
+            digest = sha256_hex(data)
             yield PendingRecord(path.parent, window, identity, path.parent.name, digest, json.loads(data))
 
     def waiting(self, window: str, server: str) -> tuple[PendingRecord, ...]:

@@ -334,7 +334,7 @@ class TestLinear:
             assert (a == b).all()
 
     def test_sums_in_blocks_give_the_elastic_nets_and_the_screening_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(linear, "BLOCK_ROWS", 700)
+        monkeypatch.setattr(linear, "SHAPE_BLOCK_ROWS", 700)
         rng = np.random.default_rng(0)
         X = np.clip(rng.normal(size=(3000, 12)) + rng.normal(size=12), -4, 4).astype(np.float32)
         y = np.where(rng.random(3000) < 0.4, 0.0, np.maximum(X @ np.linspace(-1, 1, 12) + rng.normal(0, 1, 3000) + 5.0, 0.1))
@@ -535,7 +535,7 @@ class TestStoredRows:
 
     @pytest.mark.parametrize("max_features", [None, 12])
     def test_models_and_scores_are_the_same_bit_for_bit(self, max_features: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in ("window", "design", "scoring"):
+        for module in ("dataset", "design_matrix", "model_set"):
             monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
         data = world(3000, 4)
         changes = {"max_auxiliary_rows": 1500, "max_features": max_features}

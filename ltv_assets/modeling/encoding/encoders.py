@@ -27,6 +27,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ltv_assets.core.columns import RAW_COLUMNS
 from ltv_assets.core.errors import ConfigError, DataError, ModelFileError
+from ltv_assets.modeling.dataset import signed_log
+from ltv_assets.sampling.draws import GOLDEN, splitmix64
 
 FORMAT = "ltv_assets.WindowEncoder"
 VERSION = 2
@@ -291,7 +293,7 @@ class _Ranks:
 
     def deviation(self, spend: NDArray[np.float32], levels: Ints) -> Floats:
         """Signed-log distance to the group's median, s(v) - s(median) with s(v) = sign(v) log1p(|v|); NaN where missing."""
-        return _signed_log(spend.astype(np.float64)) - _signed_log(self.median)[self.slot[levels]]
+        return signed_log(spend.astype(np.float64)) - signed_log(self.median)[self.slot[levels]]
 
 
 def _rank_name(spend: str, group: str) -> str:
@@ -348,19 +350,6 @@ def _plain(value: object) -> Any:
     return value
 
 
-def _signed_log(values: Floats) -> Floats:
-    return cast(Floats, np.sign(values) * np.log1p(np.abs(values)))
-
-
-def _mix(position: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finalizer: row positions to 64 well-mixed bits, the same on every machine."""
-    with np.errstate(over="ignore"):
-        z = position + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
 def fold_ids(n: int, period: ArrayLike | None = None, folds: ArrayLike | None = None) -> Ints:
     """Fold number 0..F-1 of each of ``n`` rows; a row is encoded from the folds it is not in.
 
@@ -388,7 +377,9 @@ def fold_ids(n: int, period: ArrayLike | None = None, folds: ArrayLike | None = 
         before = np.cumsum(np.bincount(codes)) - 0.5 * np.bincount(codes)
         merged = np.minimum((before * MAX_FOLDS / n).astype(np.int64), MAX_FOLDS - 1)
         return np.unique(merged[codes], return_inverse=True)[1].astype(np.int64)
-    hashed = (_mix(np.arange(n, dtype=np.uint64)) % np.uint64(HASHED_FOLDS)).astype(np.int64)
+    with np.errstate(over="ignore"):
+        mixed = splitmix64(np.arange(n, dtype=np.uint64) + GOLDEN)
+    hashed = (mixed % np.uint64(HASHED_FOLDS)).astype(np.int64)
     codes = np.unique(hashed, return_inverse=True)[1].astype(np.int64)
     if n < 2 or codes.max() < 1:
         raise DataError(f"cross-fitting needs rows in at least two folds, found {n} row(s) in one: use fit and transform apart")
