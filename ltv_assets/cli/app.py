@@ -571,7 +571,7 @@ def rollback() -> None:
 
 def _tell_of_champion(project: Project) -> None:
     """Write the model card, and let MLflow's registry know."""
-    from ltv_assets.reporting.report import describe_champion
+    from ltv_assets.reporting.model_card import describe_champion
     from ltv_assets.tracking.client import Tracker
 
     champion = project.lineage().champion()

@@ -69,7 +69,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
         from ltv_assets.promotion.promotion import update_champion
-        from ltv_assets.reporting.report import describe_champion
+        from ltv_assets.reporting.model_card import describe_champion
         from ltv_assets.training.refit import refit_window, write_served
 
         with readable_failures():
@@ -102,7 +102,7 @@ def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, ru
 
 def _champion_metadata(project: Project, champion: Champion) -> dict[str, Any]:
     """Who scores new days, why, and its model card."""
-    from ltv_assets.reporting.report import CARD_FILE
+    from ltv_assets.reporting.model_card import CARD_FILE
 
     card = project.warehouse.folder("model_card", champion.window) / CARD_FILE
     text = card.read_text() if card.is_file() else "no card was written; `ltv promote --unpin` writes it"
