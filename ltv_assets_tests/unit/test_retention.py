@@ -149,7 +149,7 @@ def test_command_shows_first_and_deletes_only_when_told(project: Project) -> Non
 
 
 def test_crash_between_two_deletions_leaves_whole_partitions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets.cli.app import retention
+    from ltv_assets.cli import retention
 
     original, calls = retention._remove, []
 
