@@ -70,7 +70,7 @@ def rollback() -> None:
 
 def _report_champion(project: Project) -> None:
     """Write the model card and update the registry of MLflow."""
-    from ltv_assets.reporting.report import describe_champion
+    from ltv_assets.reporting.model_card import describe_champion
     from ltv_assets.tracking.client import Tracker
 
     champion = project.lineage().champion()

@@ -138,7 +138,7 @@ def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
 def _catch_up(project: Project, window: str) -> str | None:
     """What a run left undone that was killed after it published a served model: the window competes for champion, and the
     registry hears of the champion. Returns a problem or None; costs two small reads where nothing was left."""
-    from ltv_assets.reporting.report import describe_champion
+    from ltv_assets.reporting.model_card import describe_champion
     from ltv_assets.tracking.client import Tracker
 
     if not is_judged(project.warehouse, window):
@@ -148,7 +148,7 @@ def _catch_up(project: Project, window: str) -> str | None:
             update_champion(project)
         describe_champion(project)
     champion = project.lineage().champion()
-    return None if champion is None else Tracker(project.config, project.warehouse, beside=True).mirror_champion(champion)
+    return None if champion is None else Tracker(project.config, project.warehouse, bounded=True).mirror_champion(champion)
 
 
 def _days_needed(project: Project, window: date) -> Sequence[date]:

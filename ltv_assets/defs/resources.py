@@ -14,7 +14,7 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 from dagster_duckdb import DuckDBResource
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from ltv_assets.state.project import Project
 from ltv_assets.storage.catalog import Connector, open_catalogue
@@ -55,10 +55,14 @@ class CatalogueResource(DuckDBResource):
 
 
 class TrackingResource(dg.ConfigurableResource):
-    """MLflow, reached through `ltv_assets.tracking.client.Tracker`, which never fails or delays a run for long."""
+    """MLflow, reached through `ltv_assets.tracking.client.Tracker`, which never fails a run and delays it for a bounded time."""
 
     uri: str | None = Field(None, description="tracking server; null = MLFLOW_TRACKING_URI, else sqlite in the warehouse")
 
+    _tracker: Tracker | None = PrivateAttr(None)
+
     def open(self, project: Project) -> Tracker:
-        """A tracker for one asset."""
-        return Tracker(project.config, project.warehouse, uri=self.uri, beside=True)
+        """The tracker of this run: its assets share the time that a server may take, and the knowledge that it is down."""
+        if self._tracker is None or self._tracker.config != project.config:
+            self._tracker = Tracker(project.config, project.warehouse, uri=self.uri, bounded=True)
+        return self._tracker

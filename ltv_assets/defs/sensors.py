@@ -5,7 +5,6 @@ Thin: what has landed is found by ``landing.py``, what is fresh by ``lineage.py`
 files change, and a look without news costs a few directory listings. Windows and scores follow by ``automation.py``.
 """
 
-import hashlib
 import json
 import time
 
@@ -13,6 +12,7 @@ import dagster as dg
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError
+from ltv_assets.core.hashing import json_hash
 from ltv_assets.defs.automation import sensor as automation_sensor
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.ingestion.arrivals import landings
@@ -104,7 +104,7 @@ def _retraining_needed(config: Config) -> dg.SensorDefinition:
             if seen is None:
                 return dg.SensorResult(skip_reason="there is no champion yet")
             window, about = newest_trainable_window(project.lineage())
-            identity = hashlib.sha256(json.dumps([seen, window]).encode()).hexdigest()[:16]
+            identity = json_hash([seen, window])
             if identity == context.cursor:
                 return dg.SensorResult(skip_reason="nothing was evaluated or scored since the last look", cursor=identity)
             if window is not None and _in_progress(context.instance, window):

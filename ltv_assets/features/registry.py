@@ -7,7 +7,6 @@ Next to read: ``config/features.yaml`` itself, then ``sql.py``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ltv_assets.core.columns import BY_NAME, NOT_FEATURES
 from ltv_assets.core.config import complaint, placed
 from ltv_assets.core.errors import ConfigError
+from ltv_assets.core.hashing import short_hash
 from ltv_assets.core.yaml_text import YamlText
 from ltv_assets.features.statistics import OWN_KEY, available
 
@@ -214,7 +214,7 @@ class Registry(_Frozen):
     def fingerprint(self) -> str:
         """Return a hash of everything that determines the flattened columns' names and values (16 hex digits)."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_hash(text)
 
 
 def feature_name(column: str, statistic: str) -> str:

@@ -6,13 +6,13 @@ usable, when the day is ingested.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
 
 from ltv_assets.core.config import Config
+from ltv_assets.core.hashing import short_hash
 from ltv_assets.ingestion.calendar import Horizon, Split, today
 from ltv_assets.ingestion.inventory import IGNORED_SUFFIXES, hourly_folders
 
@@ -60,6 +60,6 @@ def landings(config: Config, horizon: Horizon) -> tuple[Landing, ...]:
                 entries[day].append((f"{key}/{entry.name}", stat.st_size, stat.st_mtime_ns))
                 hours[day].add(key)
         for day, files in entries.items():
-            digest = hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]
+            digest = short_hash(repr(sorted(files)))
             found.append(Landing(day, split, len(hours[day]), digest, max(f[2] for f in files) / 1e9))
     return tuple(sorted(found, key=lambda landing: landing.day))

@@ -8,7 +8,6 @@ dropped. Every raw file is inspected here before this process opens it, because 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ import pyarrow as pa
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.hashing import short_hash
 from ltv_assets.features.naming import contract_names, similar_name
 from ltv_assets.ingestion.calendar import Horizon, Split, hour_of_folder, split_folder
 from ltv_assets.ingestion.footers import read_footer
@@ -338,7 +338,7 @@ def _mark_duplicates(records: Iterable[FileRecord]) -> list[FileRecord]:
 def schema_fingerprint(schema: pa.Schema) -> str:
     """Hash of column names and physical types, independent of their order."""
     text = "\n".join(sorted(f"{f.name} {f.type}" for f in schema))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(text)
 
 
 def _compare_schemas(

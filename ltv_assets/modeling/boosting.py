@@ -23,6 +23,7 @@ from ltv_assets.core.config import BoosterConfig
 from ltv_assets.core.errors import ModelFileError
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix, bin_params
+from ltv_assets.modeling.lightgbm_params import repeatable_params
 from ltv_assets.modeling.serialization import Files, from_json, seal_text, to_json, unseal_text
 
 Params = dict[str, Any]
@@ -145,14 +146,9 @@ def booster_params(config: BoosterConfig, objective: str, **extra: Any) -> Param
 
 
 def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
-    """What makes LightGBM repeat itself bit for bit on one machine."""
-    return bin_params(max_bin) | {
-        "deterministic": True,
-        "force_col_wise": True,  # by rows LightGBM would hold the bins twice
-        "num_threads": threads,
-        "seed": seed,
-        "metric": "None",
-    }
+    """`repeatable_params` and the binning of a window's boosters, without LightGBM's own metrics."""
+    # by rows LightGBM would hold the bins twice
+    return bin_params(max_bin) | repeatable_params(seed, threads, by_row=False) | {"metric": "None"}
 
 
 class RemoteFit(Protocol):

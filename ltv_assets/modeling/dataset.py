@@ -24,6 +24,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+def signed_log(x: NDArray[Any]) -> NDArray[Any]:
+    """sign(x) * log1p(|x|): a log that accepts zero and negative values."""
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
 class InputError(DataError, ValueError):
     """Rows or labels that no model can be fitted on; a ValueError as well, as scikit-learn's conventions ask."""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.config import LinearConfig
 from ltv_assets.modeling.boosting import row_dot
-from ltv_assets.modeling.dataset import Floats
+from ltv_assets.modeling.dataset import Floats, signed_log
 from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix
 
 SKEWED = 1.0
@@ -30,11 +30,6 @@ BLOCK_ROWS = 8192
 """Rows that are shaped at a time."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
-
-
-def signed_log(x: NDArray[Any]) -> NDArray[Any]:
-    """sign(x) * log1p(|x|): a log that accepts zero and negative values."""
-    return np.sign(x) * np.log1p(np.abs(x))
 
 
 @dataclass(frozen=True, eq=False)

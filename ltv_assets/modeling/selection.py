@@ -10,12 +10,14 @@ no more than the score of a day that nobody has seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from ltv_assets.modeling.dataset import Floats, Ints
+from ltv_assets.modeling.dataset import Floats, Ints, signed_log
+from ltv_assets.modeling.lightgbm_params import repeatable_params
 
 SELECTION_ROWS = 100_000
 """Gains and correlations are taken from at most about this many evenly spaced rows."""
@@ -63,18 +65,14 @@ def _places(merit: Floats) -> Ints:
 
 
 def _gains(x: NDArray[np.float32], y: Floats, categorical: Sequence[int], seed: int, threads: int) -> Floats:
-    params = {
+    params: dict[str, Any] = {
         "objective": "regression",
         "num_leaves": 31,
         "learning_rate": 0.1,
         "feature_fraction": 0.5,
         "min_data_in_leaf": 50,
         "max_bin": 63,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": threads,
-        "seed": seed,
-        "verbose": -1,
+        **repeatable_params(seed, threads, by_row=True),
     }
     dataset = lgb.Dataset(x, label=y, categorical_feature=list(categorical), params=params)
     return np.asarray(lgb.train(params, dataset, SELECTION_TREES).feature_importance("gain"), dtype=np.float64)
@@ -93,7 +91,7 @@ def _correlations(x: NDArray[np.float32], payer: Floats, categorical: Sequence[i
     out = np.zeros(x.shape[1])
     for j in range(x.shape[1]):
         if j not in codes:
-            column = np.sign(x[:, j]) * np.log1p(np.abs(x[:, j].astype(np.float64)))
+            column = signed_log(x[:, j].astype(np.float64))
             gap = np.isnan(column)
             shown = np.where(gap, column[~gap].mean() if not gap.all() else 0.0, column)
             out[j] = max(correlation(shown), correlation(gap.astype(np.float64)))

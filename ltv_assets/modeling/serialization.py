@@ -7,15 +7,17 @@ library sees it. Next to read: ``trees``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ltv_assets.core.errors import ModelFileError
+from ltv_assets.core.hashing import sha256_hex
+from ltv_assets.storage.files import publish_folder
+from ltv_assets.storage.manifest import is_below
 
 MANIFEST = "manifest.json"
 FORMAT = "ltv_assets.model"
@@ -37,25 +39,20 @@ def from_json(files: Mapping[str, bytes], name: str) -> Any:
         raise ModelFileError(f"{name}: not valid JSON ({error}); the model must be trained again") from None
 
 
-def sha256(content: bytes) -> str:
-    """Hex digest of a file's bytes."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def digest(files: Mapping[str, bytes]) -> str:
     """One hash for a set of files: over their sorted names and contents."""
-    return sha256("".join(f"{name}:{sha256(files[name])}\n" for name in sorted(files)).encode())
+    return sha256_hex("".join(f"{name}:{sha256_hex(files[name])}\n" for name in sorted(files)).encode())
 
 
 def seal_text(text: str) -> bytes:
     """A LightGBM model text followed by a line with its own SHA-256."""
-    return f"{text}\nsha256={sha256(text.encode())}\n".encode()
+    return f"{text}\nsha256={sha256_hex(text.encode())}\n".encode()
 
 
 def unseal_text(files: Mapping[str, bytes], name: str) -> str:
     """The model text, once its hash agrees; raises ModelFileError before LightGBM could see a torn or foreign file."""
     body, separator, seal = _content(files, name).decode("utf-8", errors="replace").rpartition("\nsha256=")
-    if not separator or seal.rstrip("\n") != sha256(body.encode()):
+    if not separator or seal.rstrip("\n") != sha256_hex(body.encode()):
         raise ModelFileError(f"{name}: truncated or altered model text (its own hash disagrees); restore the file or train again")
     return body
 
@@ -87,19 +84,14 @@ def write_folder(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> 
         raise FileExistsError(f"{target}: already exists and is not an empty folder; choose another folder or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    listing = {name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()}
+    listing = {name: {"bytes": len(content), "sha256": sha256_hex(content)} for name, content in files.items()}
     manifest = to_json({"format": FORMAT, "version": VERSION, "files": listing})
     for name, content in {**files, MANIFEST: manifest}.items():
         path = staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        path.write_bytes(content)
     staging.chmod(0o755)
-    if target.exists():
-        target.rmdir()
-    staging.rename(target)
+    publish_folder(staging, target)
     return target
 
 
@@ -117,16 +109,15 @@ def read_folder(folder: str | os.PathLike[str]) -> Files:
 
 
 def _verified(root: Path, name: str, entry: Mapping[str, Any]) -> bytes:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
+    if not is_below(name):
         raise ModelFileError(f"{root / MANIFEST}: the file name {name!r} leaves the model's folder; refuse to read it")
     path = root / name
     if not path.is_file():
         raise ModelFileError(f"{path}: listed in the manifest but missing; restore it or train again")
     content = path.read_bytes()
-    if sha256(content) != entry["sha256"]:
+    if sha256_hex(content) != entry["sha256"]:
         raise ModelFileError(
             f"{path}: expected {entry['bytes']} bytes with sha256 {entry['sha256'][:12]}, found {len(content)} bytes with "
-            f"{sha256(content)[:12]}; restore it or train again"
+            f"{sha256_hex(content)[:12]}; restore it or train again"
         )
     return content

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation.metrics import auc
+from ltv_assets.modeling.lightgbm_params import repeatable_params
 from ltv_assets.monitoring.psi import without_calendar
 from ltv_assets.sampling.draws import row_hashes
 
@@ -74,11 +75,7 @@ def adversarial_separation(
         "min_data_in_leaf": max(10, size // 100),
         "feature_fraction": 0.5,
         "max_bin": 31,
-        "num_threads": threads,
-        "seed": seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "verbosity": -1,
+        **repeatable_params(seed, threads, by_row=True),
     }
     scores, gains = np.zeros(len(X)), np.zeros(X.shape[1])
     for part in (half, ~half):

@@ -31,7 +31,7 @@ COLORS = 96  # a palette makes the files two to three times smaller than RGBA, w
 WIDTH, HEIGHT = 6.4, 4.0
 LAYOUT: Literal["constrained"] | None = "constrained"  # makes room for every label; a third of the time a picture takes
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#8a8a8a"
 
 

@@ -195,7 +195,8 @@ def zero_rate_by(
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         x = np.arange(labels.size)
-        low, high = _wilson(observed, n)
+        low, high = metrics.wilson_interval(observed, n)
+        low, high = np.minimum(low, observed), np.maximum(high, observed)
         observed_series, predicted_series = SERIES[0], SERIES[1]
         axes.errorbar(
             x,
@@ -341,14 +342,6 @@ def _usd_ticks(axes: Axes, top: float) -> None:
 
 def _curve(axes: Axes, x: Floats, y: Floats, label: str, color: str, line: object, width: float) -> None:
     axes.plot(x, y, color=color, linestyle=line, linewidth=width, label=label)  # type: ignore[arg-type]
-
-
-def _wilson(rate: Floats, n: Floats) -> tuple[Floats, Floats]:
-    """95 % score interval of a proportion."""
-    z2 = 1.959963984540054**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * np.clip(rate * (1 - rate) / n + z2 / (4 * n**2), 0, None)) / (1 + z2 / n)
-    return np.clip(np.minimum(centre - half, rate), 0, 1), np.clip(np.maximum(centre + half, rate), 0, 1)
 
 
 def _room(axes: Axes, values: Floats) -> None:

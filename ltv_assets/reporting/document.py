@@ -1,6 +1,6 @@
 """Documents of headings, sentences, tables and pictures: one self-contained HTML page, or Markdown.
 
-What belongs here: how a document looks. What does not: what it says (``describing.py``). The page holds its style and its
+What belongs here: how a document looks. What does not: its content (``report.py``, ``model_card.py``). The page holds its style and its
 pictures and asks for nothing else, neither scripts nor fonts nor another file; the same content gives the same bytes.
 Text may hold `code` between backticks; everything else in it is shown as it stands.
 """
@@ -16,17 +16,7 @@ from typing import Any, TypeAlias
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A number and how it is shown; the page keeps the whole number beside its text."""
-
-    value: float
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
+from ltv_assets.reporting.formatting import Figure, count, usd
 
 NUMERIC = re.compile(r"[-+]?[\d ]*(\.\d+)?( \.\. [-+]?\d+\.\d+)?")
 """A figure, an interval, a dash or nothing."""
@@ -130,13 +120,24 @@ def _prose(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
+def sentences(block: str, **values: Any) -> tuple[str, ...]:
+    """The lines of one block of ``templates/sentences.txt``, filled with values; lines that stay empty are left out."""
+    template = _environment().get_template("sentences.txt")
+    lines = "".join(template.blocks[block](template.new_context(values))).split("\n")
+    return tuple(line for line in lines if line)
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("ltv_assets.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ltv_assets.reporting"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     tests: dict[str, Any] = {"table": Table, "picture": Picture, "points": Points, "figure": Figure}
     for name, kind in tests.items():
         environment.tests[name] = lambda value, kind=kind: isinstance(value, kind)
-    environment.filters |= {"prose": _prose, "numeric": _numeric}
+    environment.filters |= {"prose": _prose, "numeric": _numeric, "count": count, "usd": usd}
     return environment

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
@@ -29,7 +29,7 @@ def row_hashes(row_id: Sequence[Any] | NDArray[Any] | pd.Series, /) -> NDArray[n
     return pd.util.hash_array(text, categorize=False)
 
 
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose output bits all depend on all input bits."""
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
@@ -44,6 +44,6 @@ def hash_uniform(hashes: NDArray[np.uint64], seed: int, copy: int = 0) -> NDArra
     """
     key = np.array([np.uint64(seed & 0xFFFFFFFFFFFFFFFF)], dtype=np.uint64)
     with np.errstate(over="ignore"):
-        stream = _splitmix64(_splitmix64(key + _GOLDEN) + _GOLDEN * np.uint64(copy + 1))
-        mixed = _splitmix64(np.asarray(hashes, dtype=np.uint64) ^ stream)
+        stream = splitmix64(splitmix64(key + GOLDEN) + GOLDEN * np.uint64(copy + 1))
+        mixed = splitmix64(np.asarray(hashes, dtype=np.uint64) ^ stream)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -7,7 +7,6 @@ Next to read: ``online.py``, which the server runs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import ModelFileError, StaleError
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.features.impressions import example_impression
 from ltv_assets.features.registry import load_registry
 from ltv_assets.scoring.online import ERROR_COLUMN, INPUT_COLUMNS, LISTING, MODELS, REGISTRY, SCHEMA_VERSION, OnlineModel
@@ -85,7 +85,7 @@ def write_files(config: Config, warehouse: Warehouse, window: str, folder: Path)
         "schema_version": SCHEMA_VERSION,
         "window": window,
         "fingerprint": warehouse.fingerprint("served_model", window),
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        "files": {name: sha256_hex(data) for name, data in sorted(files.items())},
     }
     (folder / LISTING).write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
 

@@ -7,7 +7,6 @@ registering it (``registered.py``), features and models, which are the batch pat
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltv_assets.core.errors import DataError, ModelFileError
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.features.impressions import COLUMNS, HOUR_COLUMN, read_impressions
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
@@ -131,7 +131,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
             files[name] = (folder / name).read_bytes()
         except OSError as error:
             raise ModelFileError(f"{folder / name}: cannot be read ({error.strerror}); register the model again") from None
-        found = hashlib.sha256(files[name]).hexdigest()
+        found = sha256_hex(files[name])
         if found != expected:
             raise ModelFileError(f"{folder / name}: sha256 {found[:12]}, expected {expected[:12]}; the file was altered, register again")
     if REGISTRY not in files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.config import DataConfig
 from ltv_assets.core.errors import DataError, StaleError
+from ltv_assets.core.files import published_file
 from ltv_assets.core.memory import flatten_threads
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.schema import feature_names
@@ -84,9 +84,7 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     refuse_unusable(project.config.data, days)
     scored = Scored(warnings=warnings)
     config = project.config.compute
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with published_file(target) as temporary:
         with tempfile.TemporaryDirectory(prefix="ltv-predict-") as folder, _writer(temporary, target.suffix) as writer:
             for number, day in enumerate(days):
                 progress(number, len(days))
@@ -98,9 +96,6 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
                     writer.write_table(table)
                     scored.rows += table.num_rows
         progress(len(days), len(days))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     scored.warnings = list(dict.fromkeys(scored.warnings))
     return scored
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -19,10 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES
 from ltv_assets.core.errors import ConfigError, DataError
+from ltv_assets.core.files import published_file
+from ltv_assets.sampling.draws import splitmix64
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
 from ltv_assets.simulator.laws import (
@@ -154,19 +153,12 @@ def rows_in_hour(rows_per_hour: int, hour: int) -> int:
 _HEX = np.frombuffer("".join(f"{i:02x}" for i in range(256)).encode(), np.uint8).reshape(256, 2)
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64: a bijection of 64-bit integers."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def row_ids(seed: int, hour_number: int, n: int) -> pa.Array:
     """UUID-shaped ids (version 4), unique within a seed: eight of their bytes are a bijection of (hour, row)."""
     counter = (np.uint64(hour_number) << np.uint64(24)) | np.arange(n, dtype=np.uint64)
     salt = np.uint64(int.from_bytes(hashlib.sha256(f"row ids {seed}".encode()).digest()[:8], "big"))
-    unique = _mix(counter ^ salt).astype(">u8").view(np.uint8).reshape(n, 8)
-    filler = _mix(_mix(counter) + salt).astype(">u8").view(np.uint8).reshape(n, 8)
+    unique = splitmix64(counter ^ salt).astype(">u8").view(np.uint8).reshape(n, 8)
+    filler = splitmix64(splitmix64(counter) + salt).astype(">u8").view(np.uint8).reshape(n, 8)
     raw = np.concatenate([unique[:, :6], filler[:, :6], filler[:, 6:], unique[:, 6:]], axis=1)
     raw[:, 6] = raw[:, 6] & 0x0F | 0x40
     raw[:, 8] = raw[:, 8] & 0x3F | 0x80
@@ -175,18 +167,6 @@ def row_ids(seed: int, hour_number: int, n: int) -> pa.Array:
     text[:, letters] = _HEX[raw].reshape(n, 32)
     offsets = np.arange(n + 1, dtype=np.int32) * 36
     return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(text))
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A path to write to; the file appears under ``path`` only when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _string_leaves(schema: pa.Schema) -> list[str]:
@@ -249,13 +229,13 @@ def simulate(
     for split, paths in planned.items():
         if not paths:
             continue
-        with _published(out / "truth" / f"{split}.parquet") as truth_path:
+        with published_file(out / "truth" / f"{split}.parquet") as truth_path:
             writer: pq.ParquetWriter | None = None
             for path, moment in paths.items():
                 impressions, truth = simulator.hour(moment)
                 if split == "test":
                     impressions = impressions.drop_columns(list(LABEL_NAMES))
-                with _published(path) as beside:
+                with published_file(path) as beside:
                     pq.write_table(
                         impressions, beside, compression="snappy", store_schema=False, use_dictionary=_string_leaves(impressions.schema)
                     )
@@ -268,7 +248,7 @@ def simulate(
                     progress(done, total)
             assert writer is not None
             writer.close()
-    with _published(out / "truth" / "law.json") as law_path:
+    with published_file(out / "truth" / "law.json") as law_path:
         law_path.write_text(json.dumps(simulator.describe(), sort_keys=True) + "\n")
     return SimulationSummary(
         out=out,

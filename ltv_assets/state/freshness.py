@@ -7,8 +7,6 @@ which rejects stale inputs. Pure: it reads manifests, never data.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from datetime import date
@@ -19,6 +17,7 @@ from ltv_assets.core.asset_specs import CODE_VERSIONS, CONFIG_KEYS, SPECS, WINDO
 from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, StaleError
+from ltv_assets.core.hashing import json_hash, sha256_hex
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
 from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
 from ltv_assets.storage.champion import Champion, champion_in_use
@@ -62,14 +61,14 @@ class Lineage:
                 value = value[part]
             picked[pattern] = self.registry_fingerprint if name == "features" else value
         if asset == "submission" and picked["data.sample_submission"]:
-            picked["data.sample_submission"] = hashlib.sha256(Path(picked["data.sample_submission"]).read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+            picked["data.sample_submission"] = sha256_hex(Path(picked["data.sample_submission"]).read_bytes())
+        return json_hash(picked)
 
     def bounds_hash(self, check: str) -> str:
         """Hash of the configured bounds one check judges by."""
         dumped = self.config.model_dump(mode="json")
         picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in check_bounds().get(check, ())}
-        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+        return json_hash(picked)
 
     def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
         """(asset, partition) pairs that one partition is made from."""
@@ -115,7 +114,7 @@ class Lineage:
     def window_identity(self, key: str) -> str:
         """Hash of the days and the configuration that a window's models are made from, the same wherever the warehouse lies."""
         parts = {"days": self.inputs("histos_train", key), "config": [self.config_hash(a, key) for a in ("histos_train", "stacker")]}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return json_hash(parts)
 
     def require_ready(self, asset: str, key: str) -> dict[str, str]:
         """Inputs of a partition, each verified to be fresh and to have passed its blocking checks.

@@ -6,14 +6,13 @@ automation and commands agree. Pure: no Dagster.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 
 from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, WINDOW_UPSTREAM
 from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.errors import LtvError
+from ltv_assets.core.hashing import json_hash
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
 from ltv_assets.state.freshness import Lineage
 
@@ -80,7 +79,7 @@ def identity(lineage: Lineage, asset: str, key: str) -> str:
         parts: object = [inputs, horizons, settings, *map(lineage.bounds_hash, bounded)]
     else:
         parts = [lineage.inputs(asset, key), CODE_VERSIONS[asset], lineage.config_hash(asset, key)]
-    return hashlib.sha256(json.dumps([asset in WINDOW_UPSTREAM or asset, key, parts], sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash([asset in WINDOW_UPSTREAM or asset, key, parts])
 
 
 def is_fresh(lineage: Lineage, assets: Sequence[str], key: str) -> bool:

@@ -6,7 +6,6 @@ else; a file that is not listed does not exist for them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ltv_assets.core.errors import DataError, ModelFileError
-from ltv_assets.storage.files import sha256_bytes, sha256_file
+from ltv_assets.core.hashing import sha256_hex, short_hash
+from ltv_assets.storage.files import sha256_file
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -49,7 +49,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of the content alone: unchanged bytes keep downstream fresh whatever they were rebuilt for."""
         text = "\n".join(f"{f.name} {f.sha256}" for f in self.files)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_hash(text)
 
     @property
     def rows(self) -> int:
@@ -140,7 +140,7 @@ def read_files(folder: Path, manifest: Manifest, chosen: Iterable[StoredFile]) -
             raise _missing(path, manifest) from None
         except OSError as error:
             raise _closed(path, error) from None
-        if len(data) != stored.bytes or sha256_bytes(data) != stored.sha256:
+        if len(data) != stored.bytes or sha256_hex(data) != stored.sha256:
             raise _differs(path, stored, manifest)
         contents[stored.name] = data
     return contents

@@ -1,37 +1,37 @@
-"""MLflow tracking that cannot hurt a run: what is recorded goes to the outbox first, and to a server when it answers.
+"""MLflow tracking: records go to the outbox first and are then delivered to a server, if it answers.
 
-`Tracker.log` stores a record and delivers whatever waits: one MLflow run per window and identity, created once and resumed
-by id, with one nested run per stage. The default store lies in the warehouse and is written at once. A server is served by
-a thread beside the training; a run waits for it at most ``tracking.patience_seconds`` in all, so one that is down or slow
-costs no more, and what it did not get stays for the next run or ``ltv mlflow-sync``. MLflow is imported only when something
-is delivered. Next to read: ``outbox.py``, the records; ``recording.py``, what they say.
+`Tracker.log` stores a record and delivers what is pending: one MLflow run per window and identity, created once and resumed
+by id, with one nested run per stage. A server that is down, silent or slow never fails a run: it is probed for at most
+``tracking.timeout_seconds``, deliveries take at most ``tracking.patience_seconds`` in all, and after either is exceeded the
+tracker makes no further attempt. Pending records stay for the next run or ``ltv mlflow-sync``. MLflow is imported only when
+something is delivered. Next to read: ``outbox.py``, the records; ``records.py``, their content.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import re
 import shutil
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import TransientError
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.storage.champion import Champion, eligible_windows
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets.tracking.outbox import WINDOW_STAGE, Letter, Outbox, Record, read_json
+from ltv_assets.tracking.outbox import WINDOW_STAGE, Outbox, PendingRecord, Record, read_json
+from ltv_assets.tracking.store_repair import relocate_artifacts
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Experiment
@@ -46,16 +46,9 @@ LONGEST_DESCRIPTION = 5000
 """Characters MLflow's database keeps of a model version's description."""
 _VIEW = "comparison"
 _STORE_FILE, _ARTIFACTS_FOLDER = "mlflow.db", "mlartifacts"
-_PLACES_IN_STORE = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-    ("logged_models", "artifact_location"),
-)
-"""Tables and columns of MLflow's database that begin with the place of the artifacts."""
 _CHAMPION_FILE = "champion.json"
 _LOCK_FILE, _LOCK_SECONDS = "tracking.lock", 60.0
+_CALL_SECONDS = 30.0
 _LOCAL_SCHEMES = ("sqlite", "file", "")
 _SCHEMES = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 _USER_IN_URL = re.compile(r"://[^/\s]*@")
@@ -77,9 +70,12 @@ class PushResult:
 
 
 class Tracker:
-    """Writes records and delivers them. ``beside``: to a server from a thread beside the caller, who never waits long."""
+    """Stores records and delivers them.
 
-    def __init__(self, config: Config, warehouse: Warehouse, *, uri: str | None = None, beside: bool = False) -> None:
+    ``bounded``: all calls to a remote server together take at most ``tracking.patience_seconds`` (for the tracker of a run).
+    """
+
+    def __init__(self, config: Config, warehouse: Warehouse, *, uri: str | None = None, bounded: bool = False) -> None:
         self.config = config
         self.settings = config.tracking
         self.warehouse = warehouse
@@ -90,34 +86,22 @@ class Tracker:
         self.artifact_root = None if chosen else (warehouse.root / _ARTIFACTS_FOLDER).as_uri()
         # The warehouse's own store stays the same one when both are moved.
         self.server = _STORE_FILE if self.uri == own else "" if self.fault else _without_secrets(self.uri)
-        self.beside = beside and not self.fault and urlparse(self.uri).scheme not in _LOCAL_SCHEMES
+        remote = not self.fault and urlparse(self.uri).scheme not in _LOCAL_SCHEMES
+        self.seconds_left = self.settings.patience_seconds if bounded and remote else math.inf
+        self._outage: str | None = None
 
     # ---------------------------------------------------------------------------------------------------------- records
 
     def log(self, record: Record) -> PushResult:
-        """Store a record and deliver the window's outbox, or have it delivered. Never raises for a tracking server's sake."""
+        """Store a record and deliver the pending records of its window. A tracking server never makes it raise."""
         if not self.settings.enabled:
             return PushResult((), (), None)
         self.outbox.write(record)
-        if self.beside:
-            self._courier.send(record.window, lambda: self.push(record.window).problem)
-            return PushResult((), self.waiting(record.window), None, self.run_id(record.window))
         return self.push(record.window)
-
-    def settle(self, window: str) -> PushResult:
-        """Deliver what waits for a window; where a thread does it, wait for it as long as patience lasts."""
-        if not self.beside:
-            return self.push(window)
-        if self.waiting(window):
-            self._courier.send(window, lambda: self.push(window).problem)
-        self._courier.wait(window)
-        waiting = self.waiting(window)
-        problem = (self._courier.problem or self._too_slow()) if waiting else None
-        return PushResult((), waiting, problem, self.run_id(window))
 
     def waiting(self, window: str) -> tuple[str, ...]:
         """Stages of a window with records that the present server has not got."""
-        return tuple(letter.stage for letter in self.outbox.waiting(window, self.server))
+        return tuple(record.stage for record in self.outbox.waiting(window, self.server))
 
     def windows(self) -> tuple[str, ...]:
         """Windows that have an outbox."""
@@ -128,18 +112,18 @@ class Tracker:
         identity = self.outbox.current(window)
         return self.outbox.runs(window, identity, self.server).get(WINDOW_STAGE) if identity else None
 
-    @property
-    def _courier(self) -> _Courier:
-        key = (str(self.warehouse.root), self.uri)
-        return _COURIERS.setdefault(key, _Courier(self.settings.patience_seconds))
-
-    def _too_slow(self) -> str:
-        return f"tracking server {_host(self.uri)} is slow; what it has not got yet waits for `ltv mlflow-sync`"
-
     # ------------------------------------------------------------------------------------------------------------- push
 
     def probe(self) -> str | None:
-        """Why the server cannot be used, or None; takes little more than ``tracking.timeout_seconds``."""
+        """Reason why the server cannot be used, or None.
+
+        Takes little more than ``tracking.timeout_seconds``. A server that failed once is not asked again by this tracker.
+        """
+        if self._outage is None:
+            self._outage = self._ask_server()
+        return self._outage
+
+    def _ask_server(self) -> str | None:
         if self.fault:
             return f"{self.fault}; what is recorded waits for `ltv mlflow-sync`"
         if urlparse(self.uri).scheme not in ("http", "https"):
@@ -156,31 +140,32 @@ class Tracker:
         return None
 
     def push(self, window: str) -> PushResult:
-        """Deliver what waits for one window, now; returns what happened instead of raising."""
+        """Deliver the pending records of one window; returns problems instead of raising."""
         result = self.deliver(
             f"window {window}",
-            lambda: [(letter.stage, partial(self._deliver, letter=letter)) for letter in self.outbox.waiting(window, self.server)],
+            lambda: [(record.stage, partial(self._deliver, record=record)) for record in self.outbox.waiting(window, self.server)],
         )
         if result.delivered and result.complete:
             self.outbox.tidy(window, self.server)
         return replace(result, run_id=self.run_id(window))
 
     def deliver(self, owner: str, waiting: Callable[[], Sequence[tuple[str, Callable[[MlflowClient], None]]]]) -> PushResult:
-        """Deliver what ``waiting`` names of ``owner``, one after the other; returns what happened instead of raising.
+        """Run the delivery jobs that ``waiting`` lists for ``owner``, in order; returns problems instead of raising.
 
-        ``waiting`` is asked again whenever it matters, so each of its errands must remember that it was done.
+        ``waiting`` is called again after a failure, so each job must store that it was done.
         """
         delivered: list[str] = []
         if not waiting():
             return PushResult((), (), None)
         problem = self.probe()
         if problem is None:
+            # Two deliveries at once would each begin a run for the same thing.
+            longest = min(_LOCK_SECONDS, max(self.seconds_left, 0.0))
+            lock = file_lock(self.warehouse.root / _LOCK_FILE, timeout_seconds=longest, what="the delivery to MLflow")
             try:
-                # Two deliveries at once would each begin a run for the same thing.
-                with file_lock(self.warehouse.root / _LOCK_FILE, timeout_seconds=_LOCK_SECONDS, what="the delivery to MLflow"):
-                    client = self._client()
-                    for name, errand in waiting():
-                        errand(client)
+                with lock, self._session() as client:
+                    for name, job in waiting():
+                        job(client)
                         delivered.append(name)
             except TransientError as error:
                 problem = str(error)
@@ -189,11 +174,11 @@ class Tracker:
                 problem = f"MLflow refused {refused} of {owner}: {_reason(error)}; run `ltv mlflow-sync`"
         return PushResult(tuple(delivered), tuple(name for name, _ in waiting()), problem)
 
-    def _deliver(self, client: MlflowClient, letter: Letter) -> None:
+    def _deliver(self, client: MlflowClient, record: PendingRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        content, now = letter.content, letter.time_ms
-        run_id = self._run(client, letter)
+        content, now = record.content, record.time_ms
+        run_id = self._run(client, record)
         known = client.get_run(run_id).data
         # Points carry the record's time, so that a delivery that was cut off and starts again repeats itself exactly.
         series = {**{k: [v] for k, v in content["metrics"].items()}, **content["curves"]}
@@ -213,34 +198,34 @@ class Tracker:
             client.log_inputs(run_id, datasets=[_dataset(**described) for described in content["inputs"]])
         for name in content["artifacts"]:
             folder = PurePosixPath(name).parent.as_posix()
-            client.log_artifact(run_id, str(letter.folder / name), None if folder == "." else folder)
-        if content["finished"] or letter.stage != WINDOW_STAGE:
+            client.log_artifact(run_id, str(record.folder / name), None if folder == "." else folder)
+        if content["finished"] or record.stage != WINDOW_STAGE:
             client.set_terminated(run_id, end_time=now)
-        letter.mark_delivered(self.server, run_id)
+        record.mark_delivered(self.server, run_id)
 
-    def _run(self, client: MlflowClient, letter: Letter) -> str:
+    def _run(self, client: MlflowClient, record: PendingRecord) -> str:
         """Run id of a record: resumed if it exists on this server, else created below the window's run."""
-        window, identity, stage = letter.window, letter.identity, letter.stage
+        window, identity, stage = record.window, record.identity, record.stage
         known = self.outbox.runs(window, identity, self.server)
         if stage in known:
             return known[stage]
         tags = {"window": window, "stage": stage, "identity": identity}
         if stage != WINDOW_STAGE:
             if WINDOW_STAGE not in known:
-                known[WINDOW_STAGE] = self._create(client, letter, f"window {window}", {**tags, "stage": WINDOW_STAGE}, WINDOW_STAGE)
+                known[WINDOW_STAGE] = self._create(client, record, f"window {window}", {**tags, "stage": WINDOW_STAGE}, WINDOW_STAGE)
             tags["mlflow.parentRunId"] = known[WINDOW_STAGE]
-        return self._create(client, letter, letter.content["name"] or (f"window {window}" if stage == WINDOW_STAGE else stage), tags, stage)
+        return self._create(client, record, record.content["name"] or (f"window {window}" if stage == WINDOW_STAGE else stage), tags, stage)
 
-    def _create(self, client: MlflowClient, letter: Letter, name: str, tags: dict[str, str], stage: str) -> str:
+    def _create(self, client: MlflowClient, record: PendingRecord, name: str, tags: dict[str, str], stage: str) -> str:
         experiment = self._experiment(client)
         wanted = [f"tags.{key} = '{tags[key]}'" for key in ("window", "identity", "stage")]
         # A process that was killed before it noted the run it had created left one behind; its start tells it from a namesake's.
-        found = client.search_runs([experiment], " and ".join([*wanted, f"attributes.start_time = {letter.began_ms}"]), max_results=1)
-        run = found[0] if found else client.create_run(experiment, start_time=letter.began_ms, run_name=name, tags=tags)
+        found = client.search_runs([experiment], " and ".join([*wanted, f"attributes.start_time = {record.began_ms}"]), max_results=1)
+        run = found[0] if found else client.create_run(experiment, start_time=record.began_ms, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         if found and "mlflow.parentRunId" in tags:
             client.set_tag(run_id, "mlflow.parentRunId", tags["mlflow.parentRunId"])
-        self.outbox.remember_run(letter.window, letter.identity, self.server, stage, run_id)
+        self.outbox.remember_run(record.window, record.identity, self.server, stage, run_id)
         return run_id
 
     def experiment(self, client: MlflowClient, name: str) -> Experiment:
@@ -260,9 +245,24 @@ class Tracker:
                 client.set_experiment_tag(experiment, key, value)
         return experiment
 
+    @contextmanager
+    def _session(self) -> Iterator[MlflowClient]:
+        """An MLflow client; its calls raise TransientError once the tracker's time is spent."""
+        client = self._client()
+        started = time.monotonic()
+        try:
+            yield cast("MlflowClient", _BoundedClient(client, self._check_time, started)) if self.seconds_left < math.inf else client
+        finally:
+            self.seconds_left -= time.monotonic() - started
+
+    def _check_time(self, started: float) -> None:
+        if time.monotonic() - started > self.seconds_left:
+            self._outage = f"tracking server {_host(self.uri)} is slow; pending records wait for `ltv mlflow-sync`"
+            raise TransientError(self._outage)
+
     def _client(self) -> MlflowClient:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, math.ceil(min(_CALL_SECONDS, self.seconds_left)))))
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -276,19 +276,9 @@ class Tracker:
         return MlflowClient(self.uri)
 
     def follow_warehouse(self) -> None:
-        """Let the default store look for its artifacts where the warehouse lies now; MLflow keeps absolute paths of them."""
-        path = self.warehouse.root / _STORE_FILE
-        if self.artifact_root is None or not path.is_file():
-            return
-        with closing(sqlite3.connect(path)) as store, suppress(sqlite3.OperationalError), store:
-            places = {str(place) for (place,) in store.execute("SELECT artifact_location FROM experiments")}
-            for former in places - {self.artifact_root}:
-                if former.startswith("file:") and former.endswith(f"/{_ARTIFACTS_FOLDER}"):
-                    for table, column in _PLACES_IN_STORE:
-                        store.execute(
-                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-                            (self.artifact_root, len(former) + 1, len(former), former),
-                        )
+        """Repair the artifact locations of the default store after the warehouse was moved; MLflow stores absolute paths."""
+        if self.artifact_root is not None:
+            relocate_artifacts(self.warehouse.root / _STORE_FILE, self.artifact_root)
 
     # ------------------------------------------------------------------------------------------------ deleted elsewhere
 
@@ -305,8 +295,8 @@ class Tracker:
             client = self._client()
             for window in self.windows():
                 for identity in self.outbox.identities(window):
-                    runs, letters = self.outbox.runs(window, identity, self.server), self.outbox.letters(window, identity)
-                    gone = self.missing(runs.values()) if letters else []
+                    runs, records = self.outbox.runs(window, identity, self.server), self.outbox.records(window, identity)
+                    gone = self.missing(runs.values()) if records else []
                     if gone:
                         self.outbox.forget_delivery(window, identity)
                         lines.append(f"window {window}: {len(gone)} of its {len(runs)} runs were deleted on the server; made again")
@@ -346,41 +336,37 @@ class Tracker:
 
     # --------------------------------------------------------------------------------------------------------- registry
 
-    def mirror_champion(self, champion: Champion, *, trained: str | None = None) -> str | None:
+    def mirror_champion(self, champion: Champion) -> str | None:
         """Let the registry's aliases name the champion and its challenger; returns a problem or None, and never raises.
 
         Each served model is one version of the registered model, stored among the artifacts of its window's run; its tags say
         window and content hash. The challenger is the newest window that passed its checks after the champion's and did
         not take its place. The record stays ``champion.json``; a registry that cannot be reached catches up with the next
-        window, or by ``ltv mlflow-sync``. ``trained``: the window whose run this belongs to.
+        window, or by ``ltv mlflow-sync``.
         """
         if not self.settings.enabled:
             return None
         wanted = {CHAMPION_ALIAS: (champion.window, champion.fingerprint), CHALLENGER_ALIAS: self._challenger(champion)}
         card = self._card(champion.window)
         state = {"server": self.server, **{alias: list(model) if model else None for alias, model in wanted.items()}}
-        state["card"] = hashlib.sha256(card.encode()).hexdigest() if card else None
+        state["card"] = sha256_hex(card.encode()) if card else None
         if read_json(self.outbox.root / _CHAMPION_FILE) == state:
             return None
 
-        def mirror() -> str | None:
-            problem = self.probe()
-            if problem is not None:
-                return problem
-            try:
-                client = self._client()
+        problem = self.probe()
+        if problem is not None:
+            return problem
+        try:
+            with self._session() as client:
                 self._set_aliases(client, wanted)
                 if card:
                     self._describe_champion(client, card)
-            except Exception as error:  # the registry is a mirror; whatever it does must not stop a promotion
-                return f"the registry does not know champion {champion.window}: {_reason(error)}; run `ltv mlflow-sync`"
-            write_atomic(self.outbox.root / _CHAMPION_FILE, json.dumps(state, sort_keys=True).encode())
-            return None
-
-        if not self.beside:
-            return mirror()
-        self._courier.send(_CHAMPION_FILE, mirror)
-        return self._courier.problem if self._courier.wait(trained or champion.window) else self._too_slow()
+        except TransientError as error:
+            return str(error)
+        except Exception as error:  # the registry is a mirror; whatever it does must not stop a promotion
+            return f"the registry does not know champion {champion.window}: {_reason(error)}; run `ltv mlflow-sync`"
+        write_atomic(self.outbox.root / _CHAMPION_FILE, json.dumps(state, sort_keys=True).encode())
+        return None
 
     def _challenger(self, champion: Champion) -> tuple[str, str] | None:
         newer = [w for w in eligible_windows(self.warehouse) if w > champion.window]
@@ -470,51 +456,15 @@ def _experiment_tags(experiment: str) -> dict[str, str]:
     }
 
 
-class _Courier:
-    """Does errands one after the other on a daemon thread; a window waits for them ``patience`` seconds in all.
+class _BoundedClient:
+    """An MLflow client that calls ``check(started)`` before each of its calls."""
 
-    A thread that hangs on a server ends with the process. Nothing is lost by that: the outbox knows what was delivered.
-    """
+    def __init__(self, client: MlflowClient, check: Callable[[float], None], started: float) -> None:
+        self._client, self._check, self._started = client, check, started
 
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
-        self.problem: str | None = None
-        self._waited: dict[str, float] = {}
-        self._errands: dict[str, Callable[[], str | None]] = {}
-        self._idle = threading.Condition()
-        self._busy = False
-
-    def send(self, name: str, errand: Callable[[], str | None]) -> None:
-        """Queue an errand, which returns a problem or None; it takes the place of one of the same name that has not begun."""
-        with self._idle:
-            self._errands[name] = errand
-            if not self._busy:
-                self._busy = True
-                threading.Thread(target=self._work, name="mlflow-delivery", daemon=True).start()
-
-    def wait(self, window: str) -> bool:
-        """Wait until nothing is left to do, while the window's patience lasts; says whether that came about."""
-        started, waited = time.monotonic(), self._waited.get(window, 0.0)
-        with self._idle:
-            done = self._idle.wait_for(lambda: not self._busy, timeout=max(self.patience - waited, 0.0))
-        self._waited[window] = waited + time.monotonic() - started
-        return done
-
-    def _work(self) -> None:
-        while True:
-            with self._idle:
-                if not self._errands:
-                    self._busy = False
-                    self._idle.notify_all()
-                    return
-                errand = self._errands.pop(next(iter(self._errands)))
-            try:
-                self.problem = errand()
-            except Exception as error:  # nobody stands behind this thread who could catch it
-                self.problem = _reason(error)
-
-
-_COURIERS: dict[tuple[str, str], _Courier] = {}
+    def __getattr__(self, name: str) -> Any:
+        self._check(self._started)
+        return getattr(self._client, name)
 
 
 def _has_files(version: ModelVersion) -> bool:

@@ -5,12 +5,11 @@
     tracking/window=D/<identity>/run.json      its MLflow runs by stage, and the server they are on
     tracking/window=D/<identity>/<stage>/      record.json, its artifacts, and delivered.json once a server has it
 
-What does not belong here: the network and MLflow itself. Next to read: ``tracking.py``, the delivery.
+What does not belong here: the network and MLflow itself. Next to read: ``client.py``, the delivery.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.storage.files import write_atomic
 
 WINDOW_STAGE = "window"
@@ -39,7 +39,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one stage of one window tells MLflow.
+    """MLflow record of one stage of one window.
 
     ``identity`` is the hash of the data and configuration the window was made from: a new identity starts a new MLflow run.
     ``curves`` are per-iteration series; ``artifacts`` are files by relative path. The record of stage ``window`` describes the
@@ -63,14 +63,14 @@ class Record:
     def content(self) -> dict[str, Any]:
         """The record as plain values; artifacts by their hashes, undefined figures left out."""
         plain = asdict(self)
-        plain["artifacts"] = {k: hashlib.sha256(v).hexdigest() for k, v in self.artifacts.items()}
+        plain["artifacts"] = {k: sha256_hex(v) for k, v in self.artifacts.items()}
         plain["curves"] = {k: [float(x) for x in v] for k, v in self.curves.items()}
         plain["metrics"] = {k: float(v) for k, v in self.metrics.items() if v is not None and float(v) == float(v)}
         return plain
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class PendingRecord:
     """A stored record: ``digest`` of its file, its content, and when its stage first began and it was written (ms since 1970)."""
 
     folder: Path
@@ -91,12 +91,12 @@ class Letter:
         return int(self.content["began_ms"])
 
     def delivered_to(self, server: str) -> bool:
-        """Whether this very record has reached a server."""
+        """Whether this version of the record was delivered to a server."""
         mark = read_json(self.folder / _DELIVERED_FILE)
         return (mark.get("record"), mark.get("server")) == (self.digest, server)
 
     def mark_delivered(self, server: str, run_id: str) -> None:
-        """Remember that a server has it."""
+        """Store that the record was delivered to a server."""
         mark = {"record": self.digest, "server": server, "run_id": run_id}
         write_atomic(self.folder / _DELIVERED_FILE, json.dumps(mark, sort_keys=True).encode())
 
@@ -157,21 +157,21 @@ class Outbox:
     def identities(self, window: str) -> tuple[str, ...]:
         """Every identity with records, the oldest first."""
         names = [p.name for p in self.folder(window).glob("*/")]
-        return tuple(sorted(names, key=lambda i: (min((x.time_ms for x in self._letters(window, i)), default=0), i)))
+        return tuple(sorted(names, key=lambda i: (min((x.time_ms for x in self._read(window, i)), default=0), i)))
 
-    def letters(self, window: str, identity: str) -> tuple[Letter, ...]:
+    def records(self, window: str, identity: str) -> tuple[PendingRecord, ...]:
         """Stored records of one identity, the window's own first, the others in the order they were written."""
-        return tuple(sorted(self._letters(window, identity), key=lambda x: (x.stage != WINDOW_STAGE, x.time_ms, x.stage)))
+        return tuple(sorted(self._read(window, identity), key=lambda x: (x.stage != WINDOW_STAGE, x.time_ms, x.stage)))
 
-    def _letters(self, window: str, identity: str) -> Iterator[Letter]:
+    def _read(self, window: str, identity: str) -> Iterator[PendingRecord]:
         for path in (self.folder(window) / identity).glob(f"*/{_RECORD_FILE}"):
             data = path.read_bytes()
-            digest = hashlib.sha256(data).hexdigest()
-            yield Letter(path.parent, window, identity, path.parent.name, digest, json.loads(data))
+            digest = sha256_hex(data)
+            yield PendingRecord(path.parent, window, identity, path.parent.name, digest, json.loads(data))
 
-    def waiting(self, window: str, server: str) -> tuple[Letter, ...]:
-        """Records that a server has not got, older identities first."""
-        return tuple(x for i in self.identities(window) for x in self.letters(window, i) if not x.delivered_to(server))
+    def waiting(self, window: str, server: str) -> tuple[PendingRecord, ...]:
+        """Records not yet delivered to a server, older identities first."""
+        return tuple(x for i in self.identities(window) for x in self.records(window, i) if not x.delivered_to(server))
 
     def runs(self, window: str, identity: str, server: str) -> dict[str, str]:
         """{stage: MLflow run id} on one server."""
@@ -185,9 +185,9 @@ class Outbox:
         write_atomic(self.folder(window) / identity / _RUN_FILE, data)
 
     def forget_delivery(self, window: str, identity: str) -> None:
-        """Let the records of an identity wait again, with no run of theirs known."""
-        for letter in self.letters(window, identity):
-            (letter.folder / _DELIVERED_FILE).unlink(missing_ok=True)
+        """Make the records of an identity pending again and forget their runs."""
+        for record in self.records(window, identity):
+            (record.folder / _DELIVERED_FILE).unlink(missing_ok=True)
         (self.folder(window) / identity / _RUN_FILE).unlink(missing_ok=True)
 
     def tidy(self, window: str, server: str) -> None:
@@ -195,9 +195,9 @@ class Outbox:
         for identity in self.identities(window):
             if identity == self.current(window):
                 continue
-            for letter in self.letters(window, identity):
-                if letter.delivered_to(server):
-                    shutil.rmtree(letter.folder, ignore_errors=True)
+            for record in self.records(window, identity):
+                if record.delivered_to(server):
+                    shutil.rmtree(record.folder, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

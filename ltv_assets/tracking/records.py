@@ -6,7 +6,6 @@ table of runs says which run is better, and what was different about it. Next to
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pandas as pd
 from ltv_assets import __version__
 from ltv_assets.core.asset_specs import SPECS, WINDOW_ASSETS
 from ltv_assets.core.config import Config
+from ltv_assets.core.hashing import short_hash
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.state.project import Project
 from ltv_assets.tracking.client import PushResult, Tracker
@@ -296,14 +296,14 @@ def _data_name(project: Project) -> str:
 def _data_fingerprint(project: Project, days: Sequence[date]) -> str:
     """Hash of the flattened content of some days: equal for equal rows, whatever the configuration."""
     text = "\n".join(f"{day} {project.warehouse.fingerprint('flattened_features', str(day))}" for day in days)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(text)
 
 
 def _config_hash(project: Project, key: str) -> str:
     """Hash of every setting that shapes the window's assets."""
     lineage = project.lineage()
     text = "\n".join(lineage.config_hash(asset, key) for asset in WINDOW_ASSETS)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(text)
 
 
 def _input(project: Project, days: Sequence[date], context: str) -> Input:

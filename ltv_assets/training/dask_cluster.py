@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30.0
 """Longest wait for a scheduler, and then for its workers."""
-BLOCK_ROWS = 65_536
 """Rows of a matrix that are read and sent at a time."""
 MIN_ROWS_PER_WORKER = 500
 """With fewer rows a booster is fitted on fewer workers."""
@@ -265,6 +264,8 @@ class Cluster:
         rows: NDArray[np.int64],
     ) -> list[list[Future]]:
         """Send every n-th row to the n-th worker, so that each sees all of the window's time; block by block, to bound memory."""
+        from ltv_assets.modeling.dataset import BLOCK_ROWS
+
         hands: list[list[Future]] = [[] for _ in addresses]
         for low in range(0, len(matrix), BLOCK_ROWS):
             high = min(low + BLOCK_ROWS, len(matrix))

@@ -17,9 +17,10 @@ import pytest
 
 from ltv_assets.core.config import Config, load_config
 from ltv_assets.core.errors import ConfigError, DataError, ModelFileError, PermanentError
+from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.boosting import TreeModel
-from ltv_assets.modeling.serialization import MANIFEST, seal_text, sha256, to_json, write_folder
+from ltv_assets.modeling.serialization import MANIFEST, seal_text, to_json, write_folder
 from ltv_assets.scoring.submission import refuse_formulas, write_submissions
 from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.manifest import MANIFEST_NAME
@@ -69,7 +70,7 @@ def reach_out(model: Path) -> None:
     secret = model.parent / "secret.json"
     secret.write_text("{}")
     listed = json.loads((model / MANIFEST).read_bytes())
-    listed["files"]["../secret.json"] = {"bytes": 2, "sha256": sha256(b"{}")}
+    listed["files"]["../secret.json"] = {"bytes": 2, "sha256": sha256_hex(b"{}")}
     (model / MANIFEST).write_text(json.dumps(listed))
 
 

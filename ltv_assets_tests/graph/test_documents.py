@@ -118,7 +118,8 @@ def test_report_is_an_artifact_of_the_window_in_mlflow(ran: Ran) -> None:
 
 def test_report_names_what_was_set_aside_and_which_day_did_not_train(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     from ltv_assets.reporting.document import to_html
-    from ltv_assets.reporting.report import WindowFacts, report_document
+    from ltv_assets.reporting.report import report_document
+    from ltv_assets.reporting.window_facts import WindowFacts
 
     told = WindowFacts(opened(ran, monkeypatch), KEY)
     first, *others = told.days

@@ -18,12 +18,20 @@ OLD, NEW = Champion("2025-10-05", "aaaa", "because"), Champion("2025-10-06", "bb
 
 
 @pytest.fixture(autouse=True)
-def _no_model_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a version consists of is tested with real models elsewhere; here it only has to be somewhere."""
-    monkeypatch.setattr(registered, "publish", lambda client, run_id, config, warehouse, window: f"file:///models/{run_id}/{window}")
+def models(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where versions have their files. Real models are tested elsewhere; here a version only has to have a file."""
+    root = tmp_path_factory.mktemp("models")
+
+    def publish(client: object, run_id: str, config: Config, warehouse: Warehouse, window: str) -> str:
+        (root / run_id / window).mkdir(parents=True)
+        (root / run_id / window / "MLmodel").touch()
+        return (root / run_id / window).as_uri()
+
+    monkeypatch.setattr(registered, "publish", publish)
+    return root
 
 
-def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path) -> None:
+def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path, models: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     tracker = Tracker(Config(), Warehouse(tmp_path))
@@ -32,7 +40,7 @@ def test_alias_names_the_champion_and_goes_back_with_it(tmp_path: Path) -> None:
         assert tracker.mirror_champion(champion) is None
         version = client.get_model_version_by_alias("ltv", CHAMPION_ALIAS)
         assert version.tags == {"window": champion.window, "fingerprint": champion.fingerprint}
-        assert version.source == f"file:///models/{version.run_id}/{champion.window}"
+        assert version.source == (models / version.run_id / champion.window).as_uri()
     assert len(client.search_model_versions("name = 'ltv'")) == 2, "a rollback makes no new version"
 
 

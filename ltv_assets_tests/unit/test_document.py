@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from ltv_assets import plots as pictures
-from ltv_assets.reporting.document import Document, Figure, Picture, Points, Section, Table, to_html, to_markdown
+from ltv_assets.reporting.document import Document, Picture, Points, Section, Table, to_html, to_markdown
+from ltv_assets.reporting.formatting import Figure
 
 HOSTILE = '<script>alert(1)</script> & "x" | {{ 7 * 7 }} `<b>`'
 

@@ -1,4 +1,4 @@
-"""Tracking never fails or delays a run; what could not be delivered waits and is delivered later."""
+"""Tracking never fails a run and delays it for a bounded time; records that could not be delivered are delivered later."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
+import dagster as dg
 import pytest
 
 from ltv_assets.core.config import Config
+from ltv_assets.defs.resources import TrackingResource
 from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets.tracking.client import PushResult, Tracker
@@ -125,78 +130,118 @@ def _accept(listening: socket.socket, held: list[socket.socket]) -> None:
 STAGES = ("histos_train", "hhistus_buyers", "buyer_classifier", "buyer_gating", "revenue_regressor", "stacker", WINDOW_STAGE)
 
 
-PATIENCE = 0.5
-
-
 @dataclass
-class Told:
-    """What a window's run sees of tracking: every asset with a tracker of its own, the check, the champion.
-
-    ``waits``: seconds it was ready to wait, each time; ``threads``: those that a server was spoken to from.
-    """
+class Delivered:
+    """Result of a window's run on a remote server: the check, the champion's problem, and how often each was attempted."""
 
     checked: PushResult
     problem: str | None
-    waits: list[float]
-    threads: set[str]
+    probes: int
+    clients: int
 
 
-def tell_of_a_window(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, patience: float = PATIENCE) -> Told:
-    config = Config.model_validate({"tracking": {"patience_seconds": patience, "timeout_seconds": 600}})
-    waits: list[float] = []
-    threads: set[str] = set()
-    wait_for, probe = threading.Condition.wait_for, Tracker.probe
+def run_of_a_window(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, **settings: float) -> Delivered:
+    """Every asset of a window records, then the check delivers and the champion is mirrored, with the tracker of one run."""
+    config = Config.model_validate({"tracking": settings})
+    counts = {"_ask_server": 0, "_client": 0}
 
-    def waiting(self: threading.Condition, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
-        assert timeout is not None, "waits for a server without a bound"
-        waits.append(timeout)
-        return wait_for(self, predicate, timeout)
+    def counted(name: str) -> Callable[[Tracker], object]:
+        whole = getattr(Tracker, name)
 
-    def probing(self: Tracker) -> str | None:
-        threads.add(threading.current_thread().name)
-        return probe(self)
+        def call(self: Tracker) -> object:
+            counts[name] += 1
+            return whole(self)
 
-    def beside() -> Tracker:
-        return Tracker(config, Warehouse(tmp_path), uri=uri, beside=True)
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Condition, "wait_for", waiting)
-        patch.setattr(Tracker, "probe", probing)
+        for name in counts:
+            patch.setattr(Tracker, name, counted(name))
+        bounded = Tracker(config, Warehouse(tmp_path), uri=uri, bounded=True)
         for stage in STAGES:
-            beside().log(record(stage))
-        checked = beside().settle(WINDOW)
-        problem = beside().mirror_champion(Champion(WINDOW, "aaaa", "because"), trained=WINDOW)
-    return Told(checked, problem, waits, threads)
+            assert not bounded.log(record(stage)).complete
+        checked = bounded.push(WINDOW)
+        problem = bounded.mirror_champion(Champion(WINDOW, "aaaa", "because"))
+    return Delivered(checked, problem, counts["_ask_server"], counts["_client"])
 
 
-def test_silent_server_is_waited_for_as_long_as_patience_lasts_and_once_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten minutes would pass until the server is given up; the run goes on without it after half a second in all."""
+def test_silent_server_is_probed_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with silent_server() as (uri, connections):
-        told = tell_of_a_window(tmp_path, uri, monkeypatch)
+        run = run_of_a_window(tmp_path, uri, monkeypatch, timeout_seconds=0.2)
         assert len(connections) <= 1, "each connection would take its time"
-    assert told.waits == [PATIENCE, 0.0]
-    assert told.threads <= {"mlflow-delivery"}
-    assert set(told.checked.waiting) == set(STAGES)
-    for message in (told.checked.problem, told.problem):
-        assert "is slow; what it has not got yet waits for `ltv mlflow-sync`" in (message or "")
+    assert (run.probes, run.clients) == (1, 0)
+    assert set(run.checked.waiting) == set(STAGES)
+    for message in (run.checked.problem, run.problem):
+        assert "does not answer (no answer in time); run `ltv mlflow-sync` when it is back" in (message or "")
 
 
-def test_closed_server_is_spoken_to_from_a_thread_and_reported(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = tell_of_a_window(tmp_path, closed, monkeypatch, patience=600)
-    assert told.threads == {"mlflow-delivery"}
-    assert set(told.checked.waiting) == set(STAGES)
-    assert "does not answer" in (told.checked.problem or "") and "does not answer" in (told.problem or "")
+def test_closed_server_is_probed_once_in_a_run(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of_a_window(tmp_path, closed, monkeypatch)
+    assert (run.probes, run.clients) == (1, 0)
+    assert set(run.checked.waiting) == set(STAGES)
+    assert "does not answer" in (run.checked.problem or "") and run.checked.problem == run.problem
 
 
-def test_server_that_drips_is_left_to_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that answers every call, but so slowly that a whole window would take minutes."""
-    released = threading.Event()
-    monkeypatch.setattr(Tracker, "probe", lambda self: None)
-    monkeypatch.setattr(Tracker, "_client", lambda self: released.wait(600))
-    told = tell_of_a_window(tmp_path, "http://tracking.invalid", monkeypatch)
-    released.set()
-    assert told.waits == [PATIENCE, 0.0]
-    assert "is slow" in (told.checked.problem or "") and "is slow" in (told.problem or "")
+class Clock:
+    """Seconds that pass only while the server is called."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_slow_server_gets_no_more_calls_once_the_time_of_the_run_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A healthy answer to the probe, then nine seconds for each call: 20 seconds allow three calls, and no fourth is made."""
+    clock = Clock()
+    calls: list[str] = []
+
+    class SlowClient:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            def call(*arguments: Any, **more: Any) -> Any:
+                calls.append(name)
+                clock.now += 9.0
+                return MagicMock()
+
+            return call
+
+    monkeypatch.setattr("ltv_assets.tracking.client.time", clock)
+    monkeypatch.setattr(Tracker, "_ask_server", lambda self: None)
+    monkeypatch.setattr(Tracker, "_client", lambda self: SlowClient())
+    run = run_of_a_window(tmp_path, "http://tracking.invalid", monkeypatch, patience_seconds=20)
+    assert len(calls) == 3
+    assert set(run.checked.waiting) == set(STAGES)
+    assert run.checked.problem == run.problem == "tracking server tracking.invalid is slow; pending records wait for `ltv mlflow-sync`"
+
+
+def test_run_shares_one_tracker(tmp_path: Path, closed: str) -> None:
+    """Assets of one Dagster run get the same tracker, so a server that is down is probed once; the next run probes it again."""
+    project = SimpleNamespace(config=Config(), warehouse=Warehouse(tmp_path))
+    opened: list[Tracker] = []
+
+    @dg.op
+    def first(tracking: TrackingResource) -> int:
+        opened.append(tracking.open(project))  # type: ignore[arg-type]
+        return 1
+
+    @dg.op
+    def second(tracking: TrackingResource, number: int) -> None:
+        opened.append(tracking.open(project))  # type: ignore[arg-type]
+
+    @dg.job(executor_def=dg.in_process_executor, resource_defs={"tracking": TrackingResource(uri=closed)})
+    def both() -> None:
+        second(first())
+
+    for _ in range(2):
+        assert both.execute_in_process().success
+    assert opened[0] is opened[1] and opened[2] is opened[3]
+    assert opened[0] is not opened[2]
+    assert opened[0].seconds_left == Config().tracking.patience_seconds
+
+
+def test_default_store_and_explicit_commands_have_no_limit_of_time(tmp_path: Path, closed: str) -> None:
+    assert Tracker(Config(), Warehouse(tmp_path), bounded=True).seconds_left == float("inf")
+    assert tracker(tmp_path, closed).seconds_left == float("inf")
 
 
 def test_outage_keeps_the_records_of_an_earlier_configuration(tmp_path: Path, closed: str) -> None:
@@ -318,12 +363,11 @@ ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("waits", [False, True], ids=["at once", "beside"])
+@pytest.mark.parametrize("bounded", [False, True], ids=["by hand", "in a run"])
 @pytest.mark.parametrize(("uri", "reason"), ADDRESSES)
-def test_address_that_is_none_costs_one_message_and_loses_nothing(tmp_path: Path, uri: str, reason: str, waits: bool) -> None:
-    away = Tracker(Config(), Warehouse(tmp_path), uri=uri, beside=waits)
-    away.log(record())
-    settled, champion = away.settle(WINDOW), away.mirror_champion(Champion(WINDOW, "aaaa", "because"))
+def test_address_that_is_none_costs_one_message_and_loses_nothing(tmp_path: Path, uri: str, reason: str, bounded: bool) -> None:
+    away = Tracker(Config(), Warehouse(tmp_path), uri=uri, bounded=bounded)
+    settled, champion = away.log(record()), away.mirror_champion(Champion(WINDOW, "aaaa", "because"))
     assert settled.waiting == ("stacker",)
     assert settled.problem == champion, "said once, whoever says it"
     assert reason in (champion or "") and "set MLFLOW_TRACKING_URI to an address such as" in (champion or "")

@@ -528,9 +528,7 @@ class TrackingConfig(Section):
     experiment: str = Field("ltv", min_length=1, description="experiment that holds one run per window")
     registered_model: str = Field("ltv", min_length=1, description="name of the registered model")
     timeout_seconds: PositiveSeconds = Field(2.0, description="longest wait for an answer when the server is probed")
-    patience_seconds: Seconds = Field(
-        4.0, description="longest time, in all, that a window's run waits for a server to take what was recorded"
-    )
+    patience_seconds: Seconds = Field(30.0, description="longest time, in all, that a run spends on deliveries to a server")
 
 
 class Config(Section):

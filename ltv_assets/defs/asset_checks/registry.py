@@ -82,7 +82,7 @@ def _bind_tracking(partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinit
     )
     def check(context: dg.AssetCheckExecutionContext, project_resource: ProjectResource, tracking: TrackingResource) -> dg.AssetCheckResult:
         with readable_failures():
-            pushed = tracking.open(project_resource.open()).settle(context.partition_key)
+            pushed = tracking.open(project_resource.open()).push(context.partition_key)
             message = pushed.problem or "everything recorded has been delivered"
             return _result(Outcome(pushed.complete, message, {"waiting": len(pushed.waiting)}), blocking=False)
 

@@ -44,7 +44,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
         from ltv_assets.promotion.promotion import update_champion
-        from ltv_assets.reporting.report import describe_champion
+        from ltv_assets.reporting.model_card import describe_champion
         from ltv_assets.training.refit import refit_window, write_served
 
         with readable_failures():
@@ -54,7 +54,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             champion = update_champion(work.project)
             context.log.info(champion.why)
             tracker = tracking.open(work.project)
-            for problem in (describe_champion(work.project), tracker.mirror_champion(champion, trained=work.key)):
+            for problem in (describe_champion(work.project), tracker.mirror_champion(champion)):
                 if problem is not None:
                     context.log.warning(problem)
             return work.result(manifest, _champion_metadata(work.project, champion))
@@ -77,7 +77,7 @@ def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, ru
 
 def _champion_metadata(project: Project, champion: Champion) -> dict[str, Any]:
     """Who scores new days, why, and its model card."""
-    from ltv_assets.reporting.report import CARD_FILE
+    from ltv_assets.reporting.model_card import CARD_FILE
 
     card = project.warehouse.folder("model_card", champion.window) / CARD_FILE
     text = card.read_text() if card.is_file() else "no card was written; `ltv promote --unpin` writes it"

@@ -7,11 +7,12 @@ ranked (``window_encoder.py``). Next to read: ``window_encoder.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ltv_assets.modeling.dataset import signed_log
 from ltv_assets.modeling.encoding.category_map import UNSEEN, Floats, Ints
 
 RANK_GRID = 256
@@ -74,13 +75,9 @@ class GroupRanks:
 
     def deviation(self, spend: NDArray[np.float32], levels: Ints) -> Floats:
         """Signed-log distance to the group's median, s(v) - s(median) with s(v) = sign(v) log1p(|v|); NaN where missing."""
-        return _signed_log(spend.astype(np.float64)) - _signed_log(self.median)[self.slot[levels]]
+        return signed_log(spend.astype(np.float64)) - signed_log(self.median)[self.slot[levels]]
 
 
 def rank_name(spend: str, group: str) -> str:
     """Name of the column with the ranks of a spend column within a group column."""
     return f"{spend}__rank_in_{group}"
-
-
-def _signed_log(values: Floats) -> Floats:
-    return cast(Floats, np.sign(values) * np.log1p(np.abs(values)))

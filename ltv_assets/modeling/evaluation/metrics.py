@@ -239,10 +239,15 @@ def reliability(payer: ArrayLike, probability: ArrayLike, bins: int = 10) -> Rel
     rows = np.diff(edges)
     mean = np.diff(cumulative_capture(p, -p, edges)) / rows
     rate = np.diff(cumulative_capture(flag, -p, edges)) / rows
+    return Reliability(rows, mean, rate, *wilson_interval(rate, rows))
+
+
+def wilson_interval(rate: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """95 % score interval of a proportion (Wilson 1927), elementwise; ``rows`` are the trials, successes need not be whole."""
     z2 = 1.959963984540054**2
     centre = (rate + z2 / (2 * rows)) / (1 + z2 / rows)
     half = np.sqrt(z2 * np.clip(rate * (1 - rate) / rows + z2 / (4 * rows**2), 0, None)) / (1 + z2 / rows)
-    return Reliability(rows, mean, rate, np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
 def ece(payer: ArrayLike, probability: ArrayLike, bins: int = 10) -> float:
