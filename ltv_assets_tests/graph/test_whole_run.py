@@ -77,12 +77,13 @@ def test_catalogue_has_a_relation_for_each_asset_from_any_folder(ran: Ran, tmp_p
         assert differing == (0,)
 
 
-def test_second_run_finds_everything_fresh_and_changes_nothing(ran: Ran) -> None:
-    before = tree(ran.warehouse, *IMMUTABLE)
-    done = command("ltv", "run", env=ran.environment())
+def test_second_run_finds_everything_fresh_and_changes_nothing(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    before = tree(run.warehouse, *IMMUTABLE)
+    done = command("ltv", "run", env=run.environment())
     assert done.returncode == 0
     assert "everything is fresh" in done.stderr
-    assert tree(ran.warehouse, *IMMUTABLE) == before
+    assert tree(run.warehouse, *IMMUTABLE) == before
 
 
 @pytest.mark.slow
@@ -221,7 +222,7 @@ def test_window_refuses_a_day_that_is_in_the_data_but_not_in_the_lake(copied: Ca
 @pytest.mark.slow
 def test_impossible_bound_fails_the_run_and_keeps_the_submission_unpublished(ran: Ran, tmp_path: Path) -> None:
     config = tmp_path / "strict.yaml"
-    config.write_text("data: {root: warehouse/simulated}\nchecks: {rmsle_max: 0.01}\n")
+    config.write_text(ran.config.read_text() + "\nchecks: {rmsle_max: 0.01}\n")
     warehouse = tmp_path / "warehouse"
     shutil.copytree(ran.warehouse, warehouse)
     shutil.rmtree(warehouse / "submissions")
@@ -250,15 +251,16 @@ def test_submission_without_any_data_names_the_commands(tmp_path: Path) -> None:
     assert "run `make demo` for simulated data" in done.stdout + done.stderr
 
 
-def test_submission_after_the_run_materializes_literally(ran: Ran) -> None:
-    env = {**ran.environment(), "DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME": "ltv_assets.definitions"}
-    before = tree(ran.warehouse, "submissions")
+def test_submission_after_the_run_materializes_literally(copied: Callable[[], Ran]) -> None:
+    run = copied()
+    env = {**run.environment(), "DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME": "ltv_assets.definitions"}
+    before = tree(run.warehouse, "submissions")
     done = command("dagster", "asset", "materialize", "--select", "submission", env=env)
     assert done.returncode == 0, done.stderr
-    assert tree(ran.warehouse, "submissions") == before
-    done = command("dg", "launch", "--assets", "submission", env=ran.environment())
+    assert tree(run.warehouse, "submissions") == before
+    done = command("dg", "launch", "--assets", "submission", env=run.environment())
     assert done.returncode == 0, done.stderr
-    assert tree(ran.warehouse, "submissions") == before
+    assert tree(run.warehouse, "submissions") == before
 
 
 def test_definitions_validate(ran: Ran) -> None:
@@ -282,7 +284,7 @@ def test_locked_catalogue_degrades_and_catches_up(copied: Callable[[], Ran]) -> 
     shutil.rmtree(run.warehouse / "lake/predictions")
     shutil.rmtree(run.warehouse / "submissions")
     config = run.warehouse.parent / "impatient.yaml"
-    config.write_text("data: {root: warehouse/simulated}\nwarehouse: {lock_timeout_seconds: 0.5}\n")
+    config.write_text(run.config.read_text() + "\nwarehouse: {lock_timeout_seconds: 0.5}\n")
     env = {**run.environment(), "LTV_CONFIG": str(config)}
     holder = duckdb.connect(str(run.warehouse / "ltv.duckdb"))
     try:
