@@ -26,7 +26,6 @@ from ltv_assets_tests.model_world import SMALL, SMALL_BOOSTER, fitted, world
 FIVE_ROUNDS = SMALL_BOOSTER.model_copy(update={"max_rounds": 5})
 FEW_ROUNDS = SMALL.model_copy(
     update={
-        "folds": 2,
         "linear": SMALL.linear.model_copy(update={"penalties": SMALL.linear.penalties[:1]}),
         **dict.fromkeys(("buyer_classifier", "whale_classifier", "revenue_head", "increments", "boosting"), FIVE_ROUNDS),
         "forest": ForestConfig(trees=2, num_leaves=4),
