@@ -29,11 +29,11 @@ demo: install  ## simulated data, the whole graph, the table of metrics
 	@echo "  mlflow ui --backend-store-uri sqlite:///$(or $(LTV_WAREHOUSE),warehouse)/mlflow.db   runs to compare"
 
 test: install  ## the whole test suite, as CI runs it; the tests with a real daemon and browser have the machine to themselves
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=ltv_assets_tests/live
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore=ltv_assets_tests/live
 	@$(BIN)/python -m pytest -q ltv_assets_tests/live
 
 test-fast: install  ## only what takes seconds
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not soak"
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not soak"
 
 test-soak: install  ## what takes longer than CI allows
 	@$(BIN)/python -m pytest -q -m soak -o timeout=0

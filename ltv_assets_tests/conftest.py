@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +28,23 @@ PROJECT = Path(__file__).resolve().parent.parent
 HANGS = 3600.0
 """Seconds after which a child process is taken to hang, on however slow a machine."""
 CACHES = {".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".coverage", "__pycache__"}
+TINY_MODEL = "{num_leaves: 5, learning_rate: 0.1, min_data_in_leaf: 20, max_rounds: 20, patience: 5}"
+TINY_MODELS = f"""
+evaluation: {{bootstrap_repeats: 50}}
+models:
+  folds: 2
+  buyer_classifier: &tiny {TINY_MODEL}
+  whale_classifier: *tiny
+  revenue_head: *tiny
+  increments: *tiny
+  boosting: *tiny
+  forest: {{trees: 5, num_leaves: 8}}
+  linear: {{penalties: [0.01]}}
+  stacker: {{booster: *tiny}}
+"""
+"""Every part of the model, none of it large."""
+SMALL_RUN = (PROJECT / "config" / "config_test.yaml").read_text() + TINY_MODELS
+"""The configuration of the run that tests share; the bounds of its checks are the usual ones."""
 VARIABLES = ("LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_TODAY", "MLFLOW_TRACKING_URI", "DAGSTER_HOME")
 
 
@@ -36,14 +55,27 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the session's processes makes and the others wait for; its name says what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def simulated_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three training days and one test day, 120 rows an hour: enough for the graph and the bounds of its checks."""
+    """Three training days and one test day, 120 rows an hour: enough for the graph and the bounds of its checks. Read only."""
     from ltv_assets.simulator import simulate
 
-    root = tmp_path_factory.mktemp("simulated")
-    simulate(root, train_days=3, test_days=1, rows_per_hour=120, seed=3)
-    return root
+    return made_once(tmp_path_factory, "simulated", lambda root: simulate(root, train_days=3, test_days=1, rows_per_hour=120, seed=3))
 
 
 @pytest.fixture
@@ -70,13 +102,14 @@ class Ran:
 
     data: Path
     warehouse: Path
+    config: Path
     output: str
     exit_code: int
     touched: tuple[str, ...] = ()
     """What the run made, changed or removed in the project's own warehouse, or beside it; it was given folders elsewhere."""
 
     def environment(self) -> dict[str, str]:
-        return environment(self.data, self.warehouse)
+        return environment(self.data, self.warehouse, LTV_CONFIG=str(self.config))
 
 
 def environment(data: Path | None, warehouse: Path, **more: str) -> dict[str, str]:
@@ -100,12 +133,19 @@ def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: floa
 
 @pytest.fixture(scope="session")
 def ran(tmp_path_factory: pytest.TempPathFactory, simulated_small: Path) -> Ran:
-    """`ltv run` on the small simulated data into an empty warehouse."""
-    warehouse = tmp_path_factory.mktemp("ran") / "warehouse"
-    before = files_of_the_project()
-    done = command("ltv", "run", env=environment(simulated_small, warehouse))
-    touched = tuple(sorted(name for name, *_ in before ^ files_of_the_project()))
-    return Ran(simulated_small, warehouse, done.stdout + done.stderr, done.returncode, touched)
+    """`ltv run` on the small simulated data into an empty warehouse, once for all processes: tests that write take ``copied``."""
+
+    def make(folder: Path) -> None:
+        (folder / "config.yaml").write_text(SMALL_RUN)
+        before = files_of_the_project()
+        env = environment(simulated_small, folder / "warehouse", LTV_CONFIG=str(folder / "config.yaml"))
+        done = command("ltv", "run", env=env)
+        touched = sorted(name for name, *_ in before ^ files_of_the_project())
+        (folder / "told.json").write_text(json.dumps([done.stdout + done.stderr, done.returncode, touched]))
+
+    folder = made_once(tmp_path_factory, "ran", make)
+    output, exit_code, touched = json.loads((folder / "told.json").read_text())
+    return Ran(simulated_small, folder / "warehouse", folder / "config.yaml", output, exit_code, tuple(touched))
 
 
 def files_of_the_project() -> set[tuple[str, int, int]]:
@@ -125,6 +165,6 @@ def copied(ran: Ran, tmp_path: Path) -> Callable[[], Ran]:
     def copy() -> Ran:
         shutil.copytree(ran.data, tmp_path / "data")
         shutil.copytree(ran.warehouse, tmp_path / "warehouse")
-        return Ran(tmp_path / "data", tmp_path / "warehouse", ran.output, ran.exit_code)
+        return Ran(tmp_path / "data", tmp_path / "warehouse", ran.config, ran.output, ran.exit_code)
 
     return copy

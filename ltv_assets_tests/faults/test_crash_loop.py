@@ -27,8 +27,20 @@ def loop(tmp_path: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Twenty kills, then two runs at once."""
-    return loop(tmp_path_factory.mktemp("crash"), "--kills", "20", "--together")
+    """Three kills, then two runs at once."""
+    return loop(tmp_path_factory.mktemp("crash"), "--kills", "3", "--together")
+
+
+def kinds_hit(report: str) -> tuple[int, int]:
+    """How many kinds of operation the kills of a report met, and how many there are."""
+    found = re.search(r"points: (\d+) of (\d+) kinds", report)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+def nothing_is_lost(report: str, kills: int) -> None:
+    for line in (f"kills: {kills} ", "mixed partitions: 0", "lost rows: 0", "orphans: 0"):
+        assert line in report
 
 
 @fault(
@@ -38,13 +50,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     message="mixed partitions: 0",
 )
 @pytest.mark.slow
-def test_twenty_kills_mix_nothing_lose_nothing_leave_nothing(fault: Fault, report: str) -> None:
+def test_kills_mix_nothing_lose_nothing_leave_nothing(fault: Fault, report: str) -> None:
     fault.told(report)
-    for line in ("kills: 20 ", "lost rows: 0", "orphans: 0"):
-        assert line in report
+    nothing_is_lost(report, 3)
     identical, chains = map(int, re.search(r"identical to the undisturbed one: (\d+) of (\d+)", report).groups())  # type: ignore[union-attr]
-    assert identical == chains >= 3
-    assert int(re.search(r"points: (\d+) of \d+ kinds", report).group(1)) > 10  # type: ignore[union-attr]
+    assert identical == chains >= 1
+    assert kinds_hit(report)[0] >= 1
 
 
 @fault(
@@ -59,11 +70,19 @@ def test_two_runs_and_a_reader_share_one_warehouse(fault: Fault, report: str) ->
 
 
 @pytest.mark.soak
+def test_twenty_kills_mix_nothing_lose_nothing_leave_nothing(tmp_path: Path) -> None:
+    report = loop(tmp_path, "--kills", "20")
+    nothing_is_lost(report, 20)
+    identical, chains = map(int, re.search(r"identical to the undisturbed one: (\d+) of (\d+)", report).groups())  # type: ignore[union-attr]
+    assert identical == chains >= 3
+    assert kinds_hit(report)[0] > 10
+
+
+@pytest.mark.soak
 def test_two_hundred_kills_at_every_kind_of_operation(tmp_path: Path) -> None:
     report = loop(tmp_path, "--kills", "200", "--seed", "7")
-    for line in ("kills: 200 ", "mixed partitions: 0", "lost rows: 0", "orphans: 0"):
-        assert line in report
-    hit, kinds = map(int, re.search(r"points: (\d+) of (\d+) kinds", report).groups())  # type: ignore[union-attr]
+    nothing_is_lost(report, 200)
+    hit, kinds = kinds_hit(report)
     assert hit == kinds
 
 

@@ -1,4 +1,7 @@
-"""Two Dask workers give what one process gives: the same bytes of data, models as good, and no torn partition when one dies."""
+"""Two Dask workers give what one process gives: the same bytes of data, models as good, and no torn partition when one dies.
+
+CI flattens a day and fits one booster on the workers; whole models and dying workers are soak.
+"""
 
 from __future__ import annotations
 
@@ -96,6 +99,7 @@ def test_flattened_day_is_byte_identical(cluster: Cluster, tmp_path: Path, simul
     assert (here.rows_out, here.missing, here.warnings) == (there.rows_out, there.missing, there.warnings)
 
 
+@pytest.mark.soak
 def test_worker_killed_while_flattening_changes_no_byte(
     cluster: Cluster, tmp_path: Path, simulated_small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +114,7 @@ def test_worker_killed_while_flattening_changes_no_byte(
     cluster.wait_for_workers()
 
 
+@pytest.mark.soak
 def test_file_that_a_worker_cannot_decode_is_set_aside_as_here(cluster: Cluster, tmp_path: Path, simulated_small: Path) -> None:
     (_, _), files = next(iter(find_days(simulated_small).items()))
     registry = load_registry(PROJECT_ROOT / "config" / "features.yaml")
@@ -128,6 +133,7 @@ def test_file_that_a_worker_cannot_decode_is_set_aside_as_here(cluster: Cluster,
     assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("chunk_rows", [1000, 65_536])
 def test_scores_are_byte_identical(
     cluster: Cluster, both: tuple[WindowModels, WindowModels, WindowData], flat: dict[str, Path], tmp_path: Path, chunk_rows: int
@@ -151,6 +157,7 @@ def figures(models: WindowModels, last: WindowData) -> dict[str, float]:
     return {"auc": auc, "rmsle": rmsle(scored["ltv_d7"]), "reference": rmsle(models.reference_ltv(last.X))}
 
 
+@pytest.mark.soak
 def test_models_of_two_workers_are_as_good(both: tuple[WindowModels, WindowModels, WindowData]) -> None:
     here, there = figures(both[0], both[2]), figures(both[1], both[2])
     print(here, there)
@@ -159,6 +166,7 @@ def test_models_of_two_workers_are_as_good(both: tuple[WindowModels, WindowModel
     assert abs(here["reference"] - there["reference"]) <= 0.003
 
 
+@pytest.mark.soak
 def test_tree_counts_are_chosen_here_and_kept_there(both: tuple[WindowModels, WindowModels, WindowData]) -> None:
     here, there, _ = both
     assert there.classifier.rounds == here.classifier.rounds == there.classifier.model.n_trees
@@ -173,6 +181,7 @@ def test_tree_counts_are_chosen_here_and_kept_there(both: tuple[WindowModels, Wi
         assert "[num_machines: 2]" in two.text
 
 
+@pytest.mark.soak
 def test_models_come_back_as_text_without_a_trace_of_the_cluster(both: tuple[WindowModels, WindowModels, WindowData]) -> None:
     files = both[1].to_files()
     assert {Path(name).suffix for name in files} == {".txt", ".json"}
@@ -191,6 +200,7 @@ def test_same_rows_on_as_many_workers_give_the_same_text(cluster: Cluster) -> No
     assert len(texts) == 1
 
 
+@pytest.mark.soak
 def test_scheduler_that_runs_already_is_joined_and_left_running(cluster: Cluster, tmp_path: Path, simulated_small: Path) -> None:
     address = cluster.client.scheduler_info(n_workers=0)["address"]
     compute = {"engine": "dask", "scheduler": address}
@@ -279,6 +289,7 @@ class Bench:
         return list((self.warehouse / ".staging").glob("*"))
 
 
+@pytest.mark.soak
 def test_killed_worker_is_replaced_and_the_retry_succeeds(
     cluster: Cluster, trained: Path, simulated_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +303,7 @@ def test_killed_worker_is_replaced_and_the_retry_succeeds(
     assert bench.staged() == []
 
 
+@pytest.mark.soak
 def test_worker_that_is_killed_every_time_fails_the_step_and_leaves_the_old_partition(
     cluster: Cluster, trained: Path, simulated_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,8 @@ KEY = "2025-10-03"
 def opened(run: Ran, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     from ltv_assets.state.project import Project
 
-    monkeypatch.setenv("LTV_DATA_ROOT", str(run.data))
-    monkeypatch.setenv("LTV_WAREHOUSE", str(run.warehouse))
+    for name in ("LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_CONFIG"):
+        monkeypatch.setenv(name, run.environment()[name])
     return Project.open()
 
 
@@ -76,9 +77,8 @@ def test_ablation_joins_the_report_and_leaves_when_the_settings_change(copied: C
     assert "0.4321" in report_of(run).read_text()
     assert {project.lineage().status("served_model", KEY).state, project.lineage().status("holdout_metrics", KEY).state} == {"fresh"}
     config = run.warehouse.parent / "other.yaml"
-    config.write_text("seed: 1\n")
-    monkeypatch.setenv("LTV_CONFIG", str(config))
-    write_report(opened(run, monkeypatch), KEY)
+    config.write_text(run.config.read_text() + "\nseed: 1\n")
+    write_report(opened(replace(run, config=config), monkeypatch), KEY)
     assert "0.4321" not in report_of(run).read_text()
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from ltv_assets.cli import benchmark as measuring
 from ltv_assets.cli.benchmark import bench
-from ltv_assets.core.config import PROJECT_ROOT
 from ltv_assets.core.errors import DataError
 from ltv_assets.simulator import simulate
 from ltv_assets.state.project import Project
+from ltv_assets_tests.conftest import SMALL_RUN
 
 ROWS = 3 * 24 * 60
 
@@ -30,6 +30,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bench")
     simulate(root, train_days=3, test_days=1, rows_per_hour=60)
     return root
+
+
+@pytest.fixture(autouse=True)
+def tiny(place: Callable[..., Path]) -> None:
+    """Models as small as they go: what is measured is not what is tested."""
+    place(config=SMALL_RUN)
 
 
 def take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
@@ -70,9 +76,8 @@ def test_data_without_labelled_days_is_refused(tmp_path: Path) -> None:
         bench("train", Project.open(), tmp_path, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_whole_run_is_measured_step_by_step(data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("LTV_CONFIG", str(PROJECT_ROOT / "config" / "config_test.yaml"))
     figures = {name: float(value) for name, value in bench("run", Project.open(), data, 2).items() if name != "baseline"}
     assert figures["rows"] == pytest.approx(ROWS / 3 * 4, rel=0.05)
     assert all(figures[f"{step}_seconds"] >= 0 and figures[f"{step}_peak_rss_mb"] > 0 for step in ("start", *measuring.STEPS.values()))

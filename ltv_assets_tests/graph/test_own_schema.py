@@ -31,7 +31,7 @@ def edited_copy(root: Path) -> Path:
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "dagster.yaml", root)
     declared = next(b for b in blocks(DOCS / "data.md", "python") if "# in BEHAVIOUR" in b)
-    contract = root / "ltv_assets" / "contract.py"
+    contract = root / "ltv_assets" / "core" / "columns.py"
     opening = "BEHAVIOUR: tuple[Column, ...] = (\n"
     contract.write_text(contract.read_text().replace(opening, opening + declared))
     asked = next(b for b in blocks(DOCS / "data.md", "yaml") if "loyalty_points" in b)
@@ -42,12 +42,30 @@ def edited_copy(root: Path) -> Path:
     return root
 
 
-def foreign_files(data: Path) -> dict[str, tuple[float, dict[str, float], str]]:
+FLATTEN = """
+import sys
+from pathlib import Path
+from click.testing import CliRunner
+from ltv_assets.cli.app import main
+from ltv_assets.cli.flatten_benchmark import find_days
+from ltv_assets.core.config import PROJECT_ROOT
+from ltv_assets.features.flatten import flatten_files
+from ltv_assets.features.registry import load_registry
+for words in (["explain-sql", "loyalty_points"], ["check-data", sys.argv[1]]):
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    print(done.output)
+    assert done.exit_code == 0, done.output
+(files,) = find_days(Path(sys.argv[1])).values()
+flatten_files(files, registry=load_registry(PROJECT_ROOT / "config" / "features.yaml"), labelled=True, out=Path(sys.argv[2]))
+"""
+
+
+def foreign_files(data: Path, **size: int) -> dict[str, tuple[float, dict[str, float], str]]:
     """Impressions with two new columns and without three known ones; returns what stands in the new ones by row_id.
 
     Loyal users pay: nine payers in ten have points, one other user in fifty.
     """
-    simulate(data, train_days=3, test_days=1, rows_per_hour=40, seed=11)
+    simulate(data, seed=11, **size)
     rng, truth = np.random.default_rng(0), {}
     for path in sorted(data.rglob("part-*.parquet")):
         table = pq.read_table(path, partitioning=None)
@@ -67,10 +85,35 @@ def foreign_files(data: Path) -> dict[str, tuple[float, dict[str, float], str]]:
     return truth
 
 
-@pytest.mark.slow
+def test_columns_declared_as_the_page_says_are_explained_and_read(tmp_path: Path) -> None:
+    """The statement of a declared column, and its values on one day of files, in a process that sees the edited copy."""
+    project, data = edited_copy(tmp_path / "project"), tmp_path / "data"
+    truth = foreign_files(data, train_days=1, test_days=0, rows_per_hour=10)
+    env = environment(data, tmp_path / "warehouse", PYTHONPATH=str(project))
+    words = [sys.executable, "-c", FLATTEN, str(data), str(tmp_path / "day.parquet")]
+    done = subprocess.run(words, env=env, cwd=project, capture_output=True, text=True, timeout=HANGS, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "loyalty_points" in done.stdout
+    assert_values(tmp_path / "day.parquet", truth, rows=24 * 10)
+
+
+def assert_values(path: Path, truth: dict[str, tuple[float, dict[str, float], str]], rows: int) -> None:
+    """The flattened columns hold what was written into the foreign ones."""
+    names = ["row_id", "loyalty_points", *(f"coupons_by_shop__{s}" for s in ("n_keys", "sum", "own"))]
+    found = pq.read_table(path, partitioning=None).select(names).to_pylist()
+    assert len(found) == rows
+    for row in found:
+        points, coupons, shop = truth[row["row_id"]]
+        assert row["loyalty_points"] == pytest.approx(points)
+        assert row["coupons_by_shop__n_keys"] == len(coupons)
+        assert row["coupons_by_shop__sum"] == pytest.approx(sum(coupons.values()))
+        assert row["coupons_by_shop__own"] == pytest.approx(coupons[shop])
+
+
+@pytest.mark.soak
 def test_columns_declared_as_the_page_says_reach_the_models(tmp_path: Path) -> None:
     project, data = edited_copy(tmp_path / "project"), tmp_path / "data"
-    truth = foreign_files(data)
+    truth = foreign_files(data, train_days=3, test_days=1, rows_per_hour=40)
     config = tmp_path / "small.yaml"
     config.write_text(CONFIG)
     env = environment(data, tmp_path / "warehouse", LTV_CONFIG=str(config), PYTHONPATH=str(project))
@@ -86,15 +129,8 @@ def test_columns_declared_as_the_page_says_reach_the_models(tmp_path: Path) -> N
     done = ltv("run")
     assert done.returncode == 0, done.stderr[-3000:]
 
-    flattened = pq.read_table(next((tmp_path / "warehouse/lake/flattened_features/day=2025-10-02").glob("*.parquet")), partitioning=None)
-    rows = flattened.select(["row_id", "loyalty_points", *(f"coupons_by_shop__{s}" for s in ("n_keys", "sum", "own"))]).to_pylist()
-    assert len(rows) == 24 * 40
-    for row in rows:
-        points, coupons, shop = truth[row["row_id"]]
-        assert row["loyalty_points"] == pytest.approx(points)
-        assert row["coupons_by_shop__n_keys"] == len(coupons)
-        assert row["coupons_by_shop__sum"] == pytest.approx(sum(coupons.values()))
-        assert row["coupons_by_shop__own"] == pytest.approx(coupons[shop])
+    day = next((tmp_path / "warehouse/lake/flattened_features/day=2025-10-02").glob("*.parquet"))
+    assert_values(day, truth, rows=24 * 40)
     booster = json.loads((tmp_path / "warehouse/models/window=2025-10-03/buyer_classifier/buyer_booster.json").read_text())
     assert {"loyalty_points", "coupons_by_shop__own"} <= set(booster["names"])
     report = (tmp_path / "warehouse/reports/window=2025-10-03/report.html").read_text()

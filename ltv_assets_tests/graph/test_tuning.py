@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from ltv_assets.cli.tune import SPACE, STUDY_FILE, present_settings, with_settings
 from ltv_assets.core.config import parse_config
-from ltv_assets_tests.conftest import Ran, command
+from ltv_assets_tests.conftest import Ran, command, environment
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,6 +39,20 @@ models:
 
 
 @pytest.mark.slow
+def test_first_trial_is_the_configuration_itself_and_needs_no_server(ran: Ran, tmp_path: Path) -> None:
+    """One trial, while the tracking server is down."""
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    snippet = tmp_path / "best.yaml"
+    shutil.copytree(ran.warehouse, tmp_path / "warehouse")
+    env = environment(ran.data, tmp_path / "warehouse", LTV_CONFIG=str(tmp_path / "tiny.yaml"), MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    done = command("ltv", "tune", "--trials", "1", "--part", "stacker", "--out", str(snippet), env=env)
+    assert done.returncode == 0, done.stderr
+    assert "windows 2025-10-02, 0 trials so far" in done.stderr and "trial 0: RMSLE" in done.stderr
+    assert "warning: tracking server 127.0.0.1:9 does not answer" in done.stderr
+    assert "no trial was better than the configuration itself" in snippet.read_text()
+
+
+@pytest.mark.soak
 def test_search_goes_on_where_it_was_cut_off_and_is_checked_on_the_window_kept_back(copied: Callable[[], Ran], tmp_path: Path) -> None:
     import optuna
     from mlflow.tracking import MlflowClient

@@ -24,29 +24,17 @@ from typing import Any, TypeVar
 
 from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.config import PROJECT_ROOT
-from ltv_assets_tests.conftest import HANGS
+from ltv_assets_tests.conftest import HANGS, TINY_MODELS
 
 T = TypeVar("T")
 
-TINY_MODEL = "{num_leaves: 5, learning_rate: 0.1, min_data_in_leaf: 20, max_rounds: 20, patience: 5}"
 CONFIG = f"""
 data: {{max_bad_file_share: 0.01}}
 windows: {{min_train_days: 2, max_train_days: 7}}
 compute: {{threads: 1}}
-evaluation: {{bootstrap_repeats: 50}}
 checks: {{zero_rate_tolerance: 0.5, rmsle_max: 5.0}}
 automation: {{settle_seconds: 1, sensor_seconds: 5, windows_back: 3}}
-models:
-  folds: 2
-  buyer_classifier: &tiny {TINY_MODEL}
-  whale_classifier: *tiny
-  revenue_head: *tiny
-  increments: *tiny
-  boosting: *tiny
-  forest: {{trees: 5, num_leaves: 8}}
-  linear: {{penalties: [0.01]}}
-  stacker: {{booster: *tiny}}
-"""
+{TINY_MODELS}"""
 """Every part of the graph, none of it large; one unreadable file is enough to reject a day."""
 
 BOUND_OF_WAITING = HANGS / 2

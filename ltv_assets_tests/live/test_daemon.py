@@ -1,6 +1,7 @@
 """The graph under the real daemon: backfills, killed runs, sensors, schedules, a corrupted day, new days, and what the pages show.
 
-Two instances of ``dagster dev`` live through a story each; the tests of a story run in order and build on each other.
+Two instances of ``dagster dev`` live through a story each; the tests of a story run in order and build on each other. The
+second story is soak.
 """
 
 from __future__ import annotations
@@ -210,11 +211,25 @@ def test_pages_show_the_graph_and_an_asset(by_hand: Dagster, tmp_path: Path) -> 
         assert 10_000 < size < MAX_PICTURE_BYTES, f"{picture}: {size} bytes"
 
 
+def test_landed_day_is_ingested_without_a_click(by_hand: Dagster, impressions: Path) -> None:
+    """The second story, cut short: one sensor, one day."""
+    day = DAYS[4]
+    land(impressions, by_hand.place.data.parent / "next", day)
+    deliver(by_hand.place.data.parent / "next", by_hand.place.data)
+    by_hand.switch_on("days_landed")
+
+    def asked() -> list[dict[str, Any]]:
+        return [run for run in by_hand.runs_of("dagster/sensor_name", "days_landed") if run["tags"].get("dagster/partition") == day]
+
+    found = wait_for("a run for the day", asked)
+    assert by_hand.run_end(found[-1]["runId"])["status"] == "SUCCESS"
+    by_hand.switch_off("days_landed")
+    assert by_hand.place.states()["flattened_features", day] == "fresh"
+
+
 def test_figures_out_of_bounds_lead_to_a_new_window(by_hand: Dagster, impressions: Path) -> None:
     """The configured bound on the champion's RMSLE is out of reach, so the sensor asks as soon as there is something to train."""
     day = DAYS[4]
-    land(impressions, by_hand.place.data, day)
-    assert by_hand.run_end(by_hand.launch("ingest_days", day))["status"] == "SUCCESS"
     by_hand.switch_on("retraining_needed")
     asked = wait_for("a run for retraining", lambda: by_hand.runs_of("dagster/sensor_name", "retraining_needed"))
     assert by_hand.run_end(asked[0]["runId"])["status"] == "SUCCESS"
@@ -283,6 +298,7 @@ def fresh(dagster: Dagster, asset: str, key: str) -> bool:
     return dagster.idle() and dagster.place.states().get((asset, key)) == "fresh"
 
 
+@pytest.mark.soak
 def test_backfill_over_a_corrupted_day_trains_no_window_that_needs_it(by_itself: Dagster) -> None:
     corrupt(one_file(by_itself.place.data, DAYS[1]))
     assert by_itself.backfill_end(by_itself.backfill((DAYS[0], DAYS[3]), (FIRST, SECOND))) == "COMPLETED_FAILED"
@@ -297,6 +313,7 @@ def test_backfill_over_a_corrupted_day_trains_no_window_that_needs_it(by_itself:
     assert_status_and_page_agree(by_itself)
 
 
+@pytest.mark.soak
 def test_repaired_file_heals_everything_without_a_click(by_itself: Dagster, impressions: Path) -> None:
     for sensor in SENSORS:
         by_itself.switch_on(sensor)
@@ -310,6 +327,7 @@ def test_repaired_file_heals_everything_without_a_click(by_itself: Dagster, impr
     assert_status_and_page_agree(by_itself)
 
 
+@pytest.mark.soak
 def test_corrupted_new_day_keeps_champion_and_submission(by_itself: Dagster, impressions: Path) -> None:
     """It arrives damaged while the daemon runs: it is ingested, fails, and no window that needs it is trained."""
     place, day = by_itself.place, DAYS[4]
@@ -331,6 +349,7 @@ def test_corrupted_new_day_keeps_champion_and_submission(by_itself: Dagster, imp
     assert_status_and_page_agree(by_itself)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("day", DAYS[4:])
 def test_new_day_leads_to_a_window_and_a_decision_without_a_click(by_itself: Dagster, impressions: Path, day: str) -> None:
     """The fifth day's damaged file is repaired; the sixth day arrives whole."""

@@ -229,7 +229,7 @@ def test_altered_model_is_refused(server: Server, tmp_path: Path) -> None:
 
 
 def test_model_is_not_registered_with_other_features_than_it_was_trained_on(ran: Ran, tmp_path: Path) -> None:
-    config, window = load_config(), json.loads((ran.warehouse / "champion.json").read_bytes())["window"]
+    config, window = load_config(ran.config), json.loads((ran.warehouse / "champion.json").read_bytes())["window"]
     write_files(config, Warehouse(ran.warehouse), window, tmp_path / "same")
     assert OnlineModel.load(tmp_path / "same")
     changed = tmp_path / "features.yaml"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -45,8 +47,13 @@ MOMENTS = [
 ]
 
 
+@cache
+def database() -> duckdb.DuckDBPyConnection:
+    return open_duckdb(threads=1, memory_limit="200MB")
+
+
 def of_column(name: str, texts: list[str]) -> list[float | None]:
-    connection = open_duckdb(threads=1, memory_limit="200MB")
+    connection = database()
 
     def query(sql: str, cells: pa.Table) -> pa.Table:
         with connection.cursor() as cursor:
@@ -54,7 +61,6 @@ def of_column(name: str, texts: list[str]) -> list[float | None]:
             return cursor.sql(sql).to_arrow_table()
 
     values, findings = read_column(COLUMNS[name], pa.array(texts, pa.string()), query)
-    connection.close()
     missing = sum(value is None for value in values.to_pylist())
     assert findings.lost + findings.nonfinite == missing, "what is missing is counted"
     return values.to_pylist()

@@ -7,7 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +22,13 @@ from ltv_assets.core.config import PROJECT_ROOT, Config, parse_config, walk_keys
 from ltv_assets.state.project import Project
 from ltv_assets_tests.markdown import DOCS, PAGES, blocks, commands, prose, simple_commands
 
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(PROJECT_ROOT)))
+Problems = Callable[[Path], Iterable[object]]
+
+
+def no_page_has(problems: Problems) -> None:
+    """Fail with every page and what is wrong with it."""
+    found = {str(page.relative_to(PROJECT_ROOT)): wrong for page in PAGES if (wrong := list(problems(page)))}
+    assert not found, found
 
 
 # ------------------------------------------------------------------------------------------------------------ generated
@@ -63,18 +69,23 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@every_page
-def test_relative_links_resolve(page: Path) -> None:
+def broken_links(page: Path) -> Iterator[str]:
     text = re.sub(r"`[^`\n]*`", "", prose(page))
     for target in re.findall(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)", text):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, fragment = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
-        assert linked.exists(), f"{target}: no such file"
-        assert linked.is_relative_to(PROJECT_ROOT), f"{target}: leaves the project"
-        if fragment and linked.suffix == ".md":
-            assert fragment in anchors(linked), f"{target}: no such heading"
+        if not linked.exists():
+            yield f"{target}: no such file"
+        elif not linked.is_relative_to(PROJECT_ROOT):
+            yield f"{target}: leaves the project"
+        elif fragment and linked.suffix == ".md" and fragment not in anchors(linked):
+            yield f"{target}: no such heading"
+
+
+def test_relative_links_resolve() -> None:
+    no_page_has(broken_links)
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -110,23 +121,26 @@ def ltv_problem(words: list[str]) -> str | None:
     return f"unexpected {rest}" if rest else None
 
 
-@every_page
-def test_ltv_commands_and_options_exist(page: Path) -> None:
-    wrong = [(" ".join(words), problem) for words in commands(page) if words[0] == "ltv" and (problem := ltv_problem(words)) is not None]
-    assert wrong == []
+def test_ltv_commands_and_options_exist() -> None:
+    def refused(page: Path) -> list[object]:
+        return [(" ".join(words), why) for words in commands(page) if words[0] == "ltv" and (why := ltv_problem(words)) is not None]
+
+    no_page_has(refused)
 
 
-@every_page
-def test_make_targets_and_assets_in_commands_exist(page: Path) -> None:
-    makefile = (PROJECT_ROOT / "Makefile").read_text()
+def unknown_targets_and_assets(page: Path) -> Iterator[str]:
+    targets = set(re.findall(r"^([\w-]+):", (PROJECT_ROOT / "Makefile").read_text(), re.MULTILINE))
     for words in commands(page):
         if words[0] == "make":
-            for target in (word for word in words[1:] if "=" not in word and not word.startswith("-")):
-                assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"no target {target}"
+            yield from (f"no target {w}" for w in words[1:] if "=" not in w and not w.startswith("-") and w not in targets)
         if words[0] in ("dagster", "dg"):
             for option, value in pairwise(words):
-                if option in ("--select", "--assets"):
-                    assert set(re.findall(r"\w+", value.split("/")[0])) <= set(ASSET_NAMES), " ".join(words)
+                if option in ("--select", "--assets") and not set(re.findall(r"\w+", value.split("/")[0])) <= set(ASSET_NAMES):
+                    yield " ".join(words)
+
+
+def test_make_targets_and_assets_in_commands_exist() -> None:
+    no_page_has(unknown_targets_and_assets)
 
 
 def test_the_parser_of_commands_notices_what_is_wrong() -> None:
@@ -160,14 +174,18 @@ def empty_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb
             yield connection
 
 
-@every_page
-def test_queries_run_on_the_catalogue(page: Path, empty_catalogue: duckdb.DuckDBPyConnection) -> None:
-    for query in blocks(page, "sql"):
-        empty_catalogue.execute(query).fetchall()
+def test_queries_run_on_the_catalogue(empty_catalogue: duckdb.DuckDBPyConnection) -> None:
+    def refused(page: Path) -> Iterator[str]:
+        for query in blocks(page, "sql"):
+            try:
+                empty_catalogue.execute(query).fetchall()
+            except duckdb.Error as error:
+                yield f"{query}: {error}"
+
+    no_page_has(refused)
 
 
-@every_page
-def test_imports_in_python_blocks_exist(page: Path) -> None:
+def missing_imports(page: Path) -> Iterator[str]:
     for block in blocks(page, "python"):
         try:
             tree = ast.parse(block)
@@ -177,7 +195,11 @@ def test_imports_in_python_blocks_exist(page: Path) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ltv_assets"):
                 module = importlib.import_module(node.module or "")
-                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+                yield from (f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name))
+
+
+def test_imports_in_python_blocks_exist() -> None:
+    no_page_has(missing_imports)
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
@@ -189,20 +211,21 @@ def known_keys() -> set[str]:
     return keys | {".".join(key.split(".")[:end]) for key in keys for end in range(1, key.count(".") + 1)}
 
 
-@every_page
-def test_configuration_keys_and_variables_exist(page: Path) -> None:
+def test_configuration_keys_and_variables_exist() -> None:
     known = known_keys()
-    for key in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?:: [^`]*)?`", prose(page)):
-        if key.split(".")[0] in Config.model_fields and not re.search(r"\.(ya?ml|py|md|json)$", key):
-            assert key in known, f"no configuration key {key}"
     code = "\n".join(path.read_text() for path in (PROJECT_ROOT / "ltv_assets").rglob("*.py"))
-    for variable in re.findall(r"\bLTV_[A-Z_]+\b", page.read_text()):
-        assert variable in code, f"nothing reads {variable}"
+
+    def unknown(page: Path) -> Iterator[str]:
+        for key in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?:: [^`]*)?`", prose(page)):
+            if key.split(".")[0] in Config.model_fields and not re.search(r"\.(ya?ml|py|md|json)$", key) and key not in known:
+                yield f"no configuration key {key}"
+        yield from (f"nothing reads {name}" for name in re.findall(r"\bLTV_[A-Z_]+\b", page.read_text()) if name not in code)
+
+    no_page_has(unknown)
 
 
-@every_page
-def test_pages_name_no_folder_of_anybody(page: Path) -> None:
-    assert re.findall(r"(?<![\w.])/(?:home|Users|root|work)/\S*", page.read_text()) == []
+def test_pages_name_no_folder_of_anybody() -> None:
+    no_page_has(lambda page: re.findall(r"(?<![\w.])/(?:home|Users|root|work)/\S*", page.read_text()))
 
 
 def test_note_on_partly_given_sections_is_true() -> None:
@@ -220,15 +243,14 @@ def test_map_of_rooms_names_every_folder_on_one_screen() -> None:
     assert len(section.strip().splitlines()) <= 40
 
 
-@every_page
-def test_files_named_in_the_text_exist(page: Path) -> None:
-    for name in re.findall(r"`((?:ltv_assets|ltv_assets_tests|config|docs|benchmarks)/[\w./-]+\.\w+)`", prose(page)):
-        assert (PROJECT_ROOT / name).exists(), f"{name} does not exist"
+def test_files_named_in_the_text_exist() -> None:
+    named = re.compile(r"`((?:ltv_assets|ltv_assets_tests|config|docs|benchmarks)/[\w./-]+\.\w+)`")
+    no_page_has(lambda page: [name for name in named.findall(prose(page)) if not (PROJECT_ROOT / name).exists()])
 
 
-@every_page
-def test_configuration_in_yaml_blocks_is_accepted(page: Path) -> None:
-    for block in blocks(page, "yaml"):
-        tree = yaml.safe_load(block)
-        if isinstance(tree, dict) and set(tree) & set(Config.model_fields):
-            parse_config(block, page)
+def test_configuration_in_yaml_blocks_is_accepted() -> None:
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            tree = yaml.safe_load(block)
+            if isinstance(tree, dict) and set(tree) & set(Config.model_fields):
+                parse_config(block, page)  # its message names the page

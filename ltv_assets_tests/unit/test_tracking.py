@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,21 @@ def record(stage: str = "stacker", identity: str = "one", **more: object) -> Rec
 
 def tracker(tmp_path: Path, uri: str | None = None) -> Tracker:
     return Tracker(Config(), Warehouse(tmp_path), uri=uri)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without a run in it; making one takes seconds, most of what a test of this file would take."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _prepared_store(tmp_path: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
 @pytest.fixture
