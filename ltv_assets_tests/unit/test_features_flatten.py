@@ -90,6 +90,22 @@ def test_the_first_of_repeated_row_ids_is_kept_across_files(tmp_path: Path, regi
     ]
 
 
+def test_a_sample_has_the_same_rows_in_whatever_files_they_come(tmp_path: Path, registry: Registry) -> None:
+    rows = [{**row, "row_id": f"r{i}"} for i, row in enumerate(awkward_rows(400, 0, START))]
+    rows[7]["row_id"] = None
+    whole = [write(tmp_path / "whole", "part-0.parquet", rows)]
+    parts = [write(tmp_path / "parts", f"part-{i}.parquet", rows[i * 100 : i * 100 + 100]) for i in range(4)]
+    options: dict[str, Any] = {"registry": registry, "labelled": True, "sampling_fraction": 0.3}
+    result = flatten_files(whole, out=tmp_path / "whole.parquet", seed=1, **options)
+    assert (result.rows_in, result.rows_quarantined) == (400, {"row_id missing": 1})
+    assert result.rows_out + result.rows_sampled_out == 399
+    assert 80 <= result.rows_out <= 160
+    flatten_files(parts, out=tmp_path / "parts.parquet", seed=1, **options)
+    flatten_files(whole, out=tmp_path / "other.parquet", seed=2, **options)
+    ids = {name: pq.read_table(tmp_path / f"{name}.parquet").column("row_id").to_pylist() for name in ("whole", "parts", "other")}
+    assert ids["whole"] == ids["parts"] != ids["other"]
+
+
 def test_missing_longer_horizons_are_kept(tmp_path: Path, registry: Registry) -> None:
     rows = awkward_rows(4, 0, START)
     for row in rows:

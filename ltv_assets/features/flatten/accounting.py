@@ -100,9 +100,9 @@ class Sample:
     fraction: float
     seed: int
 
-    def chosen(self, row_id: pa.Array) -> np.ndarray:
+    def chosen(self, row_id: pa.ChunkedArray) -> np.ndarray:
         """Boolean array (n,), the same for a row in whatever file or batch it comes."""
-        return hash_uniform(row_hashes(row_id.to_numpy(zero_copy_only=False)), self.seed, SAMPLE_DRAW) < self.fraction
+        return hash_uniform(row_hashes(row_id.to_numpy()), self.seed, SAMPLE_DRAW) < self.fraction
 
 
 class RowAccounting:
@@ -157,6 +157,10 @@ class RowAccounting:
         if reason.null_count < len(reason):
             self._set_aside(row_id, files, first, reason, value)
             table = table.filter(pc.is_null(reason))
+        if self._sample.fraction < 1.0 and table.num_rows:
+            chosen = self._sample.chosen(table.column("row_id"))
+            self._result.rows_sampled_out += table.num_rows - int(np.count_nonzero(chosen))
+            table = table.filter(pa.array(chosen))
         for feature in self._registry.features:
             self._nulls[feature.group] += table.column(feature.name).null_count
         self._writer.add(table)
