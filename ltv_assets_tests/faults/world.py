@@ -137,8 +137,13 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
     return table.set_column(index, name, values) if index >= 0 else table.append_column(name, values)
 
 
+def column_chunks(path: Path) -> list[pq.ColumnChunkMetaData]:
+    """The column chunks of a file's first row group."""
+    group = pq.read_metadata(path).row_group(0)
+    return [group.column(i) for i in range(group.num_columns)]
+
+
 def data_page(path: Path, column: str) -> int:
     """Offset of the middle of a column's first data page."""
-    group = pq.read_metadata(path).row_group(0)
-    chunk = next(c for c in (group.column(i) for i in range(group.num_columns)) if c.path_in_schema.split(".")[0] == column)
+    chunk = next(c for c in column_chunks(path) if c.path_in_schema.split(".")[0] == column)
     return int(chunk.data_page_offset + chunk.total_compressed_size // 2)
