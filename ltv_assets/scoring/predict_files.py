@@ -75,6 +75,7 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     """
     if target.suffix not in (".csv", ".parquet"):
         raise DataError(f"{target}: expected a file ending in .csv or .parquet")
+    refuse_among_impressions(target)
     champion = project.lineage().champion()
     if window is None and champion is None:
         raise StaleError(f"no champion in {project.warehouse.root} yet; run `ltv run` first, or name a window with --window")
@@ -98,6 +99,13 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
         progress(len(days), len(days))
     scored.warnings = list(dict.fromkeys(scored.warnings))
     return scored
+
+
+def refuse_among_impressions(target: Path) -> None:
+    """Raise DataError if a file would be written into an hourly folder, over impressions or to be read as impressions."""
+    hour = next((folder for folder in target.resolve().parents if hour_of_folder(folder.name) is not None), None)
+    if hour is not None:
+        raise DataError(f"{target}: expected a file outside the impressions, found it in the hourly folder {hour.name}; give another --out")
 
 
 def refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:
