@@ -185,7 +185,7 @@ def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
         within = [] if hours else [other for other in others if other.is_dir() and other.resolve() not in seen]
         seen |= {other.resolve() for other in within}
         waiting += within
-        left_out += [other for other in others if hours or (other.suffix == ".parquet" and other not in within)]
+        left_out += [other for other in others if hours or (other.suffix.lower() == ".parquet" and other not in within)]
     return found, left_out
 
 

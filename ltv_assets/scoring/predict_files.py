@@ -49,10 +49,12 @@ class Scored:
 def inspect_source(source: Path) -> tuple[list[DayInventory], list[str]]:
     """(inventories of the days below ``source`` in order, warnings); by the rules of a day of the graph, wherever the hours lie.
 
-    ``source`` is a folder above hourly folders, one hourly folder or one file in it.
+    ``source`` is a folder above hourly folders, one hourly folder or one file in it, or a symbolic link to one of them.
     Raises DataError if there is no hour, naming what was expected.
     """
-    source = source.absolute()
+    source = source.resolve() if source.is_symlink() else source.absolute()
+    if source.is_file() and hour_of_folder(source.parent.name) is None:
+        raise DataError(f"{source}: expected a file in a folder such as datetime=2025-10-01-00-00, found it in {source.parent.name}")
     single = source.is_file() or hour_of_folder(source.name) is not None
     found, left_out = find_hours(source.parent if source.is_file() else source)
     days: dict[date, list[tuple[str, list[Path]]]] = {}

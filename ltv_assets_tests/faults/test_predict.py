@@ -94,6 +94,28 @@ def test_predict_names_what_it_leaves_out(fault: Fault, world: World) -> None:
     assert len(days[0].files) == 4
 
 
+def test_predict_follows_a_link_to_what_it_may_be_given(world: World) -> None:
+    for number, source in enumerate((world.data, file(world, 2).parent, file(world, 2))):
+        link = world.root / f"link{number}"
+        link.symlink_to(source)
+        assert inspect_source(link) == inspect_source(source)
+
+
+@fault(
+    "files",
+    "a file outside an hourly folder, ltv predict",
+    answer="reject",
+    message="<file>: expected a file in a folder such as datetime=2025-10-01-00-00, found it in <folder>",
+)
+def test_predict_refuses_a_file_without_an_hour(fault: Fault, world: World) -> None:
+    """Hours further down are not its hours."""
+    lone = world.data / "lone.parquet"
+    shutil.copy(file(world, 0), lone)
+    with pytest.raises(DataError) as raised:
+        inspect_source(lone)
+    assert fault.told(str(raised.value)) == {"file": str(lone), "folder": "data"}
+
+
 @fault(
     "output",
     "scores among the impressions, ltv predict",
