@@ -384,7 +384,7 @@ class _Reading:
             words, items = words.filter(named), items.filter(named)
         values = convert(self._json_texts(items) if as_json and not nested else items)
         if not nested:
-            values = self._finite(values)
+            values = self._finite(values, largest=FLOAT32_MAX)
         return pa.MapArray.from_arrays(pa.array(offsets), words, values, mask=_mask(valid))
 
     def _json_list(self, array: pa.Array) -> tuple[Mask, Offsets, pa.Array]:

@@ -170,8 +170,29 @@ def bad_text(world: World) -> None:
     "values",
     "NaN or infinite value in a feature",
     answer="degrade",
-    message="cpm: <count> NaN or infinite values, taken as missing",
+    message="cpm: <count> NaN, infinite or too large values, taken as missing",
     inject=of_row("cpm", [("a", math.inf)]),
+)
+@fault(
+    "values",
+    "value of a map beyond 3.4e38",
+    answer="degrade",
+    message="cpm: <count> NaN, infinite or too large values, taken as missing",
+    inject=of_row("cpm", [("a", 1e39), ("b", 1.0)]),
+)
+@fault(
+    "values",
+    "milliseconds where seconds were expected",
+    answer="degrade",
+    message="last_buy: <count> of these timestamps are too large for seconds; deliver unix seconds, not milliseconds",
+    inject=of_row("last_buy", (START - 3600) * 1000),
+)
+@fault(
+    "values",
+    "microseconds in a map where seconds were expected",
+    answer="degrade",
+    message="last_buy_ts_bundle: <count> of these timestamps are too large for seconds; deliver unix seconds, not milliseconds",
+    inject=of_row("last_buy_ts_bundle", [("a", (START - 3600) * 10**6)]),
 )
 @fault(
     "values",
