@@ -439,6 +439,7 @@ class _Reading:
 
     def _json_texts(self, elements: pa.Array) -> pa.Array:
         """The texts of JSON values that are texts or numbers; NULL stays NULL, everything else is lost."""
+        elements = _plain(elements)
         if len(elements) == 0:
             return pa.nulls(0, pa.string())
         valid = "SELECT CASE WHEN json_valid(t) THEN t END AS j FROM cells"
@@ -519,7 +520,9 @@ def _list_parts(array: pa.Array) -> tuple[Mask, Offsets, pa.Array]:
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    elements = _plain(array.flatten())
+    elements = array.flatten()
+    if not isinstance(elements.type, pa.JsonType):
+        elements = _plain(elements)
     if pa.types.is_struct(elements.type) and elements.type.num_fields == 1:
         elements = elements.flatten()[0]
     return _valid(array), offsets, elements

@@ -180,6 +180,7 @@ def _label_reasons() -> list[tuple[str, str, str]]:
     reasons = [
         (f"{d7} IS NULL", "iap_revenue_d7 missing", d7),
         ("raw_buyer_d7 IS NULL", "buyer_d7 missing", "raw_buyer_d7"),
+        ("raw_buyer_d7 NOT IN (0, 1)", "buyer_d7 neither 0 nor 1", "raw_buyer_d7"),
     ]
     for name in REVENUE_LABELS:
         x = f"label_{name}"

@@ -42,6 +42,13 @@ LONGER = {"iap_revenue_d14": 9.0, "iap_revenue_d28": 9.0}
 @fault("values", "row_id twice across hours", answer="quarantine", message=REPORT + "row_id repeated", inject={"row_id": f"{DAY}-0-7"})
 @fault("values", "revenue null", answer="quarantine", message=REPORT + "iap_revenue_d7 missing", inject={"iap_revenue_d7": None})
 @fault("values", "payer flag null", answer="quarantine", message=REPORT + "buyer_d7 missing", inject={"buyer_d7": None})
+@fault(
+    "values",
+    "payer flag that is a count",
+    answer="quarantine",
+    message=REPORT + "buyer_d7 neither 0 nor 1",
+    inject={"buyer_d7": 2},
+)
 @fault("values", "revenue NaN", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.nan})
 @fault("values", "revenue infinite", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.inf})
 @fault("values", "revenue negative", answer="quarantine", message=REPORT + "iap_revenue_d7 negative", inject={"iap_revenue_d7": -0.01})

@@ -248,6 +248,10 @@ FORMS: dict[str, tuple[Typed, Cell]] = {
     "text of the JSON type": typed(words, pa.json_(), json.dumps),
     "numbers of the JSON type": typed(scalar_number, pa.json_(), json.dumps),
     "moments of the JSON type": typed(moment, pa.json_(), lambda v: json.dumps(iso(WEST)(v))),
+    "lists of the JSON type": (
+        lambda column: pa.list_(pa.json_()) if column.type == "list<string>" else None,
+        lambda c, v: [json.dumps(x) for x in v],
+    ),
     "row_id of the JSON type": typed(lambda c: c.name == "row_id", pa.json_(), json.dumps),
     "maps with hours as whole numbers": (
         lambda column: pa.map_(pa.int8(), pa.float64()) if column.keyed_by == "hour" else None,
@@ -290,6 +294,11 @@ def table_of(rows: list[Row], form: tuple[Typed, Cell] | None) -> pa.Table:
             values = [None if v is None else form[1](column, v) for v in values]
         kind = kind or usual(column)
         storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        if pa.types.is_list(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
+            lists = pa.array(values, pa.list_(kind.value_type.storage_type))
+            elements = pa.ExtensionArray.from_storage(kind.value_type, lists.values)
+            arrays.append(pa.ListArray.from_arrays(lists.offsets, elements, mask=lists.is_null()))
+            continue
         array = pa.array(values, storage)
         arrays.append(array if storage is kind else pa.ExtensionArray.from_storage(kind, array))
     return pa.table(arrays, names=[column.name for column in COLUMNS])
