@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.columns import Column
 from ltv_assets.features.canonical import FLOAT32_MAX
-from ltv_assets.features.sql import OLDEST_TIMESTAMP
+from ltv_assets.features.sql import DISTANT_TIMESTAMP, OLDEST_TIMESTAMP
 from ltv_assets.features.statistics import kind_of
 
 Floats = NDArray[np.float64]
@@ -256,6 +256,7 @@ def _timestamp_statistics(name: str, entries: Entries, own: OwnKey | None, hour_
     assert value is not None
     future, ancient = value > hour_start[entries.row], value < OLDEST_TIMESTAMP
     counts[f"_future_{name}"], counts[f"_ancient_{name}"] = int(np.count_nonzero(future)), int(np.count_nonzero(ancient))
+    counts[f"_distant_{name}"] = int(np.count_nonzero(value[future] > DISTANT_TIMESTAMP)) if counts[f"_future_{name}"] else 0
     entries = entries.select(~(future | ancient | np.isnan(value)))
 
     def days_ago(when: Sparse) -> Sparse:

@@ -35,12 +35,14 @@ FLOAT32_MAX = 3.4028234663852886e38
 TEXT = pa.dictionary(pa.int32(), pa.string())
 _NUMBERS = pa.map_(TEXT, pa.float64())
 
+# The white space of the SQL engine's patterns; Python's has more characters.
+_SPACE = r"[ \t\n\f\r]"
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?"
 _OFFSET = r"Z|UTC|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?"
-TIMESTAMP_TEXT = rf"\s*[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_TIME}\s?(?:{_OFFSET})?)?\s*"
+TIMESTAMP_TEXT = rf"{_SPACE}*[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:[T ]{_TIME}{_SPACE}?(?:{_OFFSET})?)?{_SPACE}*"
 """Text that is read as a moment: ISO 8601 with or without a time and an offset; without an offset it is UTC."""
 
-NUMBER_TEXT = r"\s*[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))\s*"
+NUMBER_TEXT = rf"{_SPACE}*[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:nan|inf|infinity)){_SPACE}*"
 """Text that is read as a number; a comma, a unit or a thousands separator does not match."""
 
 _NUMBER = re.compile(NUMBER_TEXT, re.ASCII)
@@ -150,7 +152,7 @@ def read_column(column: Column, array: pa.Array, query: Query) -> tuple[pa.Array
             "nested_counts": lambda a: reading.maps(a, lambda inner: reading.maps(inner, reading.numbers), nested=True),
             "nested_timestamps": lambda a: reading.maps(a, lambda inner: reading.maps(inner, reading.timestamps), nested=True),
             "timestamp_map": lambda a: reading.maps(a, reading.timestamps),
-        }.get(kind, lambda a: reading.maps(a, reading.numbers))(array)
+        }.get(kind, lambda a: reading.maps(a, reading.numbers, hours=column.keyed_by == "hour"))(array)
     return values, reading.findings
 
 
@@ -210,7 +212,7 @@ class _Reading:
 
     def numbers(self, array: pa.Array) -> pa.Array:
         """Doubles from numbers of any width, booleans, or their text."""
-        array = _plain(array)
+        array = self._scalar(array)
         kind = array.type
         if pa.types.is_dictionary(kind):
             return self._through_dictionary(array, self._numbers_and_losses)
@@ -220,7 +222,7 @@ class _Reading:
 
     def timestamps(self, array: pa.Array) -> pa.Array:
         """Unix seconds as doubles, from numbers of seconds, timestamps and dates of any unit and zone, or the text of either."""
-        array = _plain(array)
+        array = self._scalar(array)
         if pa.types.is_dictionary(array.type):
             return self._through_dictionary(array, self._timestamps_and_losses)
         values, lost = self._timestamps_and_losses(array)
@@ -243,14 +245,13 @@ class _Reading:
     def _timestamps_and_losses(self, array: pa.Array) -> tuple[pa.Array, Mask | None]:
         kind = array.type
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            unit = pa.timestamp("us", tz=getattr(kind, "tz", None))
-            return pc.divide(array.cast(unit, safe=False).cast(pa.int64()).cast(pa.float64(), safe=False), 1e6), None
+            return _seconds(array), None
         if _is_text(kind):
             numbers, no_number = self._numbers_and_losses(array)
             if no_number is None or not no_number.any():
                 return numbers, None
             moments, no_moment = self._parsed(
-                array, "epoch(try_cast(regexp_replace(trim(t), ' ([+-])', '\\1') AS TIMESTAMPTZ))", TIMESTAMP_TEXT
+                array, "epoch(try_cast(replace(regexp_replace(trim(t), ' ([-+U])', '\\1'), 'UTC', 'Z') AS TIMESTAMPTZ))", TIMESTAMP_TEXT
             )
             return pc.coalesce(numbers, moments), None if no_moment is None else no_number & no_moment
         return self._numbers_and_losses(array)
@@ -287,17 +288,21 @@ class _Reading:
 
     # --------------------------------------------------------------------------------------------------------- texts
 
+    def _scalar(self, array: pa.Array) -> pa.Array:
+        """The array without an extension type; of the JSON type the texts of its values, which is not the text of the JSON."""
+        return self._json_texts(array.storage) if isinstance(array.type, pa.JsonType) else _plain(array)
+
     def _texts(self, array: pa.Array, *, keep_illegible: bool = False) -> pa.Array:
         """A string or dictionary-of-string array of any scalar that has a text."""
-        array = _plain(array)
+        array = self._scalar(array)
         kind = array.type
         if pa.types.is_dictionary(kind) and not keep_illegible:
-            if array.dictionary.null_count:
+            if array.dictionary.null_count or not _is_text(kind.value_type):
                 return self._texts(array.dictionary_decode())
-            before = self.findings.unreadable
             words = pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), self._texts_counted(array.dictionary, array.indices))
-            # Replaced bytes can make two dictionary values equal; equal values must share a code.
-            return words if self.findings.unreadable == before else words.dictionary_decode().dictionary_encode()
+            # Equal values must share a code. Some writers repeat a value, and replaced bytes can make two values equal.
+            distinct = pc.count_distinct(words.dictionary).as_py() == len(words.dictionary)
+            return words if distinct else words.dictionary_decode().dictionary_encode()
         if pa.types.is_dictionary(kind):
             array = array.dictionary_decode()
         return self._texts_counted(array, None, keep_illegible=keep_illegible)
@@ -347,6 +352,10 @@ class _Reading:
             return pa.nulls(len(array), pa.string())
         if pa.types.is_float16(kind):
             array = array.cast(pa.float32())
+        if pa.types.is_floating(kind):
+            finite = pc.is_finite(array)
+            self.findings.nonfinite += len(finite) - finite.null_count - finite.true_count
+            array = pc.if_else(finite, array, pa.scalar(None, array.type))
         return self._query("SELECT t::VARCHAR AS t FROM cells", pa.table({"t": array})).column("t").combine_chunks().cast(pa.string())
 
     # ------------------------------------------------------------------------------------------------ lists and maps
@@ -360,12 +369,12 @@ class _Reading:
             valid, offsets, elements = _list_parts(array)
         return pa.ListArray.from_arrays(pa.array(offsets), self.texts(elements), mask=_mask(valid))
 
-    def maps(self, array: pa.Array, convert: Callable[[pa.Array], pa.Array], *, nested: bool = False) -> pa.MapArray:
+    def maps(self, array: pa.Array, convert: Callable[[pa.Array], pa.Array], *, nested: bool = False, hours: bool = False) -> pa.MapArray:
         """Maps from any map layout, list of key and value, or the JSON text of either; ``convert`` reads the values."""
         array = _plain(array)
         as_json = pa.types.is_dictionary(array.type) or _is_text(array.type)
         valid, offsets, keys, items = self._json_map(array) if as_json else _map_parts(array)
-        words = self.texts(keys)
+        words = _two_digits(self.texts(keys)) if hours else self.texts(keys)
         if words.null_count:
             nameless = ~_valid(words)
             # Without a key an entry belongs to nothing; in JSON it is an element that is no pair.
@@ -375,7 +384,7 @@ class _Reading:
             words, items = words.filter(named), items.filter(named)
         values = convert(self._json_texts(items) if as_json and not nested else items)
         if not nested:
-            values = self._finite(values)
+            values = self._finite(values, largest=FLOAT32_MAX)
         return pa.MapArray.from_arrays(pa.array(offsets), words, values, mask=_mask(valid))
 
     def _json_list(self, array: pa.Array) -> tuple[Mask, Offsets, pa.Array]:
@@ -430,11 +439,14 @@ class _Reading:
 
     def _json_texts(self, elements: pa.Array) -> pa.Array:
         """The texts of JSON values that are texts or numbers; NULL stays NULL, everything else is lost."""
+        elements = _plain(elements)
         if len(elements) == 0:
             return pa.nulls(0, pa.string())
-        found = self._query("SELECT json_type(t) AS kind, t ->> '$' AS v FROM cells", pa.table({"t": elements.cast(pa.string())}))
+        valid = "SELECT CASE WHEN json_valid(t) THEN t END AS j FROM cells"
+        found = self._query(f"SELECT json_type(j) AS kind, j ->> '$' AS v FROM ({valid})", pa.table({"t": elements.cast(pa.string())}))
         names = found.column("kind").combine_chunks()
         lost = pc.is_in(names, pa.array(["BOOLEAN", "OBJECT", "ARRAY"], names.type)).to_numpy(zero_copy_only=False)
+        lost |= _valid(elements) & ~_valid(names)
         self._lose(lost, elements)
         values = found.column("v").combine_chunks().cast(pa.string())
         return pc.if_else(pa.array(lost), pa.scalar(None, pa.string()), values) if lost.any() else values
@@ -467,6 +479,26 @@ def _shown(value: pa.Scalar) -> object:
     return found.decode("utf-8", errors="backslashreplace") if isinstance(found, bytes) else found
 
 
+def _seconds(array: pa.Array) -> pa.Array:
+    """Unix seconds of timestamps and dates, converted as doubles, because whole numbers of a smaller unit can overflow."""
+    kind = array.type
+    if pa.types.is_date32(kind):
+        return pc.multiply(array.cast(pa.int32()).cast(pa.float64()), 86400.0)
+    unit = "ms" if pa.types.is_date64(kind) else kind.unit
+    if unit == "ns":
+        unit, array = "us", array.cast(pa.timestamp("us", tz=kind.tz), safe=False)
+    return pc.divide(array.cast(pa.int64()).cast(pa.float64(), safe=False), {"s": 1.0, "ms": 1e3, "us": 1e6}[unit])
+
+
+def _two_digits(words: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Hours of the day as the contract writes them: the keys 5, 5.0 and 05 are one."""
+    hours = pc.replace_substring_regex(words.dictionary, r"^([0-9]{1,2})\.0$", r"\1")
+    hours = pc.replace_substring_regex(hours, r"^([0-9])$", r"0\1")
+    if hours.equals(words.dictionary):
+        return words
+    return pa.DictionaryArray.from_arrays(words.indices, hours).dictionary_decode().dictionary_encode()
+
+
 def _uuid_texts(storage: pa.FixedSizeBinaryArray) -> pa.Array:
     """The usual text of UUIDs: 8-4-4-4-12 lower-case hexadecimal digits."""
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -488,7 +520,9 @@ def _list_parts(array: pa.Array) -> tuple[Mask, Offsets, pa.Array]:
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    elements = _plain(array.flatten())
+    elements = array.flatten()
+    if not isinstance(elements.type, pa.JsonType):
+        elements = _plain(elements)
     if pa.types.is_struct(elements.type) and elements.type.num_fields == 1:
         elements = elements.flatten()[0]
     return _valid(array), offsets, elements

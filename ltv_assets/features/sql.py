@@ -28,6 +28,9 @@ from ltv_assets.features.statistics import CYCLE_LENGTH, MONTHS, OWN_KEY, availa
 OLDEST_TIMESTAMP = 946684800
 """2000-01-01 00:00:00 UTC: earlier timestamps are placeholders, not events."""
 
+DISTANT_TIMESTAMP = 1e11
+"""The year 5138: later timestamps are milliseconds or smaller units, taken for seconds."""
+
 ABSURD_REVENUE = 1e9
 ROUNDING_USD = 0.005
 """Largest difference (or a millionth of the amount) by which a longer horizon may be below a shorter one: rounding to cents."""
@@ -135,9 +138,10 @@ def explain_sql(registry: Registry, column: str) -> str:
 
 
 def counts(columns: Sequence[str]) -> Steps:
-    """Return the columns that count impossible timestamps: ``_future_<c>`` after the hour began, ``_ancient_<c>`` before 2000."""
+    """Return the columns that count impossible timestamps: ``_future_<c>`` after the hour began, ``_distant_<c>`` too large for seconds,
+    ``_ancient_<c>`` before 2000."""
     moments = [name for name in columns if kind_of(BY_NAME[name]) == "timestamp"]
-    return {f"_{when}_{name}": f"{when}_{name}" for name in moments for when in ("future", "ancient")}
+    return {f"_{when}_{name}": f"{when}_{name}" for name in moments for when in ("future", "distant", "ancient")}
 
 
 def verdict(labelled: bool) -> Steps:
@@ -176,6 +180,7 @@ def _label_reasons() -> list[tuple[str, str, str]]:
     reasons = [
         (f"{d7} IS NULL", "iap_revenue_d7 missing", d7),
         ("raw_buyer_d7 IS NULL", "buyer_d7 missing", "raw_buyer_d7"),
+        ("raw_buyer_d7 NOT IN (0, 1)", "buyer_d7 neither 0 nor 1", "raw_buyer_d7"),
     ]
     for name in REVENUE_LABELS:
         x = f"label_{name}"
@@ -233,9 +238,10 @@ def _contract_steps() -> Steps:
             number = f"try_cast({quoted} AS DOUBLE)"
             steps[f"raw_{name}"] = f"CASE WHEN abs({number}) <= {FLOAT32_MAX!r} THEN {number} END" if kind == "number" else number
         else:
-            inner = f"list_transform(map_values({quoted}), lambda e: map_values(e)::DOUBLE[])"
+            usable = f"list_transform(map_values({{}})::DOUBLE[], lambda x: CASE WHEN abs(x) <= {FLOAT32_MAX!r} THEN x END)"
+            inner = f"list_transform(map_values({quoted}), lambda e: {usable.format('e')})"
             steps[f"raw_{name}_keys"] = f"map_keys({quoted})"
-            steps[f"raw_{name}_values"] = inner if kind.startswith("nested") else f"map_values({quoted})::DOUBLE[]"
+            steps[f"raw_{name}_values"] = inner if kind.startswith("nested") else usable.format(quoted)
     return steps
 
 
@@ -273,6 +279,7 @@ def _column_steps(column: Column, registry: Registry) -> Steps:
         steps |= {
             f"valid_{c}": f"CASE WHEN raw_{c} BETWEEN {OLDEST_TIMESTAMP} AND hour_start THEN raw_{c} END",
             f"future_{c}": f"CASE WHEN raw_{c} > hour_start THEN 1 END",
+            f"distant_{c}": f"CASE WHEN raw_{c} > {DISTANT_TIMESTAMP!r} THEN 1 END",
             f"ancient_{c}": f"CASE WHEN raw_{c} < {OLDEST_TIMESTAMP} THEN 1 END",
         }
     elif kind == "number":

@@ -20,7 +20,7 @@ from ltv_assets.core.errors import ConfigError, DataError, StaleError
 
 Split = Literal["train", "test"]
 
-HOUR_FOLDER = re.compile(r"^datetime=(\d{4})-(\d{2})-(\d{2})-(\d{2})-00$")
+HOUR_FOLDER = re.compile(r"datetime=(\d{4})-(\d{2})-(\d{2})-(\d{2})-00", re.ASCII)
 FALLBACK_FIRST_DAY = date(2025, 10, 1)
 FALLBACK_LAST_DAY = date(2025, 10, 11)
 
@@ -46,7 +46,7 @@ def parse_day(key: str) -> date:
 
 def hour_of_folder(name: str) -> tuple[date, int] | None:
     """(day, hour) of a folder named ``datetime=YYYY-MM-DD-HH-00``; None for any other name or an invalid hour."""
-    match = HOUR_FOLDER.match(name)
+    match = HOUR_FOLDER.fullmatch(name)
     if match is None:
         return None
     year, month, day, hour = (int(g) for g in match.groups())

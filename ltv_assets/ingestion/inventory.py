@@ -157,7 +157,8 @@ def scan_hours(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     hours: dict[str, Path] = {}
     others: list[Path] = []
     for entry in os.scandir(folder):
-        if entry.is_dir() and hour_of_folder(entry.name) is not None:
+        # Unlike that of the entry, this answers False for a symbolic link to itself.
+        if hour_of_folder(entry.name) is not None and Path(entry).is_dir():
             hours[entry.name.removeprefix("datetime=")] = Path(entry.path)
         elif not entry.name.startswith(HIDDEN):
             others.append(Path(entry.path))
@@ -184,13 +185,23 @@ def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
         within = [] if hours else [other for other in others if other.is_dir() and other.resolve() not in seen]
         seen |= {other.resolve() for other in within}
         waiting += within
-        left_out += [other for other in others if hours or (other.suffix == ".parquet" and other not in within)]
+        left_out += [other for other in others if hours or (other.suffix.lower() == ".parquet" and other not in within)]
     return found, left_out
 
 
 def not_an_hour(path: Path) -> str:
     """Message for an entry among hourly folders that is not an hour."""
-    return f"{path}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
+    return f"{_as_text(path)}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
+
+
+def _as_text(path: Path) -> str:
+    """A path as text; of a name that is not UTF-8 the bytes, escaped, because tables and messages cannot hold it."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def name_below(root: Path, path: Path) -> str:
+    """Name of a raw file in the inventory: its path below the root."""
+    return _as_text(path.relative_to(root))
 
 
 def hourly_folders(config: Config, split: Split) -> dict[str, Path]:
@@ -265,16 +276,22 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cache: HashCache, schemas: dict[str, pa.Schema]) -> FileRecord:
-    relative = str(path.relative_to(root))
+    relative = name_below(root, path)
     size = path.lstat().st_size
 
     def quarantined(reason: str, sha256: str | None = None) -> FileRecord:
         return FileRecord(day, split, key, relative, None, size, None, sha256, "quarantined", reason)
 
+    if relative != str(path.relative_to(root)):
+        return quarantined("its name is not UTF-8; rename the file")
+    if path.is_symlink() and not path.exists():
+        return quarantined("symbolic link to nothing; copy the file instead")
     if not path.resolve().is_relative_to(root.resolve()):
         return quarantined("symbolic link that leaves the data root; copy the file instead")
     if path.is_dir():
         return quarantined("folder where a parquet file was expected")
+    if not path.is_file():
+        return quarantined("pipe, socket or device where a parquet file was expected")
     if path.suffix != ".parquet":
         return quarantined(f"expected a .parquet file, found {path.suffix or 'no suffix'} (an unfinished upload?)")
     if size == 0:
@@ -375,6 +392,8 @@ def _compare_schemas(
         similar = similar_name(name, unknown)
         hint = f"; {similar} has a similar name, and is ignored" if similar is not None else ""
         warnings.append(f"column {name} is missing in {where(files)}: read as NULL{hint}")
+    if "datetime" in present:
+        warnings.append("column datetime is ignored: the hour of an impression is that of its folder's name")
     if unknown:
         warnings.append(f"unexpected columns are ignored: {_shorten(sorted(unknown))}")
     if split == "test" and present & set(LABEL_NAMES):

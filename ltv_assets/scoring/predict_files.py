@@ -49,10 +49,12 @@ class Scored:
 def inspect_source(source: Path) -> tuple[list[DayInventory], list[str]]:
     """(inventories of the days below ``source`` in order, warnings); by the rules of a day of the graph, wherever the hours lie.
 
-    ``source`` is a folder above hourly folders, one hourly folder or one file in it.
+    ``source`` is a folder above hourly folders, one hourly folder or one file in it, or a symbolic link to one of them.
     Raises DataError if there is no hour, naming what was expected.
     """
-    source = source.absolute()
+    source = source.resolve() if source.is_symlink() else source.absolute()
+    if source.is_file() and hour_of_folder(source.parent.name) is None:
+        raise DataError(f"{source}: expected a file in a folder such as datetime=2025-10-01-00-00, found it in {source.parent.name}")
     single = source.is_file() or hour_of_folder(source.name) is not None
     found, left_out = find_hours(source.parent if source.is_file() else source)
     days: dict[date, list[tuple[str, list[Path]]]] = {}
@@ -75,6 +77,7 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     """
     if target.suffix not in (".csv", ".parquet"):
         raise DataError(f"{target}: expected a file ending in .csv or .parquet")
+    refuse_among_impressions(target)
     champion = project.lineage().champion()
     if window is None and champion is None:
         raise StaleError(f"no champion in {project.warehouse.root} yet; run `ltv run` first, or name a window with --window")
@@ -98,6 +101,13 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
         progress(len(days), len(days))
     scored.warnings = list(dict.fromkeys(scored.warnings))
     return scored
+
+
+def refuse_among_impressions(target: Path) -> None:
+    """Raise DataError if a file would be written into an hourly folder, over impressions or to be read as impressions."""
+    hour = next((folder for folder in target.resolve().parents if hour_of_folder(folder.name) is not None), None)
+    if hour is not None:
+        raise DataError(f"{target}: expected a file outside the impressions, found it in the hourly folder {hour.name}; give another --out")
 
 
 def refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:

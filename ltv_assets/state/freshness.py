@@ -19,7 +19,7 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.core.hashing import json_hash, sha256_hex
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
-from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders
+from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders, name_below
 from ltv_assets.storage.champion import Champion, champion_in_use
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
@@ -210,7 +210,7 @@ class Lineage:
         """
         day = parse_day(key)
         cache = HashCache.load(hash_cache_path(self.warehouse, day))
-        now = {str(p.relative_to(self.config.data.root)): p for p in candidate_files(self.config, self.horizon, day)}
+        now = {name_below(self.config.data.root, p): p for p in candidate_files(self.config, self.horizon, day)}
         before = {row["path"]: row for row in _read_inventory(self.warehouse, key)}
         for path in sorted(now.keys() | before.keys()):
             if path not in before:

@@ -25,6 +25,7 @@ from ltv_assets.defs.asset_checks.ingestion import files_readable
 from ltv_assets.ingestion.calendar import discover
 from ltv_assets.ingestion.footers import Footer, FooterReader
 from ltv_assets.ingestion.inventory import HashCache, inspect_day, refuse_unsound
+from ltv_assets.scoring.predict_files import inspect_source
 from ltv_assets.state.project import Project
 from ltv_assets_tests.faults import fuzz
 from ltv_assets_tests.faults.catalogue import Fault, fault
@@ -75,6 +76,27 @@ def link_outside(path: Path) -> None:
 def folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_pipe(path: Path) -> None:
+    """Whoever opens it waits for a writer."""
+    path.unlink()
+    os.mkfifo(path.with_name(".pipe"))
+    path.symlink_to(".pipe")
+
+
+def illegible_name(path: Path) -> None:
+    path.rename(path.with_name("part-\udcff.parquet"))
 
 
 def same_again(path: Path) -> None:
@@ -211,6 +233,30 @@ def contradicting_histograms(path: Path) -> None:
     message="<file>: column chunk <column> lies beyond the data of the file; it was cut or pasted together",
     inject=pasted,
 )
+@fault(
+    "files",
+    "symbolic link to itself or to nothing",
+    answer="quarantine",
+    message="<file>: symbolic link to nothing; copy the file instead",
+    inject=link_to_itself,
+)
+@fault(
+    "files",
+    "pipe named like a file",
+    answer="quarantine",
+    message="<file>: pipe, socket or device where a parquet file was expected",
+    inject=pipe,
+)
+@fault(
+    "files",
+    "symbolic link to a pipe",
+    answer="quarantine",
+    message="<file>: pipe, socket or device where a parquet file was expected",
+    inject=link_to_pipe,
+)
+@fault(
+    "files", "name that is not UTF-8", answer="quarantine", message="<file>: its name is not UTF-8; rename the file", inject=illegible_name
+)
 def test_broken_file_is_set_aside_with_its_reason(fault: Fault, world: World) -> None:
     damage: Callable[[Path], None] = fault.inject
     damage(world.file(2))
@@ -220,6 +266,7 @@ def test_broken_file_is_set_aside_with_its_reason(fault: Fault, world: World) ->
         table, _ = world.flatten()
     (bad,) = findings.problems
     assert fault.told(bad)["file"].startswith(relative(2, ""))
+    assert world.inspect().table().num_rows == 4 + extra
     hours = {h[-5:-3] for h in table.column("datetime").to_pylist()}
     assert hours == ({"00", "01", "02", "03"} if extra else {"00", "01", "03"})
     assert table.num_rows == (4 if extra else 3) * ROWS
@@ -256,6 +303,46 @@ def test_markers_and_hidden_files_are_no_data(world: World) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- hours, days
+
+
+def hour_that_is_itself(hours: Path) -> Path:
+    link = hours / "datetime=2025-10-01-09-00"
+    link.symlink_to(link.name)
+    return link
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "datetime=2025-10-01 05:00:00",
+        "datetime=2025-10-01-05-00\n",
+        "datetime=2025-10-01-05-00 ",
+        "datetime%3D2025-10-01-05-00",
+        "Datetime=2025-10-01-05-00",
+        "datetime=2025-10-01-05-30",
+        "datetime=2025-10-01-5-00",
+        "datetime=２０２５-10-01-05-00",
+        "datetime=__HIVE_DEFAULT_PARTITION__",
+        "date=2025-10-01/hour=05",
+        "not UTF-8 \udcff",
+        hour_that_is_itself,
+    ],
+    ids=ascii,
+)
+def test_folder_of_another_layout_is_named_and_left_out(world: World, name: str | Callable[[Path], Path]) -> None:
+    hours = world.file(0).parent.parent
+    if isinstance(name, str):
+        (hours / name).mkdir(parents=True)
+        shutil.copy(world.file(0), hours / name / "other.parquet")
+        entry = (hours / name.split("/")[0]).name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    else:
+        entry = name(hours).name
+    expected = f"{hours / entry}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
+    assert world.check().problems == [expected]
+    days, warnings = inspect_source(world.data)
+    assert warnings == [f"{expected}; it is left out"]
+    assert [len(day.files) for day in days] == [4]
+    assert world.flatten()[0].num_rows == 4 * ROWS
 
 
 def remove_hour(world: World) -> None:

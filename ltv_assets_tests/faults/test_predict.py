@@ -11,9 +11,10 @@ import pytest
 from ltv_assets.core.config import DataConfig
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.inventory import DayInventory
-from ltv_assets.scoring.predict_files import inspect_source, refuse_unusable
+from ltv_assets.scoring.predict_files import inspect_source, predict_folder, refuse_unusable
 from ltv_assets_tests.faults import test_files as damages
 from ltv_assets_tests.faults.catalogue import Fault, fault
+from ltv_assets_tests.faults.evidence import tree
 from ltv_assets_tests.faults.world import DAY, World, edit, hour_key
 
 
@@ -91,6 +92,45 @@ def test_predict_names_what_it_leaves_out(fault: Fault, world: World) -> None:
     days, warnings = inspect_source(world.data)
     assert fault.told(warnings) == {"entry": str(hours / "backup")}
     assert len(days[0].files) == 4
+
+
+def test_predict_follows_a_link_to_what_it_may_be_given(world: World) -> None:
+    for number, source in enumerate((world.data, file(world, 2).parent, file(world, 2))):
+        link = world.root / f"link{number}"
+        link.symlink_to(source)
+        assert inspect_source(link) == inspect_source(source)
+
+
+@fault(
+    "files",
+    "a file outside an hourly folder, ltv predict",
+    answer="reject",
+    message="<file>: expected a file in a folder such as datetime=2025-10-01-00-00, found it in <folder>",
+)
+def test_predict_refuses_a_file_without_an_hour(fault: Fault, world: World) -> None:
+    """Hours further down are not its hours."""
+    lone = world.data / "lone.parquet"
+    shutil.copy(file(world, 0), lone)
+    with pytest.raises(DataError) as raised:
+        inspect_source(lone)
+    assert fault.told(str(raised.value)) == {"file": str(lone), "folder": "data"}
+
+
+@fault(
+    "output",
+    "scores among the impressions, ltv predict",
+    answer="reject",
+    message="<target>: expected a file outside the impressions, found it in the hourly folder <hour>; give another --out",
+)
+def test_predict_writes_nothing_among_impressions(fault: Fault, world: World) -> None:
+    link = world.root / "scores"
+    link.symlink_to(file(world, 1).parent)
+    before = tree(world.data)
+    for target in (file(world, 1), file(world, 1).with_name("scores.csv"), link / "scores.csv", link / "new" / "scores.parquet"):
+        with pytest.raises(DataError) as raised:
+            predict_folder(world.project, world.data, target, window=None, progress=lambda done, total: None)
+        assert fault.told(str(raised.value)) == {"target": str(target), "hour": f"datetime={hour_key(1)}"}
+    assert tree(world.data) == before
 
 
 @fault(

@@ -142,6 +142,21 @@ def test_unexpected_column_is_named_and_ignored(fault: Fault, world: World) -> N
 
 @fault(
     "schema",
+    "the hour as a column of the file too",
+    answer="degrade",
+    message="column datetime is ignored: the hour of an impression is that of its folder's name",
+)
+def test_hour_of_a_column_is_named_and_ignored(fault: Fault, world: World) -> None:
+    whole, _ = world.flatten()
+    edit(world.file(1), lambda table: table.append_column("datetime", pa.array([f"{DAY}-09-00"] * table.num_rows)))
+    findings = world.check()
+    assert findings.problems == []
+    fault.told(findings.warnings)
+    assert world.flatten()[0].equals(whole)
+
+
+@fault(
+    "schema",
     "a column that hides one of the engine's",
     answer="quarantine",
     message="<file>: column <column> has a name that is reserved; deliver the file without it",

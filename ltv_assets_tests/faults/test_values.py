@@ -42,6 +42,13 @@ LONGER = {"iap_revenue_d14": 9.0, "iap_revenue_d28": 9.0}
 @fault("values", "row_id twice across hours", answer="quarantine", message=REPORT + "row_id repeated", inject={"row_id": f"{DAY}-0-7"})
 @fault("values", "revenue null", answer="quarantine", message=REPORT + "iap_revenue_d7 missing", inject={"iap_revenue_d7": None})
 @fault("values", "payer flag null", answer="quarantine", message=REPORT + "buyer_d7 missing", inject={"buyer_d7": None})
+@fault(
+    "values",
+    "payer flag that is a count",
+    answer="quarantine",
+    message=REPORT + "buyer_d7 neither 0 nor 1",
+    inject={"buyer_d7": 2},
+)
 @fault("values", "revenue NaN", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.nan})
 @fault("values", "revenue infinite", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.inf})
 @fault("values", "revenue negative", answer="quarantine", message=REPORT + "iap_revenue_d7 negative", inject={"iap_revenue_d7": -0.01})
@@ -170,8 +177,29 @@ def bad_text(world: World) -> None:
     "values",
     "NaN or infinite value in a feature",
     answer="degrade",
-    message="cpm: <count> NaN or infinite values, taken as missing",
+    message="cpm: <count> NaN, infinite or too large values, taken as missing",
     inject=of_row("cpm", [("a", math.inf)]),
+)
+@fault(
+    "values",
+    "value of a map beyond 3.4e38",
+    answer="degrade",
+    message="cpm: <count> NaN, infinite or too large values, taken as missing",
+    inject=of_row("cpm", [("a", 1e39), ("b", 1.0)]),
+)
+@fault(
+    "values",
+    "milliseconds where seconds were expected",
+    answer="degrade",
+    message="last_buy: <count> of these timestamps are too large for seconds; deliver unix seconds, not milliseconds",
+    inject=of_row("last_buy", (START - 3600) * 1000),
+)
+@fault(
+    "values",
+    "microseconds in a map where seconds were expected",
+    answer="degrade",
+    message="last_buy_ts_bundle: <count> of these timestamps are too large for seconds; deliver unix seconds, not milliseconds",
+    inject=of_row("last_buy_ts_bundle", [("a", (START - 3600) * 10**6)]),
 )
 @fault(
     "values",

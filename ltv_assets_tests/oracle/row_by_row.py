@@ -71,7 +71,7 @@ def tidy(value: Any) -> Any:
 
 
 def usable(pairs: Pairs) -> Pairs:
-    return [(k, float(v)) for k, v in pairs if v is not None and math.isfinite(v)]
+    return [(k, float(v)) for k, v in pairs if v is not None and abs(v) <= 3.4028234663852886e38]
 
 
 def numbers(pairs: Pairs | None, own: str | None) -> dict[str, Any]:

@@ -245,6 +245,22 @@ FORMS: dict[str, tuple[Typed, Cell]] = {
     "JSON as bytes": json_form(pa.binary(), json_object, lambda v: json.dumps(v, ensure_ascii=False).encode()),
     "JSON encoded twice": json_form(pa.string(), json_object, lambda v: json.dumps(json.dumps(v))),
     "JSON as dictionary": json_form(pa.dictionary(pa.int32(), pa.string()), json_object),
+    "text of the JSON type": typed(words, pa.json_(), json.dumps),
+    "numbers of the JSON type": typed(scalar_number, pa.json_(), json.dumps),
+    "moments of the JSON type": typed(moment, pa.json_(), lambda v: json.dumps(iso(WEST)(v))),
+    "lists of the JSON type": (
+        lambda column: pa.list_(pa.json_()) if column.type == "list<string>" else None,
+        lambda c, v: [json.dumps(x) for x in v],
+    ),
+    "row_id of the JSON type": typed(lambda c: c.name == "row_id", pa.json_(), json.dumps),
+    "maps with hours as whole numbers": (
+        lambda column: pa.map_(pa.int8(), pa.float64()) if column.keyed_by == "hour" else None,
+        lambda c, v: [(int(k), x) for k, x in v],
+    ),
+    "maps with hours as doubles": (
+        lambda column: pa.map_(pa.float64(), pa.float64()) if column.keyed_by == "hour" else None,
+        lambda c, v: [(float(k), x) for k, x in v],
+    ),
     "maps of float32": (map_of(lambda c: pa.float64() if c.meaning == "timestamp" else pa.float32()), same),
     "maps of decimals": (map_of(lambda c: pa.decimal128(20, 2)), nested_numbers(decimal_number)),
     "maps of text": (map_of(to_text_seconds), nested_numbers(text_number)),
@@ -278,6 +294,11 @@ def table_of(rows: list[Row], form: tuple[Typed, Cell] | None) -> pa.Table:
             values = [None if v is None else form[1](column, v) for v in values]
         kind = kind or usual(column)
         storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        if pa.types.is_list(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
+            lists = pa.array(values, pa.list_(kind.value_type.storage_type))
+            elements = pa.ExtensionArray.from_storage(kind.value_type, lists.values)
+            arrays.append(pa.ListArray.from_arrays(lists.offsets, elements, mask=lists.is_null()))
+            continue
         array = pa.array(values, storage)
         arrays.append(array if storage is kind else pa.ExtensionArray.from_storage(kind, array))
     return pa.table(arrays, names=[column.name for column in COLUMNS])
@@ -294,6 +315,9 @@ WRITERS: dict[str, Write] = {
     "split bytes": lambda rows, path: _encoded(rows, path, "BYTE_STREAM_SPLIT", "DOUBLE"),
     "legacy lists": lambda rows, path: pq.write_table(table_of(rows, None), path, use_compliant_nested_type=False),
     "without the Arrow schema": lambda rows, path: pq.write_table(table_of(rows, None), path, store_schema=False),
+    "timestamps of 96 bits": lambda rows, path: pq.write_table(
+        table_of(rows, FORMS["microseconds in UTC"]), path, use_deprecated_int96_timestamps=True
+    ),
     "names in capitals": lambda rows, path: pq.write_table(table_of(rows, None).rename_columns([c.name.upper() for c in COLUMNS]), path),
     "written by DuckDB": lambda rows, path: _by_duckdb(rows, path, "*", ""),
     "written by DuckDB, version 2": lambda rows, path: _by_duckdb(rows, path, "*", ", PARQUET_VERSION V2"),
@@ -381,6 +405,17 @@ def test_lists_of_fixed_size_give_the_features_of_lists(tmp_path: Path, registry
     usual_table = flattened(tmp_path / "usual", sized, registry, lambda r, path: pq.write_table(table_of(r, None), path))
     found = flattened(tmp_path / "fixed", sized, registry, lambda r, path: pq.write_table(table_of(r, form), path))
     assert_equal(found, usual_table)
+
+
+def test_a_year_after_2262_of_an_older_writer_stays_that_year(tmp_path: Path, registry: Registry, rows: list[Row]) -> None:
+    """Timestamps of 96 bits: 2^64 nanoseconds more would be ten days before the impression."""
+    path = tmp_path / f"datetime={HOUR}" / "part-0.parquet"
+    path.parent.mkdir()
+    late = START - 10 * 86400 + 2**64 // 10**9
+    table = table_of([row | {"last_buy": late * 10**6} for row in rows], typed(lambda c: c.name == "last_buy", pa.timestamp("us")))
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+    result = flatten_files([RawFile(path, HOUR)], registry=registry, labelled=True, out=tmp_path / "day.parquet")
+    assert result.future_timestamps == {"last_buy": ROWS}
 
 
 def test_files_of_one_day_may_each_have_a_form_of_their_own(

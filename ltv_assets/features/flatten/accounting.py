@@ -194,11 +194,17 @@ class RowAccounting:
         for counts, text in (
             (result.future_timestamps, "timestamps after the impression's hour began, taken as missing"),
             (result.ancient_timestamps, "timestamps before 2000, taken as missing"),
-            (result.nonfinite_values, "NaN or infinite values, taken as missing"),
+            (result.nonfinite_values, "NaN, infinite or too large values, taken as missing"),
             (result.unreadable_text, "values that are not UTF-8, their unreadable bytes replaced by U+FFFD"),
             (result.rounded_labels, "values differ from a shorter horizon by rounding, taken as equal to it"),
         ):
             result.warnings += [f"{name}: {count} {text}" for name, count in counts.items()]
+        result.warnings += [
+            f"{key.removeprefix('_distant_')}: {int(n)} of these timestamps are too large for seconds;"
+            " deliver unix seconds, not milliseconds"
+            for key, n in sorted(self._counts.items())
+            if key.startswith("_distant_") and n
+        ]
         result.warnings += [
             f"{name}: {count} values cannot be read as {described(BY_NAME[name])}, taken as missing; first {example}"
             for name, (count, example) in result.lost_values.items()

@@ -24,6 +24,9 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import reads
 from ltv_assets.features.naming import contract_names
 
+INT96_UNIT = "us"
+"""Unit of the timestamps of older writers of Spark and Hive; in nanoseconds a year after 2262 would become another year."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
@@ -56,7 +59,7 @@ class Source:
 def inspect_file(file: RawFile, labelled: bool) -> Source:
     """Read the footer of a file; DataError if it cannot be read, or lacks a key or label column or an hour."""
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with pq.ParquetFile(file.path, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file.path}: cannot be read as parquet: {error}") from error
@@ -147,7 +150,8 @@ def read_columns(source: Source, names: Sequence[str]) -> pa.Table:
     written = [source.spelled[name] for name in usual]
     coded = [leaf for leaf in source.coded if leaf.split(".", 1)[0] in written]
     # Not memory-mapped: a mapped file that its owner cuts short while it is read ends the process.
-    with pq.ParquetFile(source.file.path, metadata=source.metadata, read_dictionary=coded) as parquet:
+    options = {"read_dictionary": coded, "coerce_int96_timestamp_unit": INT96_UNIT}
+    with pq.ParquetFile(source.file.path, metadata=source.metadata, **options) as parquet:
         if source.metadata.num_row_groups <= 1:
             table = parquet.read(columns=written, use_threads=False)
         else:
