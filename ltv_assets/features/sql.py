@@ -147,8 +147,8 @@ def counts(columns: Sequence[str]) -> Steps:
 def verdict(labelled: bool) -> Steps:
     """Return the columns that validate a row: ``_reason`` for its quarantine, ``_value`` is the invalid value.
 
-    On labelled days ``_disagree`` is true where the payer flag contradicts the revenue and ``_rounded_<label>`` where a
-    horizon was raised to the shorter one; both are only counted.
+    On labelled days ``_disagree`` is true where the payer flag contradicts the revenue, ``_no_flag`` where it is neither 0
+    nor 1, and ``_rounded_<label>`` where a horizon was raised to the shorter one; all are only counted.
     """
     reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons() if labelled else [])]
     whens = " ".join(f"WHEN {test} THEN '{reason}'" for test, reason, _ in reasons)
@@ -156,6 +156,7 @@ def verdict(labelled: bool) -> Steps:
     outputs = {"_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}
     if labelled:
         outputs["_disagree"] = "raw_buyer_d7 = 0 AND label_iap_revenue_d7 > 0"
+        outputs["_no_flag"] = "raw_buyer_d7 NOT IN (0, 1)"
         outputs |= {f"_rounded_{name}": f"(label_{name} <> raw_{name})::INTEGER" for name in REVENUE_LABELS}
     return outputs
 
@@ -180,7 +181,6 @@ def _label_reasons() -> list[tuple[str, str, str]]:
     reasons = [
         (f"{d7} IS NULL", "iap_revenue_d7 missing", d7),
         ("raw_buyer_d7 IS NULL", "buyer_d7 missing", "raw_buyer_d7"),
-        ("raw_buyer_d7 NOT IN (0, 1)", "buyer_d7 neither 0 nor 1", "raw_buyer_d7"),
     ]
     for name in REVENUE_LABELS:
         x = f"label_{name}"

@@ -42,13 +42,6 @@ LONGER = {"iap_revenue_d14": 9.0, "iap_revenue_d28": 9.0}
 @fault("values", "row_id twice across hours", answer="quarantine", message=REPORT + "row_id repeated", inject={"row_id": f"{DAY}-0-7"})
 @fault("values", "revenue null", answer="quarantine", message=REPORT + "iap_revenue_d7 missing", inject={"iap_revenue_d7": None})
 @fault("values", "payer flag null", answer="quarantine", message=REPORT + "buyer_d7 missing", inject={"buyer_d7": None})
-@fault(
-    "values",
-    "payer flag that is a count",
-    answer="quarantine",
-    message=REPORT + "buyer_d7 neither 0 nor 1",
-    inject={"buyer_d7": 2},
-)
 @fault("values", "revenue NaN", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.nan})
 @fault("values", "revenue infinite", answer="quarantine", message=REPORT + "iap_revenue_d7 not finite", inject={"iap_revenue_d7": math.inf})
 @fault("values", "revenue negative", answer="quarantine", message=REPORT + "iap_revenue_d7 negative", inject={"iap_revenue_d7": -0.01})
@@ -146,12 +139,25 @@ def contradiction(world: World) -> None:
     world.put(1, rows)
 
 
+def counted_flag(world: World) -> None:
+    rows = rows_of(1)
+    rows[4] |= {"buyer_d7": 2, "iap_revenue_d7": 3.0, **LONGER}
+    world.put(1, rows)
+
+
 def bad_text(world: World) -> None:
     raw = pa.array([b"caf\xe9", *[b"ok"] * (ROWS - 1)], pa.binary())
     text = pa.Array.from_buffers(pa.string(), ROWS, raw.buffers())
     edit(world.file(1), lambda table: with_column(table, "carrier", text))
 
 
+@fault(
+    "values",
+    "payer flag that is a count",
+    answer="degrade",
+    message="buyer_d7: <count> rows are neither 0 nor 1; the revenue decides who is a payer",
+    inject=counted_flag,
+)
 @fault(
     "values",
     "payer flag and revenue that disagree",

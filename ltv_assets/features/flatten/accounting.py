@@ -209,6 +209,8 @@ class RowAccounting:
             f"{name}: {count} values cannot be read as {described(BY_NAME[name])}, taken as missing; first {example}"
             for name, (count, example) in result.lost_values.items()
         ]
+        if unlike := int(self._counts["_no_flag"]):
+            result.warnings.append(f"buyer_d7: {unlike} rows are neither 0 nor 1; the revenue decides who is a payer")
         if disagree := int(self._counts["_disagree"]):
             result.warnings.append(f"buyer_d7: {disagree} rows say 0 although iap_revenue_d7 is positive")
 

@@ -29,7 +29,7 @@ from ltv_assets.features.statistics import own_key_of
 DECODED_AT_ONCE = 32 << 20
 """Bytes of nested columns, as the files' footers state them, that a block decodes at once."""
 
-COUNTED = ("_future_", "_distant_", "_ancient_", "_rounded_", "_disagree")
+COUNTED = ("_future_", "_distant_", "_ancient_", "_rounded_", "_disagree", "_no_flag")
 
 
 class FlattenEngine:
