@@ -72,7 +72,8 @@ class FlattenEngine:
 
     def _read(self, block: Block, names: Sequence[str], flat: FlatBlock) -> dict[str, pa.Array]:
         """The named columns of a block in their canonical types; what they lose is added to the block's findings."""
-        pieces = list(block.read(names))
+        # A table searches its schema at every question, so each is asked once.
+        pieces = [(file, table.num_rows, dict(zip(table.column_names, table.columns, strict=True))) for file, table in block.read(names)]
         columns = {}
         for name in names:
             parts: list[pa.Array] = []
@@ -175,9 +176,9 @@ class FlattenEngine:
         flat.absent.clear()
 
 
-def _chunks(pieces: Sequence[tuple[str, pa.Table]], name: str) -> Iterator[tuple[str, pa.Array]]:
-    for file, table in pieces:
-        for chunk in table.column(name).chunks if name in table.column_names else [pa.nulls(table.num_rows)]:
+def _chunks(pieces: Sequence[tuple[str, int, Mapping[str, pa.ChunkedArray]]], name: str) -> Iterator[tuple[str, pa.Array]]:
+    for file, rows, columns in pieces:
+        for chunk in columns[name].chunks if name in columns else [pa.nulls(rows)]:
             yield file, chunk
 
 

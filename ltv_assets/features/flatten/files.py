@@ -21,7 +21,7 @@ from ltv_assets.core.memory import release_memory
 from ltv_assets.core.parallel import Workers, in_order
 from ltv_assets.features.canonical import Query, read_column
 from ltv_assets.features.flatten.accounting import FileAside, FlattenResult, RowAccounting, Sample, note_schema_findings
-from ltv_assets.features.flatten.blocks import BLOCK_ROWS, FileBlock, file_blocks
+from ltv_assets.features.flatten.blocks import BLOCK_ROWS, SMALL_BLOCK, FileBlock, file_blocks
 from ltv_assets.features.flatten.decoding import UndecodableError, decoding, one_line
 from ltv_assets.features.flatten.engine import FlattenEngine, flatten_block
 from ltv_assets.features.flatten.row_group_writer import RowGroupWriter
@@ -116,12 +116,11 @@ def _flatten_sources(
             RowGroupWriter(out, registry) as writer,
         ):
             engine = FlattenEngine(connection, registry, labelled)
-            repeated = _repeated_rows(engine.query, sources)
-            release_memory()
-            sink = RowAccounting(registry, sources, repeated, result, writer, sample)
+            sink = RowAccounting(registry, sources, lambda: _repeated_rows(engine.query, sources), result, writer, sample)
             # Whole blocks side by side keep every core busy.
             lanes = threads if workers is None else workers.lanes
-            blocks = file_blocks(divided_by_row_groups(sources, BLOCK_ROWS), largest=min(BLOCK_ROWS, -(-result.rows_in // lanes)))
+            largest = min(BLOCK_ROWS, max(SMALL_BLOCK, -(-result.rows_in // lanes)))
+            blocks = file_blocks(divided_by_row_groups(sources, BLOCK_ROWS), largest=largest)
             if workers is None:
                 flattened = in_order(lambda block: pool.submit(engine.flatten, block), blocks, ahead=threads)
             else:
