@@ -109,6 +109,12 @@ def _flatten_sources(
     result = FlattenResult()
     note_schema_findings(sources, registry, labelled, result)
     result.rows_in = sum(source.rows for source in sources)
+    # Whole blocks side by side keep every core busy.
+    lanes = threads if workers is None else workers.lanes
+    largest = min(BLOCK_ROWS, max(SMALL_BLOCK, -(-result.rows_in // lanes)))
+    blocks = list(file_blocks(divided_by_row_groups(sources, BLOCK_ROWS), largest=largest))
+    # Threads without a block of their own would only wait, which DuckDB does busily.
+    threads = max(1, min(threads, len(blocks)))
     try:
         with (
             closing(open_duckdb(threads=threads, memory_limit=memory_limit, spill=out.with_name(f".{out.name}.spill"))) as connection,
@@ -117,10 +123,6 @@ def _flatten_sources(
         ):
             engine = FlattenEngine(connection, registry, labelled)
             sink = RowAccounting(registry, sources, lambda: _repeated_rows(engine.query, sources), result, writer, sample)
-            # Whole blocks side by side keep every core busy.
-            lanes = threads if workers is None else workers.lanes
-            largest = min(BLOCK_ROWS, max(SMALL_BLOCK, -(-result.rows_in // lanes)))
-            blocks = file_blocks(divided_by_row_groups(sources, BLOCK_ROWS), largest=largest)
             if workers is None:
                 flattened = in_order(lambda block: pool.submit(engine.flatten, block), blocks, ahead=threads)
             else:
