@@ -28,6 +28,13 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 )
 @fault(
     "configuration",
+    "unknown key with a bracket in it",
+    answer="reject",
+    message="<file>:2: windows.max_train[days: unknown key; did you mean max_train_days?",
+    inject="windows:\n  max_train[days: 7\n",
+)
+@fault(
+    "configuration",
     "a key twice",
     answer="reject",
     message="<file>:2: key 'seed' stands twice (first on line 1); remove one",

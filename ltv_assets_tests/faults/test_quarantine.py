@@ -18,15 +18,7 @@ from ltv_assets.storage import quarantine
 from ltv_assets.storage.files import staging
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import ltv, nothing_changes, tree
-from ltv_assets_tests.faults.world import DAY, ROWS, World, data_page, rows_of
-
-
-def undecodable(path: Path) -> None:
-    """Make a data page unreadable without touching the footer."""
-    raw = bytearray(path.read_bytes())
-    at = pq.read_metadata(path).row_group(0).column(0).data_page_offset
-    raw[at : at + 8] = b"\xff" * 8
-    path.write_bytes(bytes(raw))
+from ltv_assets_tests.faults.world import DAY, ROWS, World, damage_rows, data_page, rows_of
 
 
 @pytest.fixture
@@ -50,7 +42,7 @@ def ingest(day: str = DAY) -> Project:
 def test_repaired_files_and_rows_come_back(fault: Fault, world: World) -> None:
     whole = {hour: world.file(hour).read_bytes() for hour in range(4)}
     world.file(0).write_bytes(b"")
-    undecodable(world.file(1))
+    damage_rows(world.file(1))
     broken = rows_of(2)
     broken[3]["row_id"] = None
     world.put(2, broken)

@@ -15,7 +15,7 @@ import pytest
 from ltv_assets.state.project import Project
 from ltv_assets_tests.faults.catalogue import Fault, fault
 from ltv_assets_tests.faults.evidence import nothing_changes
-from ltv_assets_tests.faults.world import DAY, ROWS, World, data_page, edit, one_table, rows_of, with_column
+from ltv_assets_tests.faults.world import DAY, ROWS, World, damage_rows, edit, one_table, rows_of, with_column
 
 START = 1759276800
 """2025-10-01 00:00 UTC."""
@@ -224,11 +224,7 @@ def test_key_that_is_not_text_sets_its_row_aside_and_no_other(fault: Fault, worl
     message="<file>: its rows cannot be decoded (<detail>); deliver the file again",
 )
 def test_unreadable_keys_do_not_hide_other_damage(fault: Fault, world: World) -> None:
-    path = edit(world.file(1), unreadable_keys)
-    raw = bytearray(path.read_bytes())
-    at = data_page(path, "iap_revenue_d7")
-    raw[at - 20 : at + 20] = b"\xff" * 40
-    path.write_bytes(bytes(raw))
+    damage_rows(edit(world.file(1), unreadable_keys))
     assert fault.told(world.check().problems)["file"] == f"train/datetime={DAY}-01-00/part-0.parquet"
     assert world.flatten()[0].num_rows == ROWS
 

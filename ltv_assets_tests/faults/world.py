@@ -137,8 +137,22 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
     return table.set_column(index, name, values) if index >= 0 else table.append_column(name, values)
 
 
+def column_chunks(path: Path) -> list[pq.ColumnChunkMetaData]:
+    """The column chunks of a file's first row group."""
+    group = pq.read_metadata(path).row_group(0)
+    return [group.column(i) for i in range(group.num_columns)]
+
+
+def damage_rows(path: Path) -> None:
+    """Make the rows of a file undecodable without touching the footer or a page's header: the end of a compressed page."""
+    chunk = next(c for c in column_chunks(path) if c.path_in_schema.startswith("user_bundles."))
+    end = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size
+    raw = bytearray(path.read_bytes())
+    raw[end - 12 : end] = b"\xff" * 12
+    path.write_bytes(bytes(raw))
+
+
 def data_page(path: Path, column: str) -> int:
     """Offset of the middle of a column's first data page."""
-    group = pq.read_metadata(path).row_group(0)
-    chunk = next(c for c in (group.column(i) for i in range(group.num_columns)) if c.path_in_schema.split(".")[0] == column)
+    chunk = next(c for c in column_chunks(path) if c.path_in_schema.split(".")[0] == column)
     return int(chunk.data_page_offset + chunk.total_compressed_size // 2)

@@ -41,9 +41,16 @@ def parse_config(text: str, file: Path) -> Config:
         for problem in error.errors():
             if problem["type"] == "literal_error" and isinstance(problem["input"], Mapping) and "[" in str(problem["loc"][-1]):
                 continue  # one arm of a union; the problems of the other say more
-            path = tuple(p for p in problem["loc"] if not (isinstance(p, str) and (p == "DateRanges" or "[" in p)))
+            *above, last = problem["loc"] or ("",)
+            # The arms of a union are no keys; an unknown key is one, however it is spelt.
+            path = tuple(p for p in above if not _is_arm(p))
+            path += (last,) if problem["loc"] and (problem["type"] == "extra_forbidden" or not _is_arm(last)) else ()
             lines.append(f"{placed(source, file, path)}: {complaint(source, path, problem, _keys_beside(path))}")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _is_arm(part: int | str) -> bool:
+    return isinstance(part, str) and (part == "DateRanges" or "[" in part)
 
 
 def placed(source: YamlText, file: Path, path: tuple[Any, ...]) -> str:
