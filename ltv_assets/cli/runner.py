@@ -70,7 +70,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     Raises StaleError if no window can be trained, PermanentError if the warehouse cannot be written, DataError if the sample
     of the submission is none.
     """
-    from ltv_assets.reporting.report import complete_documents
+    from ltv_assets.reporting.completion import complete_documents
 
     report = Report()
     started = time.perf_counter()
@@ -138,11 +138,11 @@ def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
 def _catch_up(project: Project, window: str) -> str | None:
     """What a run left undone that was killed after it published a served model: the window competes for champion, and the
     registry hears of the champion. Returns a problem or None; costs two small reads where nothing was left."""
-    from ltv_assets.reporting.model_card import describe_champion
     from ltv_assets.tracking.client import Tracker
 
     if not is_judged(project.warehouse, window):
         from ltv_assets.promotion.promotion import update_champion
+        from ltv_assets.reporting.model_card import describe_champion
 
         with suppress(LtvError):
             update_champion(project)

@@ -114,7 +114,7 @@ def test_a_hash_counts_as_seen_whichever_block_brought_it() -> None:
     blocks = np.array_split(hashes, np.sort(random.integers(0, len(hashes), 30)))
     for late in (*hashes[:3], *hashes[-400::80]):
         seen = Seen()
-        assert not any([seen.again(block) for block in blocks])
+        assert [seen.again(block) for block in blocks] == [False] * len(blocks)
         assert seen.again(np.array([late]))
     assert Seen().again(hashes[[0, 1, 0]])
 
