@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@index=$$($(PIP) config get global.index-url 2>/dev/null) || index=; index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$index}}; \
 	  if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
 	  uv="$(BIN)/python -m uv --quiet pip install --python $(BIN)/python"; \
-	  if $(PIP) install --quiet --quiet uv 2>/dev/null && $$uv --no-deps -r requirements.lock && $$uv $(EDITABLE); then :; else \
+	  if $(PIP) install --quiet --quiet uv 2>/dev/null && $$uv --no-deps -r requirements.lock 2>/dev/null && $$uv $(EDITABLE) 2>/dev/null; then :; else \
 	    echo "uv could not install; pip does, in about a minute"; \
 	    $(PIP) install --quiet --quiet --no-deps -r requirements.lock && $(PIP) install --quiet --quiet $(EDITABLE); \
 	  fi
