@@ -81,7 +81,7 @@ class FlattenEngine:
             # Pieces that share their type are converted at once; no file's type decides another's.
             for _, run in groupby(_chunks(pieces, name), key=lambda piece: piece[1].type):
                 files, chunks = zip(*run, strict=True)
-                array = pa.concat_arrays(chunks)
+                array = _joined(chunks)
                 values, findings = self._canonical(name, array, files[0])
                 if findings.lost:
                     flat.lose(name, findings, self._first_to_lose(name, files, chunks))
@@ -174,6 +174,19 @@ class FlattenEngine:
         # Finished blocks wait in a queue; their intermediate arrays are freed first.
         flat.inputs.clear()
         flat.absent.clear()
+
+
+def _joined(chunks: Sequence[pa.Array]) -> pa.Array:
+    """The chunks as one array; ArrowInvalid if a dictionary code of them is damaged, which joining would follow unseen."""
+    if len(chunks) > 1 and "dictionary" in str(chunks[0].type):
+        for chunk in chunks:
+            try:
+                chunk.validate(full=True)
+            except pa.ArrowInvalid as error:
+                # Text that is not UTF-8 is no damage; it is repaired when it is read.
+                if "ictionary indices" in str(error) or "out of bounds" in str(error):
+                    raise
+    return pa.concat_arrays(chunks)
 
 
 def _chunks(pieces: Sequence[tuple[str, int, Mapping[str, pa.ChunkedArray]]], name: str) -> Iterator[tuple[str, pa.Array]]:
