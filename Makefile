@@ -9,17 +9,32 @@ SIMULATED := $(or $(LTV_WAREHOUSE),warehouse)/simulated
 
 install: $(STAMP)
 
+# uv installs many times faster than pip and is itself installed by pip, into the same place; it is told of pip's own index, if there
+# is one. Where uv is not to be had, or fails, pip does the same.
+EDITABLE := --no-deps --no-build-isolation -e ".[dev,dask,tune]"
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLING = installing
+demo: INSTALLING = 1/3 installing
+
 $(STAMP): pyproject.toml requirements.lock
-	@echo "installing into $(VENV) (once, about a minute)"
+	@echo "$(INSTALLING) $$(grep -c == requirements.lock) packages into $(VENV) (once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ".[dev,dask,tune]"
+	@index=$$($(PIP) config get global.index-url 2>/dev/null) || index=; index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$index}}; \
+	  if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	  uv="$(BIN)/python -m uv --quiet pip install --python $(BIN)/python"; \
+	  if $(PIP) install --quiet --quiet uv 2>/dev/null && $$uv --no-deps -r requirements.lock 2>/dev/null && $$uv $(EDITABLE) 2>/dev/null; then :; else \
+	    echo "uv could not install; pip does, in about a minute"; \
+	    $(PIP) install --quiet --quiet --no-deps -r requirements.lock && $(PIP) install --quiet --quiet $(EDITABLE); \
+	  fi
 	@grep -q DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME $(BIN)/activate || \
 	  printf '\n# lets `dagster asset materialize` find this project\nexport DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME=ltv_assets.definitions\nexport DAGSTER_DISABLE_TELEMETRY=yes\n' >> $(BIN)/activate
 	@touch $(STAMP)
 
 demo: install  ## simulated data, the whole graph, the table of metrics
-	@test -f $(SIMULATED)/truth/law.json || $(BIN)/ltv simulate --out $(SIMULATED)
+	@echo "1/3 installed in $(VENV)"
+	@if test -f $(SIMULATED)/truth/law.json; then echo "2/3 simulated already, in $(SIMULATED)"; else \
+	  echo "2/3 simulating into $(SIMULATED)"; $(BIN)/ltv simulate --out $(SIMULATED); fi
+	@echo "3/3 running what is not fresh"
 	@LTV_CONFIG= LTV_DATA_ROOT= $(BIN)/ltv run
 	@echo
 	@echo "where to look next:"

@@ -47,6 +47,12 @@ def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, see
 
     with progress_bar() as bar:
         task = bar.add_task("simulating hours", total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if not err.is_terminal and done % 24 == 0 and done:
+                err.print(f"simulated {done} of {total} hours")
+
         summary = run(
             out,
             train_days=train_days,
@@ -55,7 +61,7 @@ def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, see
             seed=seed,
             law=law,
             first_day=f"{first_day:%Y-%m-%d}",
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=tell,
         )
     size = f"{summary.bytes / 1e6:.1f} MB in {summary.files} files"
     console.print(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
@@ -34,6 +35,8 @@ Progress = Callable[[str], None]
 _THIS_COMMAND = re.compile(r"; run `ltv run`(?:, or `[^`]*`)?")
 _INSTEAD = "; it follows when what failed before it is mended"
 """The remedy of a failure inside the very command that its message would advise."""
+RUN_FOLDER = "run"
+"""Label of the staging folder that lives as long as an `ltv run`."""
 PROCESS_TAG = "ltv/process"
 """Tag of a Dagster run: the staging folder that lives as long as the process that executes it."""
 
@@ -70,7 +73,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     Raises StaleError if no window can be trained, PermanentError if the warehouse cannot be written, DataError if the sample
     of the submission is none.
     """
-    from ltv_assets.reporting.report import complete_documents
+    from ltv_assets.reporting.completion import complete_documents
 
     report = Report()
     started = time.perf_counter()
@@ -81,14 +84,15 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
         sample_form(sample)  # what is wrong with it should not be said after an hour of training
     report.warnings += [f"{message}; it is left out" for split in SPLITS for message in unknown_entries(project.config, split)]
     report.warnings += uncovered_hours(project.config, project.horizon)
-    project.warehouse.sweep()
+    swept = project.warehouse.sweep()
     if project.lake is not None:
         project.lake.pull_all(project.warehouse)
     days = _days_needed(project, target)
     announce(len(days) + 1 + len(project.horizon.test_days) + 1)
-    with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
-        _end_abandoned_runs(project, instance)
-        runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
+    with staging(project.warehouse.root, RUN_FOLDER) as alive, ExitStack() as opened:
+        runner = _Runner(project, opened, report, advance, {PROCESS_TAG: alive.name})
+        if any(name.startswith(f"{RUN_FOLDER}-") for name in swept):
+            _ = runner.instance  # opening it ends the runs of the killed process
         runner.make_everything(days, target)
         damaged = project.warehouse.damaged()
         if damaged:
@@ -113,8 +117,8 @@ def replay_days(project: Project, days: Sequence[date], *, advance: Progress) ->
     report = Report()
     started = time.perf_counter()
     project.warehouse.writable()
-    with staging(project.warehouse.root, "run") as alive, open_instance(project.warehouse.root) as instance:
-        runner = _Runner(project, instance, report, advance, {PROCESS_TAG: alive.name})
+    with staging(project.warehouse.root, RUN_FOLDER) as alive, ExitStack() as opened:
+        runner = _Runner(project, opened, report, advance, {PROCESS_TAG: alive.name})
         for day in days:
             runner.make("ingest_days", str(day), INGESTED_ASSETS)
     report.warnings += project.refresh_catalogue()
@@ -138,11 +142,11 @@ def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
 def _catch_up(project: Project, window: str) -> str | None:
     """What a run left undone that was killed after it published a served model: the window competes for champion, and the
     registry hears of the champion. Returns a problem or None; costs two small reads where nothing was left."""
-    from ltv_assets.reporting.model_card import describe_champion
     from ltv_assets.tracking.client import Tracker
 
     if not is_judged(project.warehouse, window):
         from ltv_assets.promotion.promotion import update_champion
+        from ltv_assets.reporting.model_card import describe_champion
 
         with suppress(LtvError):
             update_champion(project)
@@ -161,13 +165,20 @@ def _days_needed(project: Project, window: date) -> Sequence[date]:
 class _Runner:
     """Executes the stale part of one job for one partition and collects what went wrong."""
 
-    def __init__(self, project: Project, instance: DagsterInstance, report: Report, advance: Progress, tags: dict[str, str]) -> None:
+    def __init__(self, project: Project, opened: ExitStack, report: Report, advance: Progress, tags: dict[str, str]) -> None:
         self.project = project
         self.tags = tags
-        self.instance = instance
+        self._opened = opened
         self.report = report
         self.advance = advance
         self._defs: Definitions | None = None
+
+    @cached_property
+    def instance(self) -> DagsterInstance:
+        """Dagster's instance, opened when the first run is to be made or ended, which takes a second of imports."""
+        instance = self._opened.enter_context(open_instance(self.project.warehouse.root))
+        _end_abandoned_runs(self.project, instance)
+        return instance
 
     @property
     def defs(self) -> Definitions:

@@ -65,11 +65,13 @@ def row_sql(registry: Registry, *, source: str, labelled: bool) -> str:
     """Return the query for everything of a row except its nested columns, from canonical scalars.
 
     Besides keys, labels, the numeric features of scalars and bookkeeping, it returns the inputs of later steps: the hour as
-    own key (``_own_hour``) and the inputs of interactions (``_input_<f>``). Text features are the canonical text itself.
+    own key (``_own_hour``), a hash of the identifier (``_row_hash``, NULL where there is none) and the inputs of interactions
+    (``_input_<f>``). Text features are the canonical text itself.
     """
     scalars = [name for name in registry.source_columns if not BY_NAME[name].is_nested]
     outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(scalars)
     outputs["_own_hour"] = own_keys()["hour"]
+    outputs["_row_hash"] = "CASE WHEN raw_row_id <> '' THEN hash(raw_row_id) END"
     outputs |= _column_outputs(registry, scalars)
     return _assemble(_canonical_steps(labelled), _derived_steps(registry), outputs, source)
 

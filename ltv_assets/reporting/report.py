@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ltv_assets.core.errors import LtvError
 from ltv_assets.reporting.document import Document, Picture, Section, to_html
-from ltv_assets.reporting.model_card import DOCUMENT_VERSION, write_card
+from ltv_assets.reporting.model_card import DOCUMENT_VERSION
 from ltv_assets.reporting.sections import (
     WORST_SEGMENTS,
     ablation,
@@ -31,7 +30,6 @@ from ltv_assets.reporting.sections import (
 )
 from ltv_assets.reporting.window_facts import ABLATION_FILE, WindowFacts, ablation_identity
 from ltv_assets.state.project import Project
-from ltv_assets.storage.champion import read_champion
 from ltv_assets.storage.manifest import Manifest
 
 REPORT_FILE = "report.html"
@@ -69,22 +67,6 @@ def _pictures_again(project: Project, key: str, metrics: Manifest) -> dict[str, 
     from ltv_assets.training.evaluation import evaluate_window, holdout_pictures
 
     return holdout_pictures(evaluate_window(project, key))
-
-
-def complete_documents(project: Project, key: str) -> list[str]:
-    """Write what a killed run left out: the report of an evaluated window, the champion's card. Returns problems instead of raising."""
-    warehouse, problems = project.warehouse, []
-    try:
-        metrics, report = warehouse.manifest("holdout_metrics", key), warehouse.manifest("report", key)
-        if metrics is not None and (report is None or report.inputs.get(f"holdout_metrics/{key}") != metrics.fingerprint):
-            write_report(project, key)
-        champion = read_champion(warehouse)
-        card = warehouse.manifest("model_card", champion.window) if champion is not None else None
-        if champion is not None and (card is None or card.inputs.get(f"served_model/{champion.window}") != champion.fingerprint):
-            write_card(project, champion)
-    except (LtvError, OSError) as error:
-        problems.append(f"the window's documents are not complete: {error}")
-    return problems
 
 
 def store_ablation(project: Project, key: str, table: pd.DataFrame) -> None:

@@ -236,7 +236,7 @@ def _read_inventory(warehouse: Warehouse, key: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     files = warehouse.files("raw_partitions", key)
-    return [row for f in files for row in pq.read_table(f).to_pylist()]
+    return [row for f in files for row in pq.ParquetFile(f).read().to_pylist()]
 
 
 def remedy(asset: str, key: str) -> str:

@@ -84,6 +84,14 @@ def test_catalogue_has_a_relation_for_each_asset_from_any_folder(ran: Ran, tmp_p
         assert differing == (0,)
 
 
+def test_run_with_nothing_to_do_imports_nothing_that_makes_or_draws(copied: Callable[[], Ran]) -> None:
+    done = command("ltv", "run", env=copied().environment() | {"PYTHONPROFILEIMPORTTIME": "1"})
+    assert "everything is fresh" in done.stderr
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "ltv_assets.cli.runner" in imported
+    assert imported.isdisjoint({"dagster", "lightgbm", "matplotlib", "mlflow", "pandas", "scipy", "sklearn", "ltv_assets.definitions"})
+
+
 def test_second_run_finds_everything_fresh_and_changes_nothing(copied: Callable[[], Ran]) -> None:
     run = copied()
     before = tree(run.warehouse, *IMMUTABLE)

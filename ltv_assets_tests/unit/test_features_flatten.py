@@ -19,6 +19,7 @@ from ltv_assets.cli.flatten_benchmark import bench_flatten, peak_memory
 from ltv_assets.core.errors import DataError
 from ltv_assets.core.memory import release_memory
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
+from ltv_assets.features.flatten.accounting import Seen
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names, flattened_schema
 from ltv_assets.monitoring.psi import population_stability
@@ -88,6 +89,34 @@ def test_the_first_of_repeated_row_ids_is_kept_across_files(tmp_path: Path, regi
         (1, first[2]["row_id"]),
         (3, second[0]["row_id"]),
     ]
+
+
+def test_a_repeated_row_id_is_found_however_the_day_is_divided_into_blocks(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [awkward_rows(6, number, START) for number in range(5)]
+    hours[1][2]["row_id"] = hours[4][0]["row_id"] = hours[0][5]["row_id"]
+    hours[3][1]["row_id"] = hours[3][4]["row_id"] = hours[2][0]["row_id"]
+    files = [write(tmp_path, "part-0.parquet", rows, f"2025-10-01-{5 + number:02d}-00") for number, rows in enumerate(hours)]
+    whole, result = flatten(files, registry, tmp_path / "whole.parquet")
+    assert result.rows_quarantined == {"row_id repeated": 4}
+    monkeypatch.setattr("ltv_assets.features.flatten.files.SMALL_BLOCK", 1)
+    monkeypatch.setattr("ltv_assets.features.flatten.files.BLOCK_ROWS", 6)
+    divided, other = flatten(files, registry, tmp_path / "divided.parquet")
+    assert divided.equals(whole)
+    assert other.quarantine.equals(result.quarantine)
+
+
+def test_a_hash_counts_as_seen_whichever_block_brought_it() -> None:
+    random = np.random.default_rng(0)
+    hashes = np.unique(random.integers(0, 2**64, 5000, dtype=np.uint64))
+    random.shuffle(hashes)
+    blocks = np.array_split(hashes, np.sort(random.integers(0, len(hashes), 30)))
+    for late in (*hashes[:3], *hashes[-400::80]):
+        seen = Seen()
+        assert [seen.again(block) for block in blocks] == [False] * len(blocks)
+        assert seen.again(np.array([late]))
+    assert Seen().again(hashes[[0, 1, 0]])
 
 
 def test_a_sample_has_the_same_rows_in_whatever_files_they_come(tmp_path: Path, registry: Registry) -> None:

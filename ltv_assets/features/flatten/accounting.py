@@ -7,7 +7,7 @@ warnings. What does not: writing parquet (``row_group_writer.py``), damaged file
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,14 +105,41 @@ class Sample:
         return hash_uniform(row_hashes(row_id.to_numpy()), self.seed, SAMPLE_DRAW) < self.fraction
 
 
+class Seen:
+    """Hashes of the identifiers that came so far: a fraction of the identifiers' own memory."""
+
+    def __init__(self) -> None:
+        self._runs: list[np.ndarray] = []
+
+    def again(self, hashes: np.ndarray) -> bool:
+        """Whether any of the hashes came before or comes twice; they count as seen from here on."""
+        run = np.sort(hashes)
+        if (run[1:] == run[:-1]).any() or any(_has_any(earlier, run) for earlier in self._runs):
+            return True
+        # Runs of similar length are merged, so there are never more than a few.
+        while self._runs and len(self._runs[-1]) <= len(run):
+            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")
+        self._runs.append(run)
+        return False
+
+
+def _has_any(ordered: np.ndarray, values: np.ndarray) -> bool:
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return bool(len(ordered)) and bool((ordered[places] == values).any())
+
+
 class RowAccounting:
-    """Split flattened blocks into rows to write and rows to set aside, and count both."""
+    """Split flattened blocks into rows to write and rows to set aside, and count both.
+
+    ``repeated`` returns the positions (in the day's order) of rows whose row_id occurred before, ascending; it reads every
+    identifier of the day once more, and is called only when two identifiers have the same hash.
+    """
 
     def __init__(
         self,
         registry: Registry,
         sources: Sequence[Source],
-        repeated: np.ndarray,
+        repeated: Callable[[], np.ndarray],
         result: FlattenResult,
         writer: RowGroupWriter,
         sample: Sample,
@@ -121,7 +148,9 @@ class RowAccounting:
         self._sample = sample
         self._sources = [source for source in sources if source.rows]
         self._ends = np.cumsum([source.rows for source in self._sources])
-        self._repeated = repeated
+        self._find_repeated = repeated
+        self._repeated: np.ndarray | None = None
+        self._seen = Seen()
         self._result = result
         self._writer = writer
         self._registry = registry
@@ -136,11 +165,11 @@ class RowAccounting:
         first, self.position = self.position, self.position + flat.rows
         files = np.searchsorted(self._ends, np.arange(first, self.position), side="right").astype(np.int32)
         self._counts.update(flat.counts)
-        row_id, reason, value = (flat.columns[name] for name in ("row_id", "_reason", "_value"))
-        low, high = np.searchsorted(self._repeated, [first, self.position])
-        if high > low:
-            again = np.zeros(flat.rows, bool)
-            again[self._repeated[low:high] - first] = True
+        row_id, reason, value, hashes = (flat.columns[name] for name in ("row_id", "_reason", "_value", "_row_hash"))
+        if self._repeated is None and self._seen.again(hashes.drop_null().to_numpy()):
+            self._repeated = self._find_repeated()
+        again = self._again(first, flat.rows)
+        if again.any():
             newly = pc.and_(pa.chunked_array([again]), pc.is_null(reason))
             reason = pc.if_else(newly, "row_id repeated", reason)
             value = pc.if_else(newly, row_id, value)
@@ -164,6 +193,14 @@ class RowAccounting:
         for feature in self._registry.features:
             self._nulls[feature.group] += table.column(feature.name).null_count
         self._writer.add(table)
+
+    def _again(self, first: int, rows: int) -> np.ndarray:
+        """Which of the day's ``rows`` rows from ``first`` on have an identifier that occurred before."""
+        again = np.zeros(rows, bool)
+        if self._repeated is not None:
+            low, high = np.searchsorted(self._repeated, [first, first + rows])
+            again[self._repeated[low:high] - first] = True
+        return again
 
     def finish(self) -> None:
         result, registry = self._result, self._registry

@@ -23,6 +23,9 @@ BLOCK_ROWS = 131_072
 """Files are flattened together up to this many rows, which spares small hours a query each; a larger file stands alone, and
 is divided between its row groups where it has several."""
 
+SMALL_BLOCK = 16_384
+"""A day is not divided between lanes into blocks below this: a block costs as much as some thousand rows before its first row."""
+
 
 def file_blocks(sources: Sequence[Source], *, largest: int = BLOCK_ROWS) -> Iterator[FileBlock]:
     """Yield stretches of files, in order, that together have at most ``largest`` rows; a part of a file stands alone."""

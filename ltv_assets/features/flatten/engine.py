@@ -72,7 +72,8 @@ class FlattenEngine:
 
     def _read(self, block: Block, names: Sequence[str], flat: FlatBlock) -> dict[str, pa.Array]:
         """The named columns of a block in their canonical types; what they lose is added to the block's findings."""
-        pieces = list(block.read(names))
+        # A table searches its schema at every question, so each is asked once.
+        pieces = [(file, table.num_rows, dict(zip(table.column_names, table.columns, strict=True))) for file, table in block.read(names)]
         columns = {}
         for name in names:
             parts: list[pa.Array] = []
@@ -80,7 +81,7 @@ class FlattenEngine:
             # Pieces that share their type are converted at once; no file's type decides another's.
             for _, run in groupby(_chunks(pieces, name), key=lambda piece: piece[1].type):
                 files, chunks = zip(*run, strict=True)
-                array = pa.concat_arrays(chunks)
+                array = _joined(chunks)
                 values, findings = self._canonical(name, array, files[0])
                 if findings.lost:
                     flat.lose(name, findings, self._first_to_lose(name, files, chunks))
@@ -175,9 +176,22 @@ class FlattenEngine:
         flat.absent.clear()
 
 
-def _chunks(pieces: Sequence[tuple[str, pa.Table]], name: str) -> Iterator[tuple[str, pa.Array]]:
-    for file, table in pieces:
-        for chunk in table.column(name).chunks if name in table.column_names else [pa.nulls(table.num_rows)]:
+def _joined(chunks: Sequence[pa.Array]) -> pa.Array:
+    """The chunks as one array; ArrowInvalid if a dictionary code of them is damaged, which joining would follow unseen."""
+    if len(chunks) > 1 and "dictionary" in str(chunks[0].type):
+        for chunk in chunks:
+            try:
+                chunk.validate(full=True)
+            except pa.ArrowInvalid as error:
+                # Text that is not UTF-8 is no damage; it is repaired when it is read.
+                if "ictionary indices" in str(error) or "out of bounds" in str(error):
+                    raise
+    return pa.concat_arrays(chunks)
+
+
+def _chunks(pieces: Sequence[tuple[str, int, Mapping[str, pa.ChunkedArray]]], name: str) -> Iterator[tuple[str, pa.Array]]:
+    for file, rows, columns in pieces:
+        for chunk in columns[name].chunks if name in columns else [pa.nulls(rows)]:
             yield file, chunk
 
 

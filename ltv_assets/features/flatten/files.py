@@ -21,7 +21,7 @@ from ltv_assets.core.memory import release_memory
 from ltv_assets.core.parallel import Workers, in_order
 from ltv_assets.features.canonical import Query, read_column
 from ltv_assets.features.flatten.accounting import FileAside, FlattenResult, RowAccounting, Sample, note_schema_findings
-from ltv_assets.features.flatten.blocks import BLOCK_ROWS, FileBlock, file_blocks
+from ltv_assets.features.flatten.blocks import BLOCK_ROWS, SMALL_BLOCK, FileBlock, file_blocks
 from ltv_assets.features.flatten.decoding import UndecodableError, decoding, one_line
 from ltv_assets.features.flatten.engine import FlattenEngine, flatten_block
 from ltv_assets.features.flatten.row_group_writer import RowGroupWriter
@@ -109,6 +109,12 @@ def _flatten_sources(
     result = FlattenResult()
     note_schema_findings(sources, registry, labelled, result)
     result.rows_in = sum(source.rows for source in sources)
+    # Whole blocks side by side keep every core busy.
+    lanes = threads if workers is None else workers.lanes
+    largest = min(BLOCK_ROWS, max(SMALL_BLOCK, -(-result.rows_in // lanes)))
+    blocks = list(file_blocks(divided_by_row_groups(sources, BLOCK_ROWS), largest=largest))
+    # Threads without a block of their own would only wait, which DuckDB does busily.
+    threads = max(1, min(threads, len(blocks)))
     try:
         with (
             closing(open_duckdb(threads=threads, memory_limit=memory_limit, spill=out.with_name(f".{out.name}.spill"))) as connection,
@@ -116,12 +122,7 @@ def _flatten_sources(
             RowGroupWriter(out, registry) as writer,
         ):
             engine = FlattenEngine(connection, registry, labelled)
-            repeated = _repeated_rows(engine.query, sources)
-            release_memory()
-            sink = RowAccounting(registry, sources, repeated, result, writer, sample)
-            # Whole blocks side by side keep every core busy.
-            lanes = threads if workers is None else workers.lanes
-            blocks = file_blocks(divided_by_row_groups(sources, BLOCK_ROWS), largest=min(BLOCK_ROWS, -(-result.rows_in // lanes)))
+            sink = RowAccounting(registry, sources, lambda: _repeated_rows(engine.query, sources), result, writer, sample)
             if workers is None:
                 flattened = in_order(lambda block: pool.submit(engine.flatten, block), blocks, ahead=threads)
             else:

@@ -88,6 +88,7 @@ def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
     It cannot where a page is delta-encoded or the text has a type of its own; identifiers repeat too rarely to gain by it.
     """
     leaves = []
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     for index in range(metadata.num_columns):
         leaf = metadata.schema.column(index)
         if (
@@ -96,7 +97,7 @@ def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
             or leaf.path.casefold() == "row_id"
         ):
             continue
-        encodings = {e for group in range(metadata.num_row_groups) for e in metadata.row_group(group).column(index).encodings}
+        encodings = {e for group in groups for e in group.column(index).encodings}
         if not any(encoding.startswith("DELTA") for encoding in encodings):
             leaves.append(leaf.path)
     return tuple(leaves)
@@ -107,10 +108,10 @@ def _sizes(metadata: pq.FileMetaData, groups: range, spelled: Mapping[str, str])
     meant = {written: name for name, written in spelled.items()}
     names = [meant.get(metadata.schema.column(i).path.split(".", 1)[0]) for i in range(metadata.num_columns)]
     sizes: Counter[str] = Counter()
-    for group in groups:
+    for row_group in map(metadata.row_group, groups):
         for index, name in enumerate(names):
             if name is not None:
-                sizes[name] += metadata.row_group(group).column(index).total_uncompressed_size
+                sizes[name] += row_group.column(index).total_uncompressed_size
     return sizes
 
 

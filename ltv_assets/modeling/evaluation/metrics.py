@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
-from sklearn.metrics import log_loss as _log_loss
+
+# SciPy, scikit-learn and pandas are imported by the figures that need them: the names of figures are shown without.
+if TYPE_CHECKING:
+    import pandas as pd
 
 Floats = NDArray[np.float64]
 
@@ -72,6 +72,8 @@ def mae(revenue: ArrayLike, prediction: ArrayLike, cap_usd: float = math.inf) ->
 
 def r2_log1p(revenue: ArrayLike, prediction: ArrayLike) -> float:
     """1 - MSLE / Var(log1p(revenue)); NaN when revenue does not vary."""
+    from sklearn.metrics import r2_score
+
     truth = np.log1p(_floats(revenue))
     if truth.size < 2 or np.ptp(truth) == 0:
         return NAN
@@ -109,6 +111,8 @@ def gini_normalized(revenue: ArrayLike, score: ArrayLike) -> float:
 
     NaN without revenue or when all revenues are equal.
     """
+    from scipy.stats import rankdata
+
     truth, values = _floats(revenue), _floats(score)
     total = float(truth.sum())
     if truth.size < 2 or total <= 0 or np.ptp(truth) == 0:
@@ -120,6 +124,8 @@ def gini_normalized(revenue: ArrayLike, score: ArrayLike) -> float:
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Correlation of mean ranks; NaN for fewer than two rows or a constant side."""
+    from scipy.stats import rankdata
+
     a, b = _floats(first), _floats(second)
     if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return NAN
@@ -175,6 +181,8 @@ def decile_table(revenue: ArrayLike, score: ArrayLike, expected: ArrayLike | Non
     ``mean_revenue_usd``, ``payers``, ``payer_rate``, ``revenue_usd``, ``revenue_share``, ``cumulative_revenue_share``,
     ``lift`` (mean revenue over the overall mean). Tied rows are spread evenly, so counts of payers may be fractional.
     """
+    import pandas as pd
+
     truth, values = _floats(revenue), _floats(score)
     edges = np.linspace(0, truth.size, bins + 1).round()
     rows = np.diff(edges)
@@ -205,20 +213,26 @@ def decile_table(revenue: ArrayLike, score: ArrayLike, expected: ArrayLike | Non
 
 def auc(payer: ArrayLike, probability: ArrayLike) -> float:
     """Area under the ROC curve (scikit-learn); NaN when only one class is there."""
+    from sklearn.metrics import roc_auc_score
+
     flag = np.asarray(payer, dtype=bool)
     return float(roc_auc_score(flag, _floats(probability))) if flag.any() and not flag.all() else NAN
 
 
 def pr_auc(payer: ArrayLike, probability: ArrayLike) -> float:
     """Average precision (scikit-learn); NaN without payers."""
+    from sklearn.metrics import average_precision_score
+
     flag = np.asarray(payer, dtype=bool)
     return float(average_precision_score(flag, _floats(probability))) if flag.any() else NAN
 
 
 def log_loss(payer: ArrayLike, probability: ArrayLike) -> float:
     """-mean(y log p + (1 - y) log(1 - p)), p kept one float64 epsilon away from 0 and 1 (scikit-learn); NaN without rows."""
+    from sklearn.metrics import log_loss
+
     flag = np.asarray(payer, dtype=bool)
-    return float(_log_loss(flag, np.clip(_floats(probability), 0.0, 1.0), labels=[False, True])) if flag.size else NAN
+    return float(log_loss(flag, np.clip(_floats(probability), 0.0, 1.0), labels=[False, True])) if flag.size else NAN
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation import metrics as m
 from ltv_assets.modeling.evaluation.metrics import decile_table
+
+# Imported by what computes: the names of figures are shown without.
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ALL",
@@ -409,6 +412,8 @@ def evaluate(
     undefined for a segment are NaN. Raises ``DataError`` for missing columns, lengths that differ, values that are NaN,
     infinite or negative.
     """
+    import pandas as pd
+
     rows = _rows(scores, revenue_usd, oracle_log, constant_log)
     if not cap_usd > 0:
         raise DataError(f"cap_usd must be positive, found {cap_usd!r}")
@@ -423,6 +428,8 @@ def evaluate(
 
 def segment_labels(column: pd.Series, min_rows: int, max_segments: int) -> pd.Categorical:
     """Values as text, missing as ``(missing)``; those rarer than ``min_rows`` or beyond ``max_segments`` as ``(other)``."""
+    import pandas as pd
+
     codes, values = pd.factorize(column, use_na_sentinel=True)
     texts = [_segment_text(v) for v in values] + [MISSING]
     counts = np.bincount(codes % len(texts), minlength=len(texts))  # code -1, missing, is the last text
@@ -442,6 +449,8 @@ def _segment_text(value: object) -> str:
 
 def cold_start(values: ArrayLike, seen: ArrayLike) -> NDArray[np.bool_]:
     """True where a value (bundle, user) did not occur in training: a segment column for cold starts."""
+    import pandas as pd
+
     known = np.asarray(pd.Series(seen).unique(), dtype=object)
     return ~pd.Series(values).isin(known).to_numpy()
 
@@ -460,6 +469,8 @@ def _segments(segments: pd.DataFrame, min_rows: int, max_segments: int) -> Itera
 def _rows(
     scores: pd.DataFrame, revenue_usd: pd.Series | pd.DataFrame | ArrayLike, oracle_log: ArrayLike | None, constant_log: float | None
 ) -> _Rows:
+    import pandas as pd
+
     missing = [c for c in REQUIRED if c not in scores.columns]
     if missing:
         raise DataError(f"scores lack the columns {missing}: evaluate the output of the scoring function")
@@ -516,6 +527,8 @@ def _checked(values: ArrayLike, n: int, name: str, *, signed: bool) -> Floats:
 
 def _figures(rows: _Rows, cap_usd: float, ece_bins: int, replicates: int, seed: int) -> pd.DataFrame:
     """All figures of one set of rows, in the order of ``METRICS``."""
+    import pandas as pd
+
     judged = _Judged(rows, cap_usd, ece_bins, replicates, seed)
     records = []
     for name, metric in METRICS.items():
