@@ -327,7 +327,7 @@ def hour_that_is_itself(hours: Path) -> Path:
         "not UTF-8 \udcff",
         hour_that_is_itself,
     ],
-    ids=ascii,
+    ids=lambda folder: folder.__name__ if callable(folder) else ascii(folder),
 )
 def test_folder_of_another_layout_is_named_and_left_out(world: World, name: str | Callable[[Path], Path]) -> None:
     hours = world.file(0).parent.parent
