@@ -88,7 +88,7 @@ class FlattenEngine:
                 flat.note(name, findings, start)
                 parts.append(values)
                 start += len(array)
-            columns[name] = pa.concat_arrays(parts) if parts else pa.nulls(0, canonical_type(BY_NAME[name]))
+            columns[name] = _together(parts or [pa.nulls(0, canonical_type(BY_NAME[name]))])
         return columns
 
     def _canonical(self, name: str, array: pa.Array, file: str) -> tuple[pa.Array, Findings]:
@@ -186,7 +186,12 @@ def _joined(chunks: Sequence[pa.Array]) -> pa.Array:
                 # Text that is not UTF-8 is no damage; it is repaired when it is read.
                 if "ictionary indices" in str(error) or "out of bounds" in str(error):
                     raise
-    return pa.concat_arrays(chunks)
+    return _together(chunks)
+
+
+def _together(arrays: Sequence[pa.Array]) -> pa.Array:
+    """The arrays as one; a single one is not copied."""
+    return arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
 
 
 def _chunks(pieces: Sequence[tuple[str, int, Mapping[str, pa.ChunkedArray]]], name: str) -> Iterator[tuple[str, pa.Array]]:
