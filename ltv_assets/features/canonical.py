@@ -141,7 +141,8 @@ def read_column(column: Column, array: pa.Array, query: Query) -> tuple[pa.Array
     if column.role == "key":
         values = reading.identifiers(array)
     elif column.is_label:
-        values = reading.labels(array)
+        # Not finite stays what it is: a row with such a label is quarantined later.
+        values = reading.numbers(array)
     else:
         kind = kind_of(column)
         values = {
@@ -197,10 +198,6 @@ class _Reading:
         values = self._texts(array)
         encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
         return encoded if encoded.type == TEXT else encoded.cast(TEXT)
-
-    def labels(self, array: pa.Array) -> pa.Array:
-        """Doubles unchanged: a row with a non-finite label is quarantined later."""
-        return self.numbers(array)
 
     def scalars(self, array: pa.Array) -> pa.Array:
         """Finite doubles within the range of a float32."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
-import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltv_assets.core.columns import RAW_COLUMNS, Column
-from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.canonical import canonical_type, parse_number, parse_timestamp, read_column, reads
+from ltv_assets_tests.cells import query
 
 COLUMNS = {column.name: column for column in RAW_COLUMNS}
 NUMBERS = ["1", "-3.5", "+2", " 7 ", ".5", "5.", "1e6", "1E-3", "nan", "-Infinity", "inf", "1e400"]
@@ -52,19 +50,7 @@ MOMENTS = [
 ]
 
 
-@cache
-def database() -> duckdb.DuckDBPyConnection:
-    return open_duckdb(threads=1, memory_limit="200MB")
-
-
 def of_column(name: str, texts: list[str]) -> list[float | None]:
-    connection = database()
-
-    def query(sql: str, cells: pa.Table) -> pa.Table:
-        with connection.cursor() as cursor:
-            cursor.register("cells", cells)
-            return cursor.sql(sql).to_arrow_table()
-
     values, findings = read_column(COLUMNS[name], pa.array(texts, pa.string()), query)
     missing = sum(value is None for value in values.to_pylist())
     assert findings.lost + findings.nonfinite == missing, "what is missing is counted"
@@ -99,12 +85,6 @@ def test_every_column_reads_nulls_and_its_canonical_type(column: Column) -> None
 
 def values_of(name: str, array: pa.Array) -> tuple[list[object], int]:
     """(values, those counted as not finite)"""
-
-    def query(sql: str, cells: pa.Table) -> pa.Table:
-        with database().cursor() as cursor:
-            cursor.register("cells", cells)
-            return cursor.sql(sql).to_arrow_table()
-
     values, findings = read_column(COLUMNS[name], array, query)
     return values.to_pylist(), findings.nonfinite
 

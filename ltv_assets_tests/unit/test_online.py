@@ -13,7 +13,6 @@ import pytest
 
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
 from ltv_assets.core.config import load_config
-from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import read_column
 from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
@@ -23,6 +22,7 @@ from ltv_assets.features.schema import feature_names
 from ltv_assets.features.statistics import kind_of
 from ltv_assets.modeling import LTVModel
 from ltv_assets.scoring.online import OnlineModel
+from ltv_assets_tests.cells import query
 from ltv_assets_tests.model_world import SMALL
 
 EXAMPLE = example_impression()
@@ -72,18 +72,10 @@ def test_every_json_form_of_a_nested_column_is_read_alike(form: Any) -> None:
     ],
 )
 def test_a_served_text_is_read_as_a_column_of_a_file_reads_it(column: str, text: str) -> None:
-    connection = open_duckdb(threads=1, memory_limit="200MB")
-
-    def query(sql: str, cells: pa.Table) -> pa.Table:
-        with connection.cursor() as cursor:
-            cursor.register("cells", cells)
-            return cursor.sql(sql).to_arrow_table()
-
     served = table(**{column: text}).column(column).combine_chunks()
     of_file, findings = read_column(BY_NAME[column], pa.array([text]), query)
     assert findings.lost == 0
     assert read_column(BY_NAME[column], served, query)[0].to_pylist() == of_file.to_pylist()
-    connection.close()
 
 
 def test_arrays_and_tuples_of_a_data_frame_are_read_like_lists() -> None:
