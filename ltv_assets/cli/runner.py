@@ -15,7 +15,7 @@ from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.asset_specs import INGESTED_ASSETS, SCORED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError, TransientError
 from ltv_assets.defs.instance import open_instance
 from ltv_assets.ingestion.calendar import Split, today, uncovered_hours
@@ -198,7 +198,7 @@ class _Runner:
             problem = _catch_up(self.project, str(window))
             self.report.warnings += [problem] if problem else []
         for day in self.project.horizon.test_days:
-            self.make("score_days", str(day), ("predictions",))
+            self.make("score_days", str(day), SCORED_ASSETS)
         if self.project.horizon.test_days:
             self.make("make_submission", None, ("submission",))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.asset_specs import INGESTED_ASSETS, SCORED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.check_specs import standing_checks
 
 
@@ -19,7 +19,12 @@ def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> li
             partitions_def=windows,
             description="Train, evaluate and refit one window; promote it if it deserves it.",
         ),
-        dg.define_asset_job("score_days", select("predictions"), partitions_def=days, description="Score days with the champion."),
+        dg.define_asset_job(
+            "score_days",
+            select(*SCORED_ASSETS),
+            partitions_def=days,
+            description="Score days with the champion, and forecast what they bring by group.",
+        ),
         dg.define_asset_job("make_submission", select("submission"), description="Write the submission of the configured test days."),
         dg.define_asset_job(
             "backtest",

@@ -5,6 +5,7 @@ A schedule asks for what is not fresh and could be made now (``readiness.py``); 
 
 import dagster as dg
 
+from ltv_assets.core.asset_specs import SCORED_ASSETS
 from ltv_assets.core.config import Config
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.defs.sensors import REASON_TAG
@@ -21,22 +22,24 @@ def build(config: Config) -> list[dg.ScheduleDefinition]:
         cron_schedule=settings.daily_prediction,
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Scores every day without labels whose predictions are missing or were made by another champion.",
+        description="Scores every day without labels whose predictions or forecast are missing or were made by another champion.",
     )
     def daily_prediction(context: dg.ScheduleEvaluationContext, project_resource: ProjectResource) -> list[dg.RunRequest] | dg.SkipReason:
         lineage = project_resource.open().lineage()
         time = f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M}"
         requests, notes = [], []
-        for key in wanted(lineage, "predictions"):
-            status = lineage.status("predictions", key)
-            if status.state == "fresh":
+        for key in wanted(lineage, SCORED_ASSETS[0]):
+            stale = [status for status in (lineage.status(asset, key) for asset in SCORED_ASSETS) if status.state != "fresh"]
+            if not stale:
                 continue
-            blocked = waiting_for(lineage, "predictions", key)
+            blocked = waiting_for(lineage, stale[0].asset, key)
             if blocked is not None:
                 notes.append(blocked)
                 continue
+            first = f"{stale[0].asset} is {stale[0].state}: {stale[0].why}"
+            chosen = [dg.AssetKey(status.asset) for status in stale]
             requests.append(
-                dg.RunRequest(run_key=f"{time}:{key}", partition_key=key, tags={REASON_TAG: f"{status.state}: {status.why}"[:1000]})
+                dg.RunRequest(run_key=f"{time}:{key}", partition_key=key, asset_selection=chosen, tags={REASON_TAG: first[:1000]})
             )
         return requests or dg.SkipReason("; ".join(notes) or "the predictions of every day without labels are fresh")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ltv_assets.core.asset_specs import ASSET_NAMES, INGESTED_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.asset_specs import ASSET_NAMES, INGESTED_ASSETS, SCORED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError
 from ltv_assets.state.freshness import Lineage, has_raw_data
 from ltv_assets.state.project import Project
@@ -35,8 +35,9 @@ def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
     windows = {str(d) for d in (horizon.last_window,) if d is not None}
     for asset in WINDOW_ASSETS:
         yield from ((asset, key) for key in sorted(windows | set(project.warehouse.keys(asset))))
-    scored = {str(d) for d in horizon.test_days} | set(project.warehouse.keys("predictions"))
-    yield from (("predictions", key) for key in sorted(scored))
+    for asset in SCORED_ASSETS:
+        scored = {str(d) for d in horizon.test_days} | set(project.warehouse.keys(asset))
+        yield from ((asset, key) for key in sorted(scored))
     if horizon.test_days:
         yield ("submission", project.submission_key)
 
