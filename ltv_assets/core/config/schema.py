@@ -546,6 +546,9 @@ class Config(Section):
 
     seed: NonNegativeInt = Field(0, description="seeds every draw and every booster")
     features: LocalPath = Field(Path("config/features.yaml"), description="registry of features; relative paths start at the project root")
+    contract: LocalPath = Field(
+        Path("config/contract.yaml"), description="the data contract: columns, labels, folders; relative paths start at the project root"
+    )
     data: DataConfig = Field(DataConfig())
     windows: WindowsConfig = Field(WindowsConfig())
     sampling: SamplingConfig = Field(SamplingConfig())
