@@ -5,11 +5,12 @@ A schedule asks for what is not fresh and could be made now (``readiness.py``); 
 
 import dagster as dg
 
-from ltv_assets.core.asset_specs import SCORED_ASSETS
+from ltv_assets.core.asset_specs import JOBS
 from ltv_assets.core.config import Config
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.defs.sensors import REASON_TAG
-from ltv_assets.state.readiness import newest_trainable_window, waiting_for, wanted
+from ltv_assets.state.plan import followed, plan, steps
+from ltv_assets.state.readiness import newest_trainable_window, waiting_for
 
 
 def build(config: Config) -> list[dg.ScheduleDefinition]:
@@ -28,19 +29,15 @@ def build(config: Config) -> list[dg.ScheduleDefinition]:
         lineage = project_resource.open().lineage()
         time = f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M}"
         requests, notes = [], []
-        for key in wanted(lineage, SCORED_ASSETS[0]):
-            stale = [status for status in (lineage.status(asset, key) for asset in SCORED_ASSETS) if status.state != "fresh"]
-            if not stale:
-                continue
-            blocked = waiting_for(lineage, stale[0].asset, key)
-            if blocked is not None:
-                notes.append(blocked)
-                continue
-            first = f"{stale[0].asset} is {stale[0].state}: {stale[0].why}"
-            chosen = [dg.AssetKey(status.asset) for status in stale]
-            requests.append(
-                dg.RunRequest(run_key=f"{time}:{key}", partition_key=key, asset_selection=chosen, tags={REASON_TAG: first[:1000]})
-            )
+        for step in steps(plan(lineage, followed(lineage), JOBS["score_days"])):
+            for status in step.unfresh[:1]:
+                blocked = waiting_for(lineage, status.asset, step.key)
+                if blocked is not None:
+                    notes.append(blocked)
+                    continue
+                tags = {REASON_TAG: f"{status.state}: {status.why}"[:1000]}
+                chosen = [dg.AssetKey(unfresh.asset) for unfresh in step.unfresh]
+                requests.append(dg.RunRequest(f"{time}:{step.key}", asset_selection=chosen, partition_key=step.key, tags=tags))
         return requests or dg.SkipReason("; ".join(notes) or "the predictions of every day without labels are fresh")
 
     @dg.schedule(

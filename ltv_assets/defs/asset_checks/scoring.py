@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
+from ltv_assets.defs.asset_checks.training import LEAK_BOUNDS, leaks
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.state.project import Project
 
@@ -67,6 +68,13 @@ def groups_add_up(project: Project, key: str) -> Outcome:
         text = f"day {key}: {bad[0]['segment']} = {bad[0]['value']} lies outside its own interval"
         return Outcome(False, text, figures, bad)
     return Outcome(True, f"{len(totals) - 1} segments add up to {scored} rows and {whole[2]:,.2f} USD", figures)
+
+
+@check("predictions", name="no_leak", blocking=True, bounds=LEAK_BOUNDS)
+def predictions_without_leak(project: Project, key: str) -> Outcome:
+    """No feature alone told payers from others when the champion was trained and is absent or constant on the day that was scored."""
+    window = project.warehouse.require("predictions", key, "materialize it first").facts["champion"]
+    return leaks(project, window, [key], f"day {key}")
 
 
 @check("submission", blocking=True)
