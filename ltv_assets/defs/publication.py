@@ -24,6 +24,9 @@ OWNERS = ["team:ltv"]
 MAX_RETRIES = 2
 RETRY_SECONDS = 5.0
 
+SHOWN_GROUPS = 20
+"""Groups of which most is expected, in the pictures and tables of forecasts."""
+
 Fill = Callable[[Path], Mapping[str, int | None]]
 
 
@@ -156,6 +159,7 @@ def _dependency(above: Upstream, config: Config) -> dg.AssetDep:
         "training and holdout": lambda: holdout_mapping(config),
         "test": dg.AllPartitionMapping,
         "champion": dg.AllPartitionMapping,
+        "history": dg.AllPartitionMapping,
     }
     return dg.AssetDep(above.asset, partition_mapping=mappings[above.days]() if above.days in mappings else None)
 
@@ -166,6 +170,11 @@ def picture_metadata(pictures: Mapping[str, bytes]) -> dict[str, dg.MarkdownMeta
 
     names = {file: file.removesuffix(".png") for file in pictures}
     return {f"picture_{name}": dg.MetadataValue.md(to_markdown_image(pictures[file], name)) for file, name in names.items()}
+
+
+def group_names(groups: Any) -> list[str]:
+    """Groups of a forecast (a frame with segment and value) as people call them."""
+    return [str(s) if s == v else f"{s} = {v}" for s, v in zip(groups["segment"], groups["value"], strict=True)]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:

@@ -33,8 +33,9 @@ MONEY_UNIT, PAYER_UNIT = 2.0**-24, 2.0**-30
 total in every digit, in whatever order they are added."""
 SCALES = np.concatenate([[0.0], np.geomspace(0.005, 0.75, 40)])
 """Standard deviations of a level's relative movement that are considered."""
-PRIOR_SCALE = 0.10
-"""Half of all levels are held to move by less than this before any day was seen (half-Cauchy: Gelman 2006)."""
+DAY_SCALE, OTHER_SCALE = 0.20, 0.10
+"""Before any day was seen, half of all standard deviations are held to be below this (half-Cauchy, Gelman 2006): of the payers of whole
+days, and of everything else."""
 MIN_EXPECTED = 3.0
 """Groups of fewer expected payers say nothing about levels."""
 AMOUNT_BINS, MIN_BIN_PAYERS, PRIOR_PAYERS = 5, 200, 20
@@ -145,6 +146,16 @@ def sum_up(groups: Groups, probability: Floats, expected_usd: Floats, amounts: A
     return table
 
 
+def observed(groups: Groups, revenue_usd: Floats, cap_usd: float) -> pd.DataFrame:
+    """What came, by group in the order of `sum_up`: payers, revenue and revenue up to the cap of every row; revenue_usd (n,)."""
+    sums = {
+        "payers": groups.add_up((revenue_usd > 0.0).astype(np.float64), 1.0),
+        "revenue_usd": groups.add_up(revenue_usd, MONEY_UNIT),
+        "revenue_capped_usd": groups.add_up(np.minimum(revenue_usd, cap_usd), MONEY_UNIT),
+    }
+    return pd.DataFrame({**sums, "payers": sums["payers"].astype(np.int64)})
+
+
 @dataclass(frozen=True)
 class Movement:
     """Variance of a level's relative movement as the errors so far leave it, and how many of them there were."""
@@ -158,16 +169,21 @@ class Movement:
         return float(np.sqrt(self.variance))
 
 
-def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0) -> Movement:
+def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *, scale: float = OTHER_SCALE) -> Movement:
     """From relative errors (n,) whose variance is ``noise`` (n,) plus ``spread`` times that of the level: the mean of the posterior.
 
-    Without any error it is the prior's, which is wide; see `PRIOR_SCALE`.
+    Without any error it is the prior's, which is wide; ``scale``: its median.
     """
-    log_posterior = -np.log1p((SCALES / PRIOR_SCALE) ** 2) + np.log(np.gradient(SCALES))
+    log_posterior = -np.log1p((SCALES / scale) ** 2) + np.log(np.gradient(SCALES))
     variance = np.asarray(noise)[:, None] + np.broadcast_to(np.asarray(spread, dtype=np.float64), np.shape(error))[:, None] * SCALES**2
     log_posterior = log_posterior - 0.5 * np.sum(np.log(variance) + np.asarray(error)[:, None] ** 2 / variance, axis=0)
     posterior = np.exp(log_posterior - log_posterior.max())
     return Movement(float(posterior @ SCALES**2 / posterior.sum()), len(error))
+
+
+def unknown_movement(scale: float) -> Movement:
+    """The movement of a level of which nothing was seen yet."""
+    return learn_movement(np.zeros(0), np.zeros(0), scale=scale)
 
 
 def relative_error(observed: Floats, expected: Floats, about: float = 0.0) -> Floats:
@@ -183,22 +199,22 @@ class CohortNoise:
     """What makes outcomes of groups differ from their forecasts, next to the payers' luck.
 
     ``day``: share of payers of a whole day; ``amount``: revenue per payer of a whole day; ``groups`` and ``group_amounts`` by
-    segment: a group against its day. ``ahead``: variance of a forecast's level for the next day in units of ``day``'s; it grows by
-    ``lasting_share`` with every further day. ``days``: those that it was learnt from.
+    segment: a group against its day. ``followed``: what the noise of the followed level adds to the variance of a day ahead, as a share of
+    ``day``'s. With every further day it grows by ``lasting_share``. ``days``: those that it was learnt from.
     """
 
     amounts: Amounts = Amounts()
-    day: Movement = field(default_factory=lambda: learn_movement(np.zeros(0), np.zeros(0)))
-    amount: Movement = field(default_factory=lambda: learn_movement(np.zeros(0), np.zeros(0)))
+    day: Movement = field(default_factory=lambda: unknown_movement(DAY_SCALE))
+    amount: Movement = field(default_factory=lambda: unknown_movement(OTHER_SCALE))
     groups: Mapping[str, Movement] = field(default_factory=dict)
     group_amounts: Mapping[str, Movement] = field(default_factory=dict)
-    ahead: float = 2.0
+    followed: float = 1.0
     lasting_share: float = 0.5
     days: tuple[str, ...] = ()
 
     def payers_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """Variance of the relative level of payers for groups of these segments, ``days_ahead`` (at least 1) after the model's data."""
-        steps = self.ahead + self.lasting_share * max(days_ahead - 1, 0)
+        steps = 1.0 + self.followed + self.lasting_share * max(days_ahead - 1, 0)
         return self.day.variance * steps + self._own(self.groups, segments)
 
     def revenue_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
@@ -208,7 +224,7 @@ class CohortNoise:
 
     @staticmethod
     def _own(movements: Mapping[str, Movement], segments: Sequence[str]) -> Floats:
-        unknown = learn_movement(np.zeros(0), np.zeros(0))
+        unknown = unknown_movement(OTHER_SCALE)
         variance = {s: 0.0 if s == ALL else movements.get(s, unknown).variance for s in dict.fromkeys(segments)}
         return np.array([variance[s] for s in segments])
 
@@ -223,7 +239,7 @@ class CohortNoise:
         amounts = Amounts(**{name: tuple(values) for name, values in state["amounts"].items()})
         parts: dict[str, Any] = {name: Movement(**state[name]) for name in ("day", "amount")}
         parts |= {name: {s: Movement(**m) for s, m in state[name].items()} for name in ("groups", "group_amounts")}
-        return cls(amounts, **parts, ahead=state["ahead"], lasting_share=state["lasting_share"], days=tuple(state["days"]))
+        return cls(amounts, **parts, followed=state["followed"], lasting_share=state["lasting_share"], days=tuple(state["days"]))
 
 
 def with_intervals(sums: pd.DataFrame, noise: CohortNoise, days_ahead: int) -> pd.DataFrame:
@@ -258,6 +274,21 @@ def _ends(mean: Floats, second: Floats, third: Floats, level: Floats, tail: floa
     return mean + sd * ends[0], mean + sd * ends[1]
 
 
+def inside(compared: pd.DataFrame) -> pd.DataFrame:
+    """Whether the outcome of each group lies in its interval, ends included: ``payers_inside``, ``revenue_inside``."""
+    return pd.DataFrame(
+        {
+            "payers_inside": compared["payers"].between(compared["payers_low"], compared["payers_high"]),
+            "revenue_inside": compared["revenue_capped_usd"].between(compared["revenue_low_usd"], compared["revenue_high_usd"]),
+        }
+    )
+
+
+def shares_inside(compared: pd.DataFrame) -> dict[str, float]:
+    """Share of groups whose outcome lies in its interval, for payers and for revenue."""
+    return {f"share_of_{name}": float(share) for name, share in inside(compared).mean().items()}
+
+
 def totals_differ(forecast: pd.DataFrame) -> list[str]:
     """Segments whose groups do not add up to the total in every digit; none in what `sum_up` made."""
     total = forecast[forecast["segment"] == ALL].iloc[0]
@@ -265,17 +296,16 @@ def totals_differ(forecast: pd.DataFrame) -> list[str]:
     return [str(s) for s, row in parts.iterrows() if any(row[name] != total[name] for name in SUMS)]
 
 
-def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, weights: Sequence[float] = (), lasting_share: float = 0.5) -> CohortNoise:
+def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, lasting_share: float) -> CohortNoise:
     """From the errors of past days by group.
 
     ``errors``: segment, value, day, ``ahead`` (bool: forecast before the day; else out of fold among the other days), expected and
-    observed payers and revenue, ``payers_2`` and ``amount_variance`` as `sum_up` has them. ``weights``: how far the model follows each of
-    its days. A day that is there twice counts as it was forecast before it was seen.
+    observed payers and revenue, ``payers_2`` and ``amount_variance`` as `sum_up` has them. ``followed``,
+    ``lasting_share``: see `CohortNoise`. A day that is there twice counts as it was forecast before it was seen.
     """
     known = errors[(errors["expected_payers"] >= MIN_EXPECTED) & (errors["expected_revenue_usd"] > 0.0)]
     last = known.sort_values("ahead", kind="stable").drop_duplicates(["day", "segment", "value"], keep="last")
     days, parts = last[last["segment"] == ALL], last[last["segment"] != ALL]
-    followed = float(np.sum(np.square(weights))) if len(weights) else 0.0
     payers, payers_noise = _payer_errors(days)
     inside = ~days["ahead"].to_numpy(dtype=bool)
     count = int(inside.sum())
@@ -294,11 +324,11 @@ def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, weights: Sequence[flo
         group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise))
     return CohortNoise(
         amounts,
-        learn_movement(payers, payers_noise, spread),
+        learn_movement(payers, payers_noise, spread, scale=DAY_SCALE),
         learn_movement(*_finite(amount, amount_noise)),
         groups,
         group_amounts,
-        1.0 + followed,
+        followed,
         lasting_share,
         tuple(sorted(set(days["day"]))),
     )

@@ -6,6 +6,8 @@ What belongs here: reading scores, segments and labels by position, writing the 
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,36 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.columns import REVENUE_LABELS
 from ltv_assets.core.errors import StaleError
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import parse_day
-from ltv_assets.modeling.cohorts import CohortNoise, group_rows, sum_up, with_intervals
+from ltv_assets.modeling.cohorts import (
+    Amounts,
+    CohortNoise,
+    group_rows,
+    learn_amounts,
+    learn_noise,
+    observed,
+    shares_inside,
+    sum_up,
+    with_intervals,
+)
 from ltv_assets.modeling.evaluation.segments import ALL
+from ltv_assets.modeling.folds import make_folds
+from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.levels import on_window_level
+from ltv_assets.modeling.model_store import read_stage
 from ltv_assets.modeling.serialization import from_json
 from ltv_assets.state.project import Project
 from ltv_assets.storage.manifest import read_files
+from ltv_assets.storage.warehouse import SCORES_FILE
 from ltv_assets.training.evaluation import SEGMENT_COLUMNS
 
 _ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64()}
+OUT_OF_FOLD, HOLDOUT = "out of fold", "holdout"
+"""Sources of errors: days that other days' models scored, and the day that models trained before it scored."""
+NOISE_FILE = "cohort_noise.json"
 _MONEY = "revenue_regressor/revenue_regressor.json"
 """File of a served model that tells its cap."""
 
@@ -68,19 +89,116 @@ class CohortForecast:
         }
 
 
+@dataclass(frozen=True)
+class WindowErrors:
+    """Errors of a window's forecasts: `RELATIONS` ``cohort_errors`` without its window, and the noise that they teach."""
+
+    window: str
+    errors: pd.DataFrame
+    noise: CohortNoise
+
+    @property
+    def holdout(self) -> pd.DataFrame:
+        """The groups of the holdout day, forecast before it was seen."""
+        return self.errors[self.errors["source"] == HOLDOUT].reset_index(drop=True)
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of the holdout day's groups whose outcome lies in its interval."""
+        return shares_inside(self.holdout)
+
+
+def window_errors(project: Project, key: str) -> WindowErrors:
+    """How far the forecasts of a window's groups were off, and the noise of later forecasts that follows.
+
+    The intervals of the holdout day rest on the training days alone, so whether they held is a test of them.
+    """
+    gating, regressor = (read_stage(project.warehouse, stage, key) for stage in ("buyer_gating", "revenue_regressor"))
+    cap_usd, level = regressor.expected.cap_usd, gating.level
+    followed = float(np.sum(np.square(level.weights)))
+    past = _out_of_fold(project, key, gating, regressor.oof["expected_revenue"])
+    paid = past[past["revenue"] > 0.0]
+    amounts = learn_amounts((paid["expected"] / paid["p"]).to_numpy(), np.minimum(paid["revenue"], cap_usd).to_numpy())
+    by_day = [_compared(project, rows, amounts, cap_usd).assign(day=day) for day, rows in past.groupby("day", observed=True)]
+    before = pd.concat(by_day, ignore_index=True).assign(source=OUT_OF_FOLD, ahead=False)
+    noise = learn_noise(before, amounts, followed=followed, lasting_share=level.lasting_share)
+    scores = pd.read_parquet(io.BytesIO(project.warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]))
+    names = {"buyer_probability": "p", "expected_revenue_d7": "expected", "revenue_d7": "revenue"}
+    rows = segment_frame(project, key).join(scores[list(names)].rename(columns=names))
+    steps = (parse_day(key) - project.horizon.training_days(parse_day(key))[-1]).days
+    seen = _compared(project, rows, amounts, cap_usd).assign(day=key, source=HOLDOUT, ahead=True)
+    ends = with_intervals(seen, noise, steps)
+    errors = pd.concat([before, seen.join(ends[ends.columns.difference(seen.columns)])], ignore_index=True)
+    return WindowErrors(key, errors, learn_noise(errors, amounts, followed=followed, lasting_share=level.lasting_share))
+
+
+def _compared(project: Project, rows: pd.DataFrame, amounts: Amounts, cap_usd: float) -> pd.DataFrame:
+    """Forecast and outcome of one day's rows by group; the columns that are no segments are p, expected, revenue and day."""
+    settings = project.config.evaluation
+    segments = rows[rows.columns.difference(["p", "expected", "revenue", "day"], sort=False)]
+    groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
+    sums = sum_up(groups, rows["p"].to_numpy(), rows["expected"].to_numpy(), amounts)
+    return pd.concat([sums, observed(groups, rows["revenue"].to_numpy(), cap_usd)], axis=1)
+
+
+def _out_of_fold(project: Project, key: str, gating: BuyerGating, expected: NDArray[np.float64]) -> pd.DataFrame:
+    """Segments, revenue and day of the rows that were scored out of fold, with their forecast on the level of the whole window.
+
+    A fold's models know the level of the other days only; left so, a day that paid more than the others would seem to have paid yet more.
+    """
+    days = [str(day) for day in project.horizon.training_days(parse_day(key))]
+    revenue = [_read(project, "flattened_features", [day], REVENUE_LABELS[:1]).iloc[:, 0] for day in days]
+    names = pd.Categorical(np.repeat(days, [len(r) for r in revenue]), categories=days)
+    rows = segment_frame(project, *days).assign(revenue=np.concatenate(revenue), day=names)
+    if len(rows) != len(expected):  # of a large window only some rows are scored out of fold
+        from ltv_assets.training.windows import window_context
+
+        rows = rows.iloc[window_context(project, key).design.auxiliary].reset_index(drop=True)
+    classifier = read_stage(project.warehouse, "buyer_classifier", key)
+    folds = make_folds(rows["day"].cat.codes.to_numpy(), project.config.models.folds)
+    odds = on_window_level(classifier.oof["buyer_log_odds"], (rows["revenue"] > 0.0).to_numpy(dtype=np.float64), folds)
+    p = np.minimum(classifier.probability(odds), gating.cap)
+    return rows.assign(p=p, expected=expected * p / gating.oof["capped_probability"])
+
+
+def write_errors(folder: Path, found: WindowErrors) -> dict[str, int | None]:
+    """Write the relation and the noise; returns what `Warehouse.write` wants to know."""
+    (folder / NOISE_FILE).write_bytes(found.noise.to_json())
+    return {
+        NOISE_FILE: None,
+        "errors.parquet": write_relation(folder / "errors.parquet", "cohort_errors", found.errors.assign(window_key=found.window)),
+    }
+
+
+def champions_noise(project: Project, champion: str) -> CohortNoise:
+    """What a champion's forecasts miss by: learnt from its own window, and from holdout days of the windows before it.
+
+    Without errors of its own window it is as wide as for a market nobody knows.
+    """
+    keys = project.lineage().history("cohort_errors")
+    if champion not in keys:
+        return CohortNoise()
+    own = CohortNoise.from_json(project.warehouse.artifacts("cohort_errors", champion)[NOISE_FILE])
+    tables = {key: pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_errors", key)]) for key in keys}
+    errors = pd.concat([t if key == champion else t[t["source"] == HOLDOUT] for key, t in sorted(tables.items())], ignore_index=True)
+    return learn_noise(
+        errors.assign(ahead=errors["source"] == HOLDOUT), own.amounts, followed=own.followed, lasting_share=own.lasting_share
+    )
+
+
 def forecast_day(project: Project, day: str) -> CohortForecast:
     """Add up a scored day by group and put intervals around the sums.
 
     Raises StaleError if scores and flattened rows of the day do not belong together.
     """
-    scores = _read(project, "predictions", day, ["buyer_probability", "expected_revenue_d7"])
+    scores = _read(project, "predictions", [day], ["buyer_probability", "expected_revenue_d7"])
     champion = str(project.warehouse.require("predictions", day, "materialize it first").facts["champion"])
     segments = segment_frame(project, day)
     if len(segments) != len(scores):
         raise StaleError(
             f"cohort_forecast {day}: {len(scores)} scores of {len(segments)} flattened rows; materialize predictions {day} again"
         )
-    settings, noise = project.config.evaluation, CohortNoise()
+    settings, noise = project.config.evaluation, champions_noise(project, champion)
     groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
     sums = sum_up(groups, scores["buyer_probability"].to_numpy(), scores["expected_revenue_d7"].to_numpy(), noise.amounts)
     ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
@@ -100,20 +218,17 @@ def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:
     return len(frame)
 
 
-def segment_frame(project: Project, day: str) -> pd.DataFrame:
-    """The columns by whose values the rows of a flattened day are grouped, in the order of its rows."""
+def segment_frame(project: Project, *days: str) -> pd.DataFrame:
+    """The columns by whose values the rows of flattened days are grouped, in the order of these rows."""
     named = [c for c in SEGMENT_COLUMNS if c in feature_names(project.registry)]
-    frame = _read(project, "flattened_features", day, ["datetime", *named])
-    return frame[named].assign(hour=_hours(frame["datetime"]))
+    frame = _read(project, "flattened_features", days, ["datetime", *named])
+    keys = frame["datetime"].astype("category").cat
+    names, place = np.unique([str(key)[11:13] for key in keys.categories], return_inverse=True)
+    return frame[named].assign(hour=pd.Categorical.from_codes(place[keys.codes], names))
 
 
-def _hours(datetimes: pd.Series) -> NDArray[Any]:
-    hours = datetimes.astype("category")
-    return np.array([str(key)[11:13] for key in hours.cat.categories], dtype=object)[hours.cat.codes]
-
-
-def _read(project: Project, asset: str, day: str, columns: list[str]) -> pd.DataFrame:
-    tables = [pq.read_table(f, columns=columns) for f in project.warehouse.files(asset, day)]
+def _read(project: Project, asset: str, days: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    tables = [pq.read_table(f, columns=list(columns)) for day in days for f in project.warehouse.files(asset, day)]
     return pa.concat_tables(tables).unify_dictionaries().to_pandas()
 
 

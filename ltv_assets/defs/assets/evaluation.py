@@ -1,14 +1,26 @@
-"""``holdout_metrics``: the evaluated model on the day it never saw; ``served_model``: the refit that scores new days."""
+"""``holdout_metrics``: the evaluated model on the day it never saw; ``cohort_errors``: its groups forecast and observed;
+``served_model``: the refit that scores new days."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.publication import (
+    SHOWN_GROUPS,
+    Publication,
+    declared,
+    group_names,
+    markdown_table,
+    picture_metadata,
+    readable_failures,
+)
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import Champion
+
+if TYPE_CHECKING:
+    from ltv_assets.training.cohorts import WindowErrors
 
 
 def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -36,6 +48,18 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
             log_window(tracker, work.project, work.key, holdout, drawn, documents, run_id=context.run_id, seconds=work.seconds)
             return work.result(manifest, _evaluation_metadata(holdout, drawn, report, tracker.run_id(work.key)))
 
+    @dg.asset(**declared("cohort_errors", project), partitions_def=windows)
+    def cohort_errors(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        from ltv_assets.training.cohorts import window_errors, write_errors
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "cohort_errors", context.partition_key)
+            found = window_errors(work.project, work.key)
+            manifest = work.publish(lambda folder: write_errors(folder, found))
+            return work.result(manifest, _errors_metadata(found))
+
     @dg.asset(**declared("served_model", project), partitions_def=windows)
     def served_model(
         context: dg.AssetExecutionContext,
@@ -59,7 +83,7 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
                     context.log.warning(problem)
             return work.result(manifest, _champion_metadata(work.project, champion))
 
-    return [holdout_metrics, served_model]
+    return [holdout_metrics, cohort_errors, served_model]
 
 
 def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, run_id: str | None) -> dict[str, Any]:
@@ -72,6 +96,29 @@ def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, ru
         "deciles": markdown_table(deciles),
         **shown,
         "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`",
+    }
+
+
+def _errors_metadata(found: "WindowErrors") -> dict[str, Any]:
+    """Whether the intervals of the holdout day held, how much levels move, and every group of that day."""
+    from ltv_assets.plots import forecast_intervals
+
+    noise, groups = found.noise, found.holdout
+    shown = groups.iloc[[0, *groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable").head(SHOWN_GROUPS).index]]
+    picture = forecast_intervals(
+        group_names(shown),
+        *(shown[name] for name in ("expected_revenue_usd", "revenue_low_usd", "revenue_high_usd")),
+        observed=shown["revenue_capped_usd"],
+        title=f"Forecast of {found.window} by the models trained before it, and what came",
+    )
+    return {
+        "groups": len(groups),
+        **{name: float(share) for name, share in found.coverage.items()},
+        "movement_of_days": noise.day.sd,
+        "movement_of_revenue_per_payer": noise.amount.sd,
+        **{f"movement_of_{segment}": movement.sd for segment, movement in noise.groups.items()},
+        "days": ", ".join(noise.days),
+        **picture_metadata({"forecast_and_outcome.png": picture}),
     }
 
 

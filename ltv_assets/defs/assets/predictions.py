@@ -5,15 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
+from ltv_assets.defs.publication import (
+    SHOWN_GROUPS,
+    Publication,
+    declared,
+    group_names,
+    markdown_table,
+    picture_metadata,
+    readable_failures,
+)
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
     from ltv_assets.training.cohorts import CohortForecast
-
-SHOWN_GROUPS = 20
-"""Groups of which most is expected, in the picture and the table of a forecast's page."""
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -103,9 +108,8 @@ def _forecast_metadata(forecast: "CohortForecast") -> dict[str, Any]:
     total = forecast.total
     largest = forecast.groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable").head(SHOWN_GROUPS)
     shown = forecast.groups.iloc[[0, *largest.index]]
-    names = [str(s) if s == v else f"{s} = {v}" for s, v in zip(shown["segment"], shown["value"], strict=True)]
     ends = (shown[f"{name}_usd"] for name in ("expected_revenue", "revenue_low", "revenue_high"))
-    picture = forecast_intervals(names, *ends, title=f"What {forecast.day} will bring, by group")
+    picture = forecast_intervals(group_names(shown), *ends, title=f"What {forecast.day} will bring, by group")
     return {
         "expected_revenue_usd": float(total["expected_revenue_usd"]),
         "revenue_80_percent_usd": f"{total['revenue_low_usd']:,.2f} to {total['revenue_high_usd']:,.2f}",
