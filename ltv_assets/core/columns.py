@@ -10,4 +10,5 @@ from ltv_assets.core.contract import Column, load_contract
 
 RAW_COLUMNS: tuple[Column, ...] = load_contract().columns
 BY_NAME: dict[str, Column] = load_contract().by_name
+INPUTS: tuple[Column, ...] = load_contract().inputs
 LABEL_NAMES: tuple[str, ...] = load_contract().label_names

@@ -268,9 +268,7 @@ def _column_problems(contract: Contract, key: str, name: str, statistics: tuple[
     known = available(column)
     if not statistics:
         return [f"{key}: expected at least one of {', '.join(known)}"]
-    return [
-        f"{key}: unknown statistic {s!r} for {column.type}; expected one of {', '.join(known)}" for s in statistics if s not in known
-    ]
+    return [f"{key}: unknown statistic {s!r} for {column.type}; expected one of {', '.join(known)}" for s in statistics if s not in known]
 
 
 def load_registry(path: Path, contract: Contract | None = None) -> Registry:

@@ -9,7 +9,8 @@ Conventions, the same for every column:
 * a NULL column gives NULL statistics; an empty map or list gives ``n_keys`` / ``length`` 0 and NULL for the rest;
 * ``n_keys`` counts entries, so repeated keys and keys with a NULL value count too;
 * NULL, NaN and infinite values are ignored by every other statistic (and non-finite ones are counted by the flattener);
-* ``own`` looks up the impression's own key, which another column holds (``own_keys`` of the contract), sums the finite values of its entries and is NULL when the key is absent;
+* ``own`` looks up the impression's own key, which another column holds (``own_keys`` of the contract), sums the finite values
+  of its entries and is NULL when the key is absent;
 * shares and entropy use the positive values, so a share lies in 0..1; they are NULL when nothing is positive;
 * ``std`` divides by n (ddof 0); entropy is in nats; days are counted back from the start of the impression's hour.
 """
@@ -127,6 +128,7 @@ STATISTICS: dict[Kind, dict[str, Statistic]] = {
         ),
     },
 }
+
 
 def kind_of(column: Column) -> Kind:
     """Return the kind of a non-label column, which selects its statistics."""

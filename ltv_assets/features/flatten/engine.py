@@ -42,7 +42,9 @@ class FlattenEngine:
         self._overlaps = [overlap for group in registry.groups.values() if group.enabled for overlap in group.overlaps]
         self._wanted = frozenset(feature.name for feature in registry.features)
         self._scalars = row_columns(registry, labelled)
-        self._texts = tuple(name for name in self._scalars if not self._column(name).is_label and canonical_type(self._column(name)) == TEXT)
+        self._texts = tuple(
+            name for name in self._scalars if not self._column(name).is_label and canonical_type(self._column(name)) == TEXT
+        )
         self._nested = [name for name in registry.source_columns if contract.by_name[name].is_nested]
         self._row_sql = row_sql(registry, source="SELECT * FROM cells", labelled=labelled)
         self._interaction_sql = interaction_sql(registry, "cells") if self._inputs else ""

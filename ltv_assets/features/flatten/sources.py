@@ -79,7 +79,16 @@ def inspect_file(file: RawFile, labelled: bool, contract: Contract) -> Source:
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
     sizes = _sizes(metadata, range(metadata.num_row_groups), spelled)
-    return Source(file, metadata.num_rows, spelled, types, int(hour.timestamp()), metadata, _coded_leaves(metadata, spelled[contract.identifier]), sizes)
+    return Source(
+        file,
+        metadata.num_rows,
+        spelled,
+        types,
+        int(hour.timestamp()),
+        metadata,
+        _coded_leaves(metadata, spelled[contract.identifier]),
+        sizes,
+    )
 
 
 def _coded_leaves(metadata: pq.FileMetaData, identifier: str) -> tuple[str, ...]:
@@ -91,11 +100,7 @@ def _coded_leaves(metadata: pq.FileMetaData, identifier: str) -> tuple[str, ...]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     for index in range(metadata.num_columns):
         leaf = metadata.schema.column(index)
-        if (
-            leaf.physical_type != "BYTE_ARRAY"
-            or leaf.logical_type.type not in ("NONE", "STRING", "ENUM")
-            or leaf.path == identifier
-        ):
+        if leaf.physical_type != "BYTE_ARRAY" or leaf.logical_type.type not in ("NONE", "STRING", "ENUM") or leaf.path == identifier:
             continue
         encodings = {e for group in groups for e in group.column(index).encodings}
         if not any(encoding.startswith("DELTA") for encoding in encodings):
