@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltv_assets.core.asset_specs import RELATIONS
-from ltv_assets.core.columns import REVENUE_LABELS
 from ltv_assets.core.errors import StaleError
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import parse_day
@@ -39,13 +38,15 @@ from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.levels import on_window_level
 from ltv_assets.modeling.model_store import read_stage
+from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import from_json
 from ltv_assets.state.project import Project
 from ltv_assets.storage.manifest import read_files
 from ltv_assets.storage.warehouse import SCORES_FILE
-from ltv_assets.training.evaluation import SEGMENT_COLUMNS
 
 _ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64()}
+SUMMED = ("buyer_probability", "expected_revenue_d7")
+"""Scores that are added up."""
 OUT_OF_FOLD, HOLDOUT = "out of fold", "holdout"
 """Sources of errors: days that other days' models scored, and the day that models trained before it scored."""
 NOISE_FILE = "cohort_noise.json"
@@ -108,57 +109,70 @@ class WindowErrors:
         return shares_inside(self.holdout)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows whose outcome is known: segments by column, and arrays (n,) of what was forecast and what came, in USD."""
+
+    segments: pd.DataFrame
+    probability: NDArray[np.float64]
+    expected: NDArray[np.float64]
+    revenue: NDArray[np.float64]
+
+    def take(self, index: NDArray[Any]) -> _Rows:
+        return _Rows(self.segments.iloc[index], self.probability[index], self.expected[index], self.revenue[index])
+
+    def compared(self, project: Project, amounts: Amounts, cap_usd: float) -> pd.DataFrame:
+        """Forecast and outcome by group."""
+        settings = project.config.evaluation
+        groups = group_rows(self.segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
+        return pd.concat([sum_up(groups, self.probability, self.expected, amounts), observed(groups, self.revenue, cap_usd)], axis=1)
+
+
 def window_errors(project: Project, key: str) -> WindowErrors:
     """How far the forecasts of a window's groups were off, and the noise of later forecasts that follows.
 
     The intervals of the holdout day rest on the training days alone, so whether they held is a test of them.
     """
-    gating, regressor = (read_stage(project.warehouse, stage, key) for stage in ("buyer_gating", "revenue_regressor"))
+    window, warehouse = parse_day(key), project.warehouse
+    days = [str(day) for day in project.horizon.training_days(window)]
+    gating, regressor = (read_stage(warehouse, stage, key) for stage in ("buyer_gating", "revenue_regressor"))
     cap_usd, level = regressor.expected.cap_usd, gating.level
-    followed = float(np.sum(np.square(level.weights)))
-    past = _out_of_fold(project, key, gating, regressor.oof["expected_revenue"])
-    paid = past[past["revenue"] > 0.0]
-    amounts = learn_amounts((paid["expected"] / paid["p"]).to_numpy(), np.minimum(paid["revenue"], cap_usd).to_numpy())
-    by_day = [_compared(project, rows, amounts, cap_usd).assign(day=day) for day, rows in past.groupby("day", observed=True)]
+    past, day = _out_of_fold(project, key, days, gating, regressor)
+    paid = past.revenue > 0.0
+    amounts = learn_amounts(past.expected[paid] / past.probability[paid], np.minimum(past.revenue[paid], cap_usd))
+    by_day = [past.take(np.flatnonzero(day == i)).compared(project, amounts, cap_usd).assign(day=name) for i, name in enumerate(days)]
     before = pd.concat(by_day, ignore_index=True).assign(source=OUT_OF_FOLD, ahead=False)
-    noise = learn_noise(before, amounts, followed=followed, lasting_share=level.lasting_share)
-    scores = pd.read_parquet(io.BytesIO(project.warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]))
-    names = {"buyer_probability": "p", "expected_revenue_d7": "expected", "revenue_d7": "revenue"}
-    rows = segment_frame(project, key).join(scores[list(names)].rename(columns=names))
-    steps = (parse_day(key) - project.horizon.training_days(parse_day(key))[-1]).days
-    seen = _compared(project, rows, amounts, cap_usd).assign(day=key, source=HOLDOUT, ahead=True)
-    ends = with_intervals(seen, noise, steps)
+    settings = {"followed": float(np.sum(np.square(level.weights))), "lasting_share": level.lasting_share}
+    noise = learn_noise(before, amounts, **settings)
+    scores = pd.read_parquet(io.BytesIO(warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]), columns=[*SUMMED, "revenue_d7"])
+    holdout = _Rows(segment_frame(project, key), *(scores[name].to_numpy() for name in scores.columns))
+    seen = holdout.compared(project, amounts, cap_usd).assign(day=key, source=HOLDOUT, ahead=True)
+    ends = with_intervals(seen, noise, (window - parse_day(days[-1])).days)
     errors = pd.concat([before, seen.join(ends[ends.columns.difference(seen.columns)])], ignore_index=True)
-    return WindowErrors(key, errors, learn_noise(errors, amounts, followed=followed, lasting_share=level.lasting_share))
+    return WindowErrors(key, errors, learn_noise(errors, amounts, **settings))
 
 
-def _compared(project: Project, rows: pd.DataFrame, amounts: Amounts, cap_usd: float) -> pd.DataFrame:
-    """Forecast and outcome of one day's rows by group; the columns that are no segments are p, expected, revenue and day."""
-    settings = project.config.evaluation
-    segments = rows[rows.columns.difference(["p", "expected", "revenue", "day"], sort=False)]
-    groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
-    sums = sum_up(groups, rows["p"].to_numpy(), rows["expected"].to_numpy(), amounts)
-    return pd.concat([sums, observed(groups, rows["revenue"].to_numpy(), cap_usd)], axis=1)
-
-
-def _out_of_fold(project: Project, key: str, gating: BuyerGating, expected: NDArray[np.float64]) -> pd.DataFrame:
-    """Segments, revenue and day of the rows that were scored out of fold, with their forecast on the level of the whole window.
+def _out_of_fold(
+    project: Project, key: str, days: Sequence[str], gating: BuyerGating, regressor: RevenueRegressor
+) -> tuple[_Rows, NDArray[np.int64]]:
+    """The rows that were scored out of fold, with their forecast on the level of the whole window; and the number of each row's day.
 
     A fold's models know the level of the other days only; left so, a day that paid more than the others would seem to have paid yet more.
     """
-    days = [str(day) for day in project.horizon.training_days(parse_day(key))]
-    revenue = [_read(project, "flattened_features", [day], REVENUE_LABELS[:1]).iloc[:, 0] for day in days]
-    names = pd.Categorical(np.repeat(days, [len(r) for r in revenue]), categories=days)
-    rows = segment_frame(project, *days).assign(revenue=np.concatenate(revenue), day=names)
-    if len(rows) != len(expected):  # of a large window only some rows are scored out of fold
+    labels = [_read(project, "flattened_features", [day], project.contract.revenue[:1]).to_numpy()[:, 0] for day in days]
+    segments, revenue = segment_frame(project, *days), np.concatenate(labels).astype(np.float64)
+    day = np.repeat(np.arange(len(days)), [len(label) for label in labels])
+    if len(revenue) != len(gating.oof["capped_probability"]):  # of a large window only some rows are scored out of fold
         from ltv_assets.training.windows import window_context
 
-        rows = rows.iloc[window_context(project, key).design.auxiliary].reset_index(drop=True)
+        chosen = window_context(project, key).design.auxiliary
+        segments, revenue, day = segments.iloc[chosen], revenue[chosen], day[chosen]
     classifier = read_stage(project.warehouse, "buyer_classifier", key)
-    folds = make_folds(rows["day"].cat.codes.to_numpy(), project.config.models.folds)
-    odds = on_window_level(classifier.oof["buyer_log_odds"], (rows["revenue"] > 0.0).to_numpy(dtype=np.float64), folds)
-    p = np.minimum(classifier.probability(odds), gating.cap)
-    return rows.assign(p=p, expected=expected * p / gating.oof["capped_probability"])
+    folds = make_folds(day, project.config.models.folds)
+    odds = on_window_level(classifier.oof["buyer_log_odds"], (revenue > 0.0).astype(np.float64), folds)
+    probability = np.minimum(classifier.probability(odds), gating.cap)
+    expected = regressor.oof["expected_revenue"] * probability / gating.oof["capped_probability"]
+    return _Rows(segments, probability, expected, revenue), day
 
 
 def write_errors(folder: Path, found: WindowErrors) -> dict[str, int | None]:
@@ -191,7 +205,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
 
     Raises StaleError if scores and flattened rows of the day do not belong together.
     """
-    scores = _read(project, "predictions", [day], ["buyer_probability", "expected_revenue_d7"])
+    scores = _read(project, "predictions", [day], SUMMED)
     champion = str(project.warehouse.require("predictions", day, "materialize it first").facts["champion"])
     segments = segment_frame(project, day)
     if len(segments) != len(scores):
@@ -200,7 +214,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
         )
     settings, noise = project.config.evaluation, champions_noise(project, champion)
     groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
-    sums = sum_up(groups, scores["buyer_probability"].to_numpy(), scores["expected_revenue_d7"].to_numpy(), noise.amounts)
+    sums = sum_up(groups, *(scores[name].to_numpy() for name in SUMMED), noise.amounts)
     ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
     money = money_terms(project, champion)
     return CohortForecast(day, with_intervals(sums, noise, ahead), champion, ahead, noise, money["cap_usd"], money["tail_factor"])
@@ -220,8 +234,10 @@ def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:
 
 def segment_frame(project: Project, *days: str) -> pd.DataFrame:
     """The columns by whose values the rows of flattened days are grouped, in the order of these rows."""
-    named = [c for c in SEGMENT_COLUMNS if c in feature_names(project.registry)]
+    named = [c for c in project.contract.segments if c in feature_names(project.registry)]
     frame = _read(project, "flattened_features", days, ["datetime", *named])
+    if not project.contract.has_hours:
+        return frame[named]
     keys = frame["datetime"].astype("category").cat
     names, place = np.unique([str(key)[11:13] for key in keys.categories], return_inverse=True)
     return frame[named].assign(hour=pd.Categorical.from_codes(place[keys.codes], names))
