@@ -111,6 +111,21 @@ def group_rows(segments: pd.DataFrame, *, min_rows: int, max_segments: int) -> G
     return Groups(codes, values)
 
 
+def same_groups(segments: pd.DataFrame, values: Mapping[str, tuple[str, ...]]) -> Groups:
+    """The groups of a forecast, found in other rows: values that it did not name belong to ``(other)``, which is there if there are any."""
+    codes: dict[str, Ints] = {ALL: np.zeros(len(segments), dtype=np.int64)}
+    listed: dict[str, tuple[str, ...]] = {ALL: (ALL,)}
+    for column in values:
+        if column == ALL or column not in segments:
+            continue
+        labels = segment_labels(segments[column], 1, len(segments))
+        names = pd.Index(values[column] if OTHER in values[column] else (*values[column], OTHER))
+        place = names.get_indexer(pd.Index(labels.categories))
+        codes[column] = np.where(place >= 0, place, names.get_loc(OTHER))[labels.codes]
+        listed[column] = tuple(str(name) for name in names)
+    return Groups(codes, listed)
+
+
 SUMS = ("rows", "expected_payers", "expected_revenue_usd")
 CUMULANTS = ("payers_2", "payers_3", "revenue_2", "revenue_3", "amount_variance", "log_nobody")
 
@@ -284,9 +299,20 @@ def inside(compared: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def shares_inside(compared: pd.DataFrame) -> dict[str, float]:
-    """Share of groups whose outcome lies in its interval, for payers and for revenue."""
-    return {f"share_of_{name}": float(share) for name, share in inside(compared).mean().items()}
+def outcome_figures(compared: pd.DataFrame) -> pd.Series:
+    """How good the forecasts of some groups were; ``compared`` has the columns of ``cohort_outcome``.
+
+    ``coverage_payers``, ``coverage_revenue``: share of groups whose outcome lies in its interval; ``bias_payers``, ``bias_revenue``:
+    expected / came; ``error_payers``, ``error_revenue``: sum of absolute errors / sum of what came, which weighs a group by its size.
+    """
+    figures: dict[str, float] = {"groups": float(len(compared))}
+    for target, came, unit in (("payers", "payers", ""), ("revenue", "revenue_capped_usd", "_usd")):
+        expected, outcome = compared[f"expected_{target}{unit}"], compared[came]
+        total = float(outcome.sum())
+        figures[f"coverage_{target}"] = float(compared[f"{target}_inside"].mean())
+        figures[f"bias_{target}"] = float(expected.sum()) / total if total else np.nan
+        figures[f"error_{target}"] = float((expected - outcome).abs().sum()) / total if total else np.nan
+    return pd.Series(figures)
 
 
 def totals_differ(forecast: pd.DataFrame) -> list[str]:

@@ -75,7 +75,7 @@ class Lineage:
     def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
         """(asset, partition) pairs that one partition is made from."""
         spec = SPECS[asset]
-        days: dict[str, tuple[date, ...]] = {"test": self.horizon.test_days, "champion": (), "history": ()}
+        days: dict[str, tuple[date, ...]] = {"test": self.horizon.test_days, "champion": (), "history": (), "published": ()}
         if spec.partitions == "window":
             window = parse_day(key)
             if window not in self.horizon.train_days:
@@ -116,6 +116,13 @@ class Lineage:
         for above in SPECS[asset].upstream:
             if above.days == "history":
                 found |= {f"{above.asset}/{k}": self.warehouse.fingerprint(above.asset, k) or "" for k in self.history(above.asset)}
+            elif above.days == "published":
+                fingerprint = self.warehouse.fingerprint(above.asset, key)
+                if fingerprint is None:
+                    raise StaleError(
+                        f"{asset} {key}: there is no {above.asset} of {key}, so there is nothing to compare; score days before"
+                    )
+                found[f"{above.asset}/{key}"] = fingerprint
         if asset in WINDOW_UPSTREAM:
             window = parse_day(key)
             found["label_horizons"] = ",".join(str(h) for h in sorted(mature_horizons(self.config, window)))
@@ -182,6 +189,10 @@ class Lineage:
         damage = self.warehouse.damage(asset, key)
         if damage is not None:
             return status("stale", damage)
+        if SPECS[asset].job == "score_days" and parse_day(key) in self.horizon.train_days:
+            # What was said of a day before its labels came is a record: it is compared with them, not made again with their help.
+            judged = self._judge_verdicts(asset, key)
+            return judged if judged.state == "failed" else status("fresh", "kept as it was published: the day has labels")
         if manifest.code_version != CODE_VERSIONS[asset]:
             return status("stale", f"made by code version {manifest.code_version}, now {CODE_VERSIONS[asset]}")
         try:

@@ -26,10 +26,12 @@ from ltv_assets.modeling.cohorts import (
     Amounts,
     CohortNoise,
     group_rows,
+    inside,
     learn_amounts,
     learn_noise,
     observed,
-    shares_inside,
+    outcome_figures,
+    same_groups,
     sum_up,
     with_intervals,
 )
@@ -43,8 +45,9 @@ from ltv_assets.modeling.serialization import from_json
 from ltv_assets.state.project import Project
 from ltv_assets.storage.manifest import read_files
 from ltv_assets.storage.warehouse import SCORES_FILE
+from ltv_assets.training.windows import require_mature, window_context
 
-_ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64()}
+_ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64(), "INTEGER": pa.int32(), "BOOLEAN": pa.bool_()}
 SUMMED = ("buyer_probability", "expected_revenue_d7")
 """Scores that are added up."""
 OUT_OF_FOLD, HOLDOUT = "out of fold", "holdout"
@@ -105,8 +108,9 @@ class WindowErrors:
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Share of the holdout day's groups whose outcome lies in its interval."""
-        return shares_inside(self.holdout)
+        """Share of the holdout day's groups whose outcome lies in its interval, for payers and for revenue."""
+        held = self.holdout
+        return {str(name).replace("_", "_of_holdout_"): float(share) for name, share in inside(held).mean().items()}
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,6 @@ def _out_of_fold(
     segments, revenue = segment_frame(project, *days), np.concatenate(labels).astype(np.float64)
     day = np.repeat(np.arange(len(days)), [len(label) for label in labels])
     if len(revenue) != len(gating.oof["capped_probability"]):  # of a large window only some rows are scored out of fold
-        from ltv_assets.training.windows import window_context
-
         chosen = window_context(project, key).design.auxiliary
         segments, revenue, day = segments.iloc[chosen], revenue[chosen], day[chosen]
     classifier = read_stage(project.warehouse, "buyer_classifier", key)
@@ -214,15 +216,90 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
         )
     settings, noise = project.config.evaluation, champions_noise(project, champion)
     groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
-    sums = sum_up(groups, *(scores[name].to_numpy() for name in SUMMED), noise.amounts)
+    probability, expected = (scores[name].to_numpy() for name in SUMMED)
+    sums = sum_up(groups, probability, expected, noise.amounts)
     ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
     money = money_terms(project, champion)
     return CohortForecast(day, with_intervals(sums, noise, ahead), champion, ahead, noise, money["cap_usd"], money["tail_factor"])
 
 
+@dataclass(frozen=True)
+class CohortOutcome:
+    """A forecast beside what came: `RELATIONS` ``cohort_outcome`` without its day."""
+
+    day: str
+    groups: pd.DataFrame
+    champion: str
+    cap_usd: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Coverage, bias and weighted error of the day's groups, and what it brought as a whole."""
+        total = self.groups.iloc[0]
+        came = {name: float(total[name]) for name in ("payers", "revenue_capped_usd", "revenue_usd")}
+        return {**came, **{name: float(value) for name, value in outcome_figures(self.groups).items()}}
+
+
+def compare_day(project: Project, day: str) -> CohortOutcome:
+    """What came of a forecast day, by the groups of its forecast. Raises StaleError if the day's labels are not final."""
+    require_mature(project.config, [parse_day(day)])
+    forecast, facts = stored_forecast(project, day)
+    revenue = _read(project, "flattened_features", [day], project.contract.revenue[:1]).to_numpy(dtype=np.float64)[:, 0]
+    named = forecast.groupby("segment", sort=False)["value"].agg(list).to_dict()
+    groups = same_groups(segment_frame(project, day), {str(s): tuple(values) for s, values in named.items()})
+    came = observed(groups, revenue, float(facts["cap_usd"]))
+    segment, value = groups.listed()
+    came = came.assign(segment=segment, value=value, rows_labelled=groups.add_up(np.ones(len(revenue)), 1.0).astype(np.int64))
+    compared = forecast.merge(came, on=["segment", "value"], how="left", validate="one_to_one")
+    champion = str(facts["champion"])
+    age = (parse_day(day) - parse_day(champion)).days
+    compared = compared.join(inside(compared)).assign(model_window=champion, model_age_days=age)
+    return CohortOutcome(day, compared, champion, float(facts["cap_usd"]))
+
+
+def past_outcomes(project: Project, until: str = "9999-12-31", days: int | None = None) -> pd.DataFrame:
+    """Rows of ``cohort_outcome`` of the newest ``days`` up to ``until``, forecast by models that had not seen them.
+
+    Days whose labels came for other rows than were scored are left out: what they brought is not what was forecast.
+    """
+    keys = [key for key in project.warehouse.keys("cohort_outcome") if key <= until]
+    tables: list[pd.DataFrame] = []
+    for key in reversed(keys):
+        rows = pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_outcome", key)], ignore_index=True)
+        if rows["model_age_days"].iloc[0] > 0 and rows["rows"].iloc[0] == rows["rows_labelled"].iloc[0] and len(tables) != days:
+            tables.append(rows)
+    return pd.concat(reversed(tables), ignore_index=True) if tables else pd.DataFrame(columns=[c.name for c in RELATIONS["cohort_outcome"]])
+
+
+def summary(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Coverage, bias and weighted error of outcomes by segment and age of the model, all segments' groups together at the end."""
+    if outcomes.empty:
+        return pd.DataFrame()
+    parts = outcomes.assign(model_age_days=outcomes["model_age_days"].astype(int)).groupby(["segment", "model_age_days"], sort=False)
+    rows = [{"segment": s, "model_age_days": age, "days": part["day"].nunique(), **outcome_figures(part)} for (s, age), part in parts]
+    whole = {"segment": "every group", "model_age_days": "any", "days": outcomes["day"].nunique(), **outcome_figures(outcomes)}
+    return pd.DataFrame([*rows, whole])
+
+
+def write_outcome(folder: Path, outcome: CohortOutcome) -> dict[str, int | None]:
+    """Write the relation; returns what `Warehouse.write` wants to know."""
+    return {"outcome.parquet": write_relation(folder / "outcome.parquet", "cohort_outcome", outcome.groups.assign(day=outcome.day))}
+
+
 def write_forecast(folder: Path, forecast: CohortForecast) -> dict[str, int | None]:
     """Write the relation; returns what `Warehouse.write` wants to know."""
     return {"forecast.parquet": write_relation(folder / "forecast.parquet", "cohort_forecast", forecast.groups.assign(day=forecast.day))}
+
+
+def stored_forecast(project: Project, day: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The published forecast of a day (None: the newest), and its facts. Raises StaleError if there is none."""
+    keys = project.warehouse.keys("cohort_forecast")
+    day = day or (keys[-1] if keys else None)
+    if day is None:
+        raise StaleError(f"no day was forecast yet in the warehouse {project.warehouse.root}; run `ltv run`")
+    remedy = f"forecast days are {', '.join(keys)}" if keys else "run `ltv run`"
+    manifest = project.warehouse.require("cohort_forecast", day, remedy)
+    return pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_forecast", day)], ignore_index=True), manifest.facts
 
 
 def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:

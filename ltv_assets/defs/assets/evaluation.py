@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ltv_assets.defs.publication import (
-    SHOWN_GROUPS,
     Publication,
     declared,
-    group_names,
+    groups_picture,
+    largest_groups,
     markdown_table,
     picture_metadata,
     readable_failures,
@@ -52,12 +52,14 @@ def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsD
     def cohort_errors(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
     ) -> dg.MaterializeResult:
+        from ltv_assets.reporting.report import write_report
         from ltv_assets.training.cohorts import window_errors, write_errors
 
         with readable_failures():
             work = Publication.begin(project_resource, catalogue, "cohort_errors", context.partition_key)
             found = window_errors(work.project, work.key)
             manifest = work.publish(lambda folder: write_errors(folder, found))
+            write_report(work.project, work.key)
             return work.result(manifest, _errors_metadata(found))
 
     @dg.asset(**declared("served_model", project), partitions_def=windows)
@@ -101,16 +103,8 @@ def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, ru
 
 def _errors_metadata(found: "WindowErrors") -> dict[str, Any]:
     """Whether the intervals of the holdout day held, how much levels move, and every group of that day."""
-    from ltv_assets.plots import forecast_intervals
-
     noise, groups = found.noise, found.holdout
-    shown = groups.iloc[[0, *groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable").head(SHOWN_GROUPS).index]]
-    picture = forecast_intervals(
-        group_names(shown),
-        *(shown[name] for name in ("expected_revenue_usd", "revenue_low_usd", "revenue_high_usd")),
-        observed=shown["revenue_capped_usd"],
-        title=f"Forecast of {found.window} by the models trained before it, and what came",
-    )
+    picture = groups_picture(largest_groups(groups), f"Forecast of {found.window} by the models trained before it, and what came")
     return {
         "groups": len(groups),
         **{name: float(share) for name, share in found.coverage.items()},

@@ -1,4 +1,4 @@
-"""``predictions`` of a day by the champion, their ``cohort_forecast`` by group, and the ``submission`` of the test days."""
+"""``predictions`` of a day by the champion, their ``cohort_forecast`` by group and its ``cohort_outcome``, and the ``submission``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ltv_assets.defs.publication import (
-    SHOWN_GROUPS,
     Publication,
     declared,
-    group_names,
+    groups_picture,
+    largest_groups,
     markdown_table,
     picture_metadata,
     readable_failures,
@@ -18,7 +18,7 @@ from ltv_assets.defs.resources import CatalogueResource, ProjectResource
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
-    from ltv_assets.training.cohorts import CohortForecast
+    from ltv_assets.training.cohorts import CohortForecast, CohortOutcome
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -48,6 +48,18 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             manifest = work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts())
             return work.result(manifest, _forecast_metadata(forecast))
 
+    @dg.asset(**declared("cohort_outcome", project), partitions_def=days)
+    def cohort_outcome(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        from ltv_assets.training.cohorts import compare_day, write_outcome
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "cohort_outcome", context.partition_key)
+            outcome = compare_day(work.project, work.key)
+            manifest = work.publish(lambda folder: write_outcome(folder, outcome))
+            return work.result(manifest, _outcome_metadata(work.project, outcome))
+
     @dg.asset(**declared("submission", project))
     def submission(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
@@ -58,7 +70,7 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             manifest = work.publish(lambda folder: _write_submission(work, folder))
             return work.result(manifest, _submission_metadata(work))
 
-    return [predictions, cohort_forecast, submission]
+    return [predictions, cohort_forecast, cohort_outcome, submission]
 
 
 def _champion_window(work: Publication) -> str:
@@ -103,25 +115,34 @@ def _prediction_metadata(work: Publication) -> dict[str, Any]:
 
 def _forecast_metadata(forecast: "CohortForecast") -> dict[str, Any]:
     """What a day will bring, how sure that is and why, then the groups of which most is expected."""
-    from ltv_assets.plots import forecast_intervals
-
-    total = forecast.total
-    largest = forecast.groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable").head(SHOWN_GROUPS)
-    shown = forecast.groups.iloc[[0, *largest.index]]
-    ends = (shown[f"{name}_usd"] for name in ("expected_revenue", "revenue_low", "revenue_high"))
-    picture = forecast_intervals(group_names(shown), *ends, title=f"What {forecast.day} will bring, by group")
+    total, shown = forecast.total, largest_groups(forecast.groups)
     return {
         "expected_revenue_usd": float(total["expected_revenue_usd"]),
         "revenue_80_percent_usd": f"{total['revenue_low_usd']:,.2f} to {total['revenue_high_usd']:,.2f}",
         "expected_payers": float(total["expected_payers"]),
         "payers_80_percent": f"{total['payers_low']:,.1f} to {total['payers_high']:,.1f}",
-        **picture_metadata({"forecast.png": picture}),
+        **picture_metadata({"forecast.png": groups_picture(shown, f"What {forecast.day} will bring, by group")}),
         "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
         "interval": forecast.reach,
         "champion": forecast.champion,
         "days_ahead": forecast.days_ahead,
         "cap_usd": forecast.cap_usd,
         "tail_factor": forecast.tail_factor,
+    }
+
+
+def _outcome_metadata(project: Project, outcome: "CohortOutcome") -> dict[str, Any]:
+    """What came against what was forecast, then how good the forecasts of all days were, by segment and age of the model."""
+    from ltv_assets.training.cohorts import past_outcomes, summary
+
+    shown = largest_groups(outcome.groups)
+    return {
+        **outcome.figures,
+        **picture_metadata({"outcome.png": groups_picture(shown, f"What {outcome.day} was to bring, and what came")}),
+        "by_segment_and_age": markdown_table(summary(past_outcomes(project, until=outcome.day)).to_dict("records")),
+        "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
+        "model_window": outcome.champion,
+        "cap_usd": outcome.cap_usd,
     }
 
 
