@@ -14,13 +14,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from ltv_assets.core.columns import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import parse_number, parse_timestamp
 from ltv_assets.features.statistics import Kind, kind_of
 
@@ -52,6 +53,10 @@ class MalformedValue(ValueError):
         self.expected, self.found, self.where = expected, found, where
 
 
+class MalformedRow(DataError):
+    """An impression that cannot be scored: one sentence for each of its malformed values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Impressions:
     """Impressions in the contract's types, and the problems of those that cannot be scored.
@@ -70,17 +75,33 @@ def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impress
     None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``.
     """
     problems: dict[int, list[str]] = {}
-    hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), _hour, problems, missing="is missing")
-    arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array((h or 0 for h in hours), pa.int64())]
+    hours = _converted(columns.get(HOUR_COLUMN, [None] * rows), read_hour, problems)
+    arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array(hours, pa.int64())]
     for column in COLUMNS:
         kind = _TYPES[kind_of(column)]
         if column.name not in columns:
             arrays.append(pa.nulls(rows, kind))
             continue
-        cells = _converted(column.name, columns[column.name], _READERS[kind_of(column)], problems)
+        cells = _converted(columns[column.name], partial(read_cell, column), problems)
         arrays.append(pa.array(cells, kind))
     names = ["row_id", "hour_start", *(column.name for column in COLUMNS)]
     return Impressions(pa.table(arrays, names=names), {row: "; ".join(texts) for row, texts in sorted(problems.items())})
+
+
+def read_cell(column: Column, value: Any, row: int, problems: list[str]) -> Any:
+    """The value of a column as its reader gives it: a float, a text, a list, or pairs of key and value; None is missing.
+
+    A value in none of the accepted forms is None, and a sentence about it joins ``problems``.
+    """
+    return _cell(column.name, _READER_OF[column.name], value, row, problems)
+
+
+def read_hour(value: Any, row: int, problems: list[str]) -> int:
+    """Unix seconds of the impression's hour; 0, and a sentence in ``problems``, if it is missing or unreadable."""
+    if _is_missing(value):
+        problems.append(f"row {row}, column {HOUR_COLUMN}: expected {_HOUR}, found nothing")
+        return 0
+    return _cell(HOUR_COLUMN, _hour, value, row, problems) or 0
 
 
 def example_impression() -> dict[str, Any]:
@@ -103,23 +124,25 @@ def example_impression() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- values
 
 
-def _converted(
-    name: str, values: Iterable[Any], convert: Callable[[Any], Any], problems: dict[int, list[str]], missing: str | None = None
-) -> list[Any]:
+def _converted(values: Iterable[Any], read: Callable[[Any, int, list[str]], Any], problems: dict[int, list[str]]) -> list[Any]:
     out: list[Any] = []
+    found: list[str] = []
     for row, value in enumerate(values):
-        cell = None
-        try:
-            if not _is_missing(value):
-                cell = convert(value)
-            elif missing is not None:
-                problems.setdefault(row, []).append(f"row {row}, column {name}: expected {_HOUR}, found nothing")
-        except MalformedValue as error:
-            problems.setdefault(row, []).append(f"row {row}, column {name}{error}")
-        except Exception as error:  # an object that cannot be inspected must not affect other rows
-            problems.setdefault(row, []).append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
-        out.append(cell)
+        out.append(read(value, row, found))
+        if found:
+            problems.setdefault(row, []).extend(found)
+            found.clear()
     return out
+
+
+def _cell(name: str, convert: Callable[[Any], Any], value: Any, row: int, problems: list[str]) -> Any:
+    try:
+        return None if _is_missing(value) else convert(value)
+    except MalformedValue as error:
+        problems.append(f"row {row}, column {name}{error}")
+    except Exception as error:  # an object that cannot be inspected must not affect other rows
+        problems.append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
+    return None
 
 
 def _is_missing(value: Any) -> bool:
@@ -262,6 +285,8 @@ _READERS: dict[Kind, Callable[[Any], Any]] = {
     "nested_counts": _map(_map(_number)),
     "nested_timestamps": _map(_map(_timestamp)),
 }
+
+_READER_OF: dict[str, Callable[[Any], Any]] = {column.name: _READERS[kind_of(column)] for column in COLUMNS}
 
 
 def _describe(value: object) -> str:
