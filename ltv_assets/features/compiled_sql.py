@@ -39,7 +39,7 @@ def compile_sql(expressions: Sequence[str], types: Mapping[str, str], connection
     names = "".join(f"v{i}, " for i in range(len(types)))
     body = [f"({names}) = values", *writer.lines, f"return ({''.join(f'{name}, ' for name in results)})"]
     scope: dict[str, Any] = {**_FUNCTIONS, **writer.scope}
-    exec(compile("def compiled(values):\n    " + "\n    ".join(body), "<features.yaml>", "exec"), scope)  # noqa: S102
+    exec(compile("def compiled(values):\n    " + "\n    ".join(body), "<features.yaml>", "exec"), scope)
     compiled: Compiled = scope["compiled"]
     return compiled
 

@@ -9,16 +9,16 @@ rows, so every sum is added in the same order. Next to read: ``compiled_sql.py``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import BY_NAME, Column
+from ltv_assets.core.columns import Column
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.arrays import Entries, OwnKey, entry_statistics
 from ltv_assets.features.canonical import FLOAT32_MAX
@@ -83,7 +83,7 @@ class OneRow:
         self._statistics_at = np.array([slots.at[name] for name in self._statistics], np.int64)
         self._connection = open_duckdb(threads=1, memory_limit=MEMORY_LIMIT)
         self._of_scalars = compile_sql([*written_own_keys(registry), *scalar.values()], inputs, self._connection)
-        self._of_all = compile_sql([*combined.values()], inputs | {name: "DOUBLE" for name in self._statistics}, self._connection)
+        self._of_all = compile_sql([*combined.values()], inputs | dict.fromkeys(self._statistics, "DOUBLE"), self._connection)
         self._nothing = np.full(len(slots.at), np.nan)
         self._gather = np.array([slots.at[name] for name in self.numeric], np.int64)
         text_at = {c.name: i for i, c in enumerate(self._scalars)}
