@@ -42,6 +42,7 @@ _TYPES: dict[Kind, pa.DataType] = {
     "nested_counts": pa.map_(pa.string(), _NUMBERS),
     "nested_timestamps": pa.map_(pa.string(), _NUMBERS),
 }
+_NUMBER_TYPES, _TEXT_TYPES = frozenset((float, int, type(None))), frozenset((str, type(None)))
 _PAIRS = "an object, a list of pairs, or the JSON text of either"
 
 
@@ -69,21 +70,23 @@ class Impressions:
     problems: Mapping[int, str]
 
 
-def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impressions:
+def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int, first: int = 0) -> Impressions:
     """Turn columns of JSON values into Arrow; an absent column is missing in every row, unknown ones are ignored.
 
-    None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``.
+    None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``, by the
+    number of its row, of which the first is ``first``.
     """
     problems: dict[int, list[str]] = {}
-    hours = _converted(columns.get(HOUR_COLUMN, [None] * rows), read_hour, problems)
+    hours = _converted(columns.get(HOUR_COLUMN, [None] * rows), read_hour, problems, first)
     arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array(hours, pa.int64())]
     for column in COLUMNS:
         kind = _TYPES[kind_of(column)]
         if column.name not in columns:
             arrays.append(pa.nulls(rows, kind))
             continue
-        cells = _converted(columns[column.name], partial(read_cell, column), problems)
-        arrays.append(pa.array(cells, kind))
+        values = columns[column.name]
+        array = _plain_array(values, kind)
+        arrays.append(pa.array(_converted(values, partial(read_cell, column), problems, first), kind) if array is None else array)
     names = ["row_id", "hour_start", *(column.name for column in COLUMNS)]
     return Impressions(pa.table(arrays, names=names), {row: "; ".join(texts) for row, texts in sorted(problems.items())})
 
@@ -98,10 +101,11 @@ def read_cell(column: Column, value: Any, row: int, problems: list[str]) -> Any:
 
 def read_hour(value: Any, row: int, problems: list[str]) -> int:
     """Unix seconds of the impression's hour; 0, and a sentence in ``problems``, if it is missing or unreadable."""
-    if _is_missing(value):
+    said = len(problems)
+    hour = _cell(HOUR_COLUMN, _hour, value, row, problems)
+    if hour is None and len(problems) == said:
         problems.append(f"row {row}, column {HOUR_COLUMN}: expected {_HOUR}, found nothing")
-        return 0
-    return _cell(HOUR_COLUMN, _hour, value, row, problems) or 0
+    return hour or 0
 
 
 def example_impression() -> dict[str, Any]:
@@ -124,15 +128,53 @@ def example_impression() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- values
 
 
-def _converted(values: Iterable[Any], read: Callable[[Any, int, list[str]], Any], problems: dict[int, list[str]]) -> list[Any]:
+def _converted(values: Iterable[Any], read: Callable[[Any, int, list[str]], Any], problems: dict[int, list[str]], first: int) -> list[Any]:
     out: list[Any] = []
     found: list[str] = []
-    for row, value in enumerate(values):
+    for row, value in enumerate(values, first):
         out.append(read(value, row, found))
         if found:
             problems.setdefault(row, []).extend(found)
             found.clear()
     return out
+
+
+def _plain_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array | None:
+    """A column in its simplest form, whose values need no reading one by one; None if a value has any other form."""
+    try:
+        if pa.types.is_map(kind):
+            return _plain_maps(values) if kind == _NUMBERS else None
+        cells = values if not pa.types.is_list(kind) else [x for value in values if value is not None for x in _plain_list(value)]
+        plain = _NUMBER_TYPES if kind == pa.float64() else _TEXT_TYPES
+        return pa.array(values, kind, from_pandas=True) if plain.issuperset(map(type, cells)) else None
+    except (_NotPlain, pa.ArrowException, ValueError, OverflowError):  # of which Arrow's own are some, and text that UTF-8 cannot hold
+        return None
+
+
+def _plain_maps(values: Sequence[Any]) -> pa.Array:
+    keys: list[str] = []
+    items: list[Any] = []
+    offsets: list[int | None] = []
+    for value in values:
+        offsets.append(None if value is None else len(keys))
+        if value is not None:
+            if type(value) is not dict:
+                raise _NotPlain
+            keys += value
+            items += value.values()
+    if not _NUMBER_TYPES.issuperset(map(type, items)):
+        raise _NotPlain
+    return pa.MapArray.from_arrays(pa.array([*offsets, len(keys)], pa.int32()), pa.array(keys, pa.string()), pa.array(items, pa.float64()))
+
+
+def _plain_list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise _NotPlain
+    return value
+
+
+class _NotPlain(Exception):
+    """A value that has to be read by itself."""
 
 
 def _cell(name: str, convert: Callable[[Any], Any], value: Any, row: int, problems: list[str]) -> Any:
