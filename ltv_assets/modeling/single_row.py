@@ -3,7 +3,7 @@
 What belongs here: a handle of LightGBM's C interface with its buffers. What does not: what the score means (``boosting.py``).
 Next to read: ``boosting.py``.
 
-``Booster.predict`` prepares every call anew, which for one row takes fifty times as long as the trees themselves. The fast
+``Booster.predict`` prepares every call anew, which for one row takes longer than the trees themselves. The fast
 path prepares once. It walks the same trees in the same order, so a row gets the same bits.
 """
 
