@@ -253,7 +253,7 @@ class _Reasoning:
         """(column of moments or None, day of each row as days since 1970, -1 where it is not known)."""
         folders = self.folders
         if folders.pattern is not None:
-            why = f"{len(folders.files)} files in {len(folders.days)} days, {folders.days[0]} to {folders.days[-1]}"
+            why = f"{len(folders.files)} files in {len(folders.days)} days, {_span(folders.days)}"
             self._guess("time", f"folders {folders.pattern}", why, 0.95 if not folders.astray else 0.7)
             if folders.astray:
                 first = f"first {folders.astray[0].relative_to(folders.root)}"
@@ -434,7 +434,7 @@ class _Reasoning:
             level += ", the most telling columns"
         size = 4 * count * rows_a_day / 1e6
         used = sum(bool(c.statistics) for c in result)
-        self._guess("features", f"{count} of {used} columns", f"{level}; at most {size:.1f} MB a day before compression", 0.9)
+        self._guess("features", f"{count}, made of {used} columns", f"{level}; at most {size:.1f} MB a day before compression", 0.9)
         return result
 
     def _segments(self, planned: Sequence[PlannedColumn]) -> tuple[tuple[str, ...], str | None]:
@@ -474,12 +474,9 @@ class _Reasoning:
         with_labels = [d for d in known if labelled(d)]
         without = [d for d in known if d not in set(with_labels)]
         days = tuple(tuple(_EPOCH + timedelta(days=d) for d in part) for part in (with_labels, without))
-        other = (
-            f"{_EPOCH + timedelta(days=without[0])} to {_EPOCH + timedelta(days=without[-1])} have not: they are scored" if without else ""
-        )
-        why = f"their rows have revenue; {other or 'there is no other day, so nothing is scored'}"
         if days[0]:
-            self._guess("labelled days", f"{len(days[0])}, {days[0][0]} to {days[0][-1]}", why, 0.9)
+            others = f"{_span(days[1])} have none and are scored" if days[1] else "there is no other day, so nothing is scored"
+            self._guess("labelled days", f"{len(days[0])}: {_span(days[0])}", f"their rows have revenue; {others}", 0.9)
         return days[0], days[1]
 
     def _windows(self, labelled: Sequence[date], rows_a_day: int, gaps: Sequence[date]) -> tuple[int, int]:
@@ -554,6 +551,10 @@ def _word(name: str) -> str:
 
 def _between(days: Sequence[date]) -> list[date]:
     return [days[0] + timedelta(days=i) for i in range((days[-1] - days[0]).days + 1)] if days else []
+
+
+def _span(days: Sequence[date]) -> str:
+    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
 def _up(value: float, digits: int = 2) -> float:

@@ -76,7 +76,7 @@ class Sample:
         """Run SQL over a table that the SQL calls ``cells``, as the reader of columns asks for it."""
         self.connection.register("cells", table)
         try:
-            return self.connection.execute(sql).to_arrow_table()
+            return self.connection.sql(sql).to_arrow_table()
         finally:
             self.connection.unregister("cells")
 
