@@ -20,16 +20,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from ltv_assets.core.columns import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.core.contract import HOUR, Column, Contract, load_contract
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.time_layout import HOUR_KEY
 from ltv_assets.features.canonical import parse_number, parse_timestamp
 from ltv_assets.features.statistics import Kind, kind_of
 
-HOUR_FORMAT = "%Y-%m-%d-%H-00"
-HOUR_COLUMN = "datetime"
-COLUMNS: tuple[Column, ...] = tuple(c for c in RAW_COLUMNS if c.name not in LABEL_NAMES and c.name not in ("row_id", HOUR_COLUMN))
-"""The columns an impression is scored from; ``row_id`` and ``datetime`` are separate."""
-
+HOUR_COLUMN = HOUR
 _NUMBERS = pa.map_(pa.string(), pa.float64())
 _TYPES: dict[Kind, pa.DataType] = {
     "number": pa.float64(),
@@ -43,6 +40,9 @@ _TYPES: dict[Kind, pa.DataType] = {
     "nested_timestamps": pa.map_(pa.string(), _NUMBERS),
 }
 _NUMBER_TYPES, _TEXT_TYPES = frozenset((float, int, type(None))), frozenset((str, type(None)))
+_MOMENT = "a timestamp (unix seconds or ISO 8601 text)"
+LATEST_MOMENT = 253_402_300_800.0
+"""The year 10000 in unix seconds."""
 _PAIRS = "an object, a list of pairs, or the JSON text of either"
 
 
@@ -63,54 +63,74 @@ class Impressions:
     """Impressions in the contract's types, and the problems of those that cannot be scored.
 
     ``table`` has one row for each impression, ``row_id`` (its position), ``hour_start`` (unix seconds) and every column of
-    ``COLUMNS``; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected and found.
+    ``inputs`` of the contract; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected
+    and found.
     """
 
     table: pa.Table
     problems: Mapping[int, str]
 
 
-def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int, first: int = 0) -> Impressions:
+def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int, contract: Contract | None = None, first: int = 0) -> Impressions:
     """Turn columns of JSON values into Arrow; an absent column is missing in every row, unknown ones are ignored.
 
+    The time of a row is ``datetime``, an hour or a day as text; where files say it in a column, that column is read as well.
+    Without a contract the columns are those of the shipped one.
     None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``, by the
     number of its row, of which the first is ``first``.
     """
     problems: dict[int, list[str]] = {}
-    hours = _converted(columns.get(HOUR_COLUMN, [None] * rows), read_hour, problems, first)
+    contract = contract or load_contract()
+    told = [columns.get(name, [None] * rows) for name in time_columns(contract)]
+    hours = _converted(zip(*told, strict=True), partial(_read_hour, contract), problems, first)
     arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array(hours, pa.int64())]
-    for column in COLUMNS:
+    for column in contract.inputs:
         kind = _TYPES[kind_of(column)]
         if column.name not in columns:
             arrays.append(pa.nulls(rows, kind))
             continue
         values = columns[column.name]
         array = _plain_array(values, kind)
-        arrays.append(pa.array(_converted(values, partial(read_cell, column), problems, first), kind) if array is None else array)
-    names = ["row_id", "hour_start", *(column.name for column in COLUMNS)]
+        if array is None:
+            read = partial(read_cell, column.name, reader_of(column))
+            array = pa.array(_converted(values, read, problems, first), kind)
+        arrays.append(array)
+    names = ["row_id", "hour_start", *(column.name for column in contract.inputs)]
     return Impressions(pa.table(arrays, names=names), {row: "; ".join(texts) for row, texts in sorted(problems.items())})
 
 
-def read_cell(column: Column, value: Any, row: int, problems: list[str]) -> Any:
-    """The value of a column as its reader gives it: a float, a text, a list, or pairs of key and value; None is missing.
+def reader_of(column: Column) -> Callable[[Any], Any]:
+    """The reader of a column's values: a float, a text, a list, or pairs of key and value; raises MalformedValue for any other."""
+    return _READERS[kind_of(column)]
 
-    A value in none of the accepted forms is None, and a sentence about it joins ``problems``.
+
+def read_cell(name: str, read: Callable[[Any], Any], value: Any, row: int, problems: list[str]) -> Any:
+    """The value of column ``name`` as its reader gives it, None where missing.
+
+    A value that the reader refuses is None, and a sentence about it joins ``problems``.
     """
-    return _cell(column.name, _READER_OF[column.name], value, row, problems)
+    try:
+        return None if _is_missing(value) else read(value)
+    except MalformedValue as error:
+        problems.append(f"row {row}, column {name}{error}")
+    except Exception as error:  # an object that cannot be inspected must not affect other rows
+        problems.append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
+    return None
 
 
-def read_hour(value: Any, row: int, problems: list[str]) -> int:
-    """Unix seconds of the impression's hour; 0, and a sentence in ``problems``, if it is missing or unreadable."""
-    said = len(problems)
-    hour = _cell(HOUR_COLUMN, _hour, value, row, problems)
-    if hour is None and len(problems) == said:
-        problems.append(f"row {row}, column {HOUR_COLUMN}: expected {_HOUR}, found nothing")
-    return hour or 0
+def time_columns(contract: Contract) -> tuple[str, ...]:
+    """The columns of a request that may say when an impression was: the hour, and the moment where files have a column of it."""
+    return (HOUR_COLUMN,) if contract.time.layout is not None or contract.time.column is None else (HOUR_COLUMN, contract.time.column)
 
 
-def example_impression() -> dict[str, Any]:
-    """An invented impression with every column in its simplest form: a runnable example."""
-    texts = {"country": "us", "dev_os": "android", "dev_osv": "14.1.0", "hour": "13", "release_date": "2024_march"}
+def read_hour(contract: Contract, row: Mapping[str, Any], number: int, problems: list[str]) -> int:
+    """Unix seconds of an impression's hour; 0, and a sentence in ``problems``, if it is missing or unreadable."""
+    return _read_hour(contract, [row.get(name) for name in time_columns(contract)], number, problems)
+
+
+def example_impression(contract: Contract | None = None) -> dict[str, Any]:
+    """An invented impression with every column in its simplest form: a runnable example. Without a contract, of the shipped one."""
+    contract = contract or load_contract()
     plain: dict[Kind, Any] = {
         "number": 1.0,
         "timestamp": 1759000000,
@@ -121,11 +141,33 @@ def example_impression() -> dict[str, Any]:
         "nested_counts": {"some.app": {"purchase": 2}},
         "nested_timestamps": {"some.app": {"purchase": 1759000000}},
     }
-    values = {c.name: texts.get(c.name, plain.get(kind_of(c), f"some {c.name}")) for c in COLUMNS}
-    return {"row_id": "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
+    values = {c.name: c.example or plain.get(kind_of(c), f"some {c.name}") for c in contract.inputs}
+    return {contract.identifier: "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
 
 
 # ------------------------------------------------------------------------------------------------------------- values
+
+
+def _read_hour(contract: Contract, told: Sequence[Any], row: int, problems: list[str]) -> int:
+    """The hour from the values of ``time_columns``: what ``datetime`` says goes before the moment."""
+    said = len(problems)
+    hour = told[0]
+    if not contract.has_hours and isinstance(hour, str) and len(hour) == len("2025-10-07"):
+        hour = f"{hour}-00-00"
+    found = read_cell(HOUR_COLUMN, _hour, hour, row, problems)
+    if len(told) > 1:
+        began = read_cell(time_columns(contract)[1], _hour_of_moment, told[1], row, problems)
+        found = began if found is None else found
+    if found is None and len(problems) == said:
+        problems.append(f"row {row}, column {time_columns(contract)[-1]}: expected {_HOUR}, found nothing")
+    return found or 0
+
+
+def _hour_of_moment(value: Any) -> int:
+    moment = _timestamp(value)
+    if moment is None or not abs(moment) < LATEST_MOMENT:
+        raise MalformedValue(_MOMENT, value)
+    return int(moment // 3600 * 3600)
 
 
 def _converted(values: Iterable[Any], read: Callable[[Any, int, list[str]], Any], problems: dict[int, list[str]], first: int) -> list[Any]:
@@ -177,16 +219,6 @@ class _NotPlain(Exception):
     """A value that has to be read by itself."""
 
 
-def _cell(name: str, convert: Callable[[Any], Any], value: Any, row: int, problems: list[str]) -> Any:
-    try:
-        return None if _is_missing(value) else convert(value)
-    except MalformedValue as error:
-        problems.append(f"row {row}, column {name}{error}")
-    except Exception as error:  # an object that cannot be inspected must not affect other rows
-        problems.append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
-    return None
-
-
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
@@ -203,7 +235,7 @@ def _hour(value: Any) -> int:
 
 @lru_cache(maxsize=1024)
 def _hour_start(text: str) -> int:
-    return int(datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
+    return int(datetime.strptime(text, HOUR_KEY).replace(tzinfo=UTC).timestamp())
 
 
 def _text(value: Any) -> str:
@@ -246,7 +278,7 @@ def _timestamp(value: Any) -> float | None:
     except (AttributeError, TypeError, ValueError, OverflowError):
         found = None
     if found is None:
-        raise MalformedValue("a timestamp (unix seconds or ISO 8601 text)", value)
+        raise MalformedValue(_MOMENT, value)
     return float(found)
 
 
@@ -327,8 +359,6 @@ _READERS: dict[Kind, Callable[[Any], Any]] = {
     "nested_counts": _map(_map(_number)),
     "nested_timestamps": _map(_map(_timestamp)),
 }
-
-_READER_OF: dict[str, Callable[[Any], Any]] = {column.name: _READERS[kind_of(column)] for column in COLUMNS}
 
 
 def _describe(value: object) -> str:

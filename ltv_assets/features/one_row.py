@@ -18,23 +18,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import Column
+from ltv_assets.core.contract import HOUR_DOMAIN, Column
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.arrays import Entries, OwnKey, entry_statistics
 from ltv_assets.features.canonical import FLOAT32_MAX
 from ltv_assets.features.compiled_sql import compile_sql
-from ltv_assets.features.impressions import COLUMNS, HOUR_COLUMN, MalformedRow, read_cell, read_hour
+from ltv_assets.features.impressions import MalformedRow, read_cell, read_hour, reader_of
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.rows import MEMORY_LIMIT
 from ltv_assets.features.sql import interactions, own_keys, row_inputs, scalar_features, written_own_keys
-from ltv_assets.features.statistics import Kind, available, kind_of, own_key_of
+from ltv_assets.features.statistics import Kind, available, kind_of
 
 Floats = NDArray[np.float64]
 Owner = dict[str, Any]
 """The impression's own keys by the column they are taken from."""
 
 _NO_NAMES = pa.array([], pa.string())
-_NO_KEYS: NDArray[np.int64] = np.empty(0, np.int64)
 _PLAIN = frozenset((float, int))
 _HOUR_KEY = re.compile(r"([0-9]{1,2})(?:\.0)?")
 
@@ -56,16 +55,19 @@ class OneRow:
     def __init__(self, registry: Registry) -> None:
         self.numeric = [feature.name for feature in registry.features if not feature.categorical]
         self.categorical = [feature.name for feature in registry.features if feature.categorical]
-        used = {*registry.source_columns, *own_keys()}
-        self._scalars = [c for c in COLUMNS if not c.is_nested]
+        self._contract = contract = registry.contract
+        own = own_keys(contract)
+        used = {*registry.source_columns, *own}
+        self._scalars = [c for c in contract.inputs if not c.is_nested]
+        self._readers = [reader_of(c) for c in self._scalars]
         self._needed = [c.name in used for c in self._scalars]
         self._largest = [FLOAT32_MAX if kind_of(c) == "number" else np.finfo(np.float64).max for c in self._scalars]
         self._is_text = [kind_of(c) == "text" for c in self._scalars]
         slots = _Slots()
-        self._own_names = tuple(own_keys())
+        self._own_names = tuple(own)
         scalar = scalar_features(registry)
         self._scalar_at = slots.add(scalar)
-        nested = [c for c in COLUMNS if c.is_nested]
+        nested = [c for c in contract.inputs if c.is_nested]
         kinds = dict.fromkeys(kind_of(c) for c in nested)
         source = set(registry.source_columns)
         self._groups = [_Group(kind, [c for c in nested if kind_of(c) == kind], source, slots) for kind in kinds]
@@ -78,7 +80,7 @@ class OneRow:
         self._interaction_at = slots.add(combined)
         statistics = {name: "DOUBLE" for group in self._groups for name in group.names}
         words = set(re.findall(r"\w+", " ".join(combined.values())))
-        inputs = row_inputs()
+        inputs = row_inputs(contract)
         self._statistics = [name for name in statistics if name in words]
         self._statistics_at = np.array([slots.at[name] for name in self._statistics], np.int64)
         self._connection = open_duckdb(threads=1, memory_limit=MEMORY_LIMIT)
@@ -88,7 +90,6 @@ class OneRow:
         self._gather = np.array([slots.at[name] for name in self.numeric], np.int64)
         text_at = {c.name: i for i, c in enumerate(self._scalars)}
         self._texts_at = [text_at[name] for name in self.categorical]
-        self._places = [c.name for c in self._scalars] + [c.name for group in self._groups for c in group.columns]
 
     def features(self, row: Mapping[str, Any], number: int = 0) -> FlatRow:
         """Every feature of an impression; unknown columns and labels are ignored.
@@ -96,7 +97,7 @@ class OneRow:
         Raises MalformedRow, which names row ``number`` and each of its malformed values.
         """
         problems: list[str] = []
-        hour_start = read_hour(row.get(HOUR_COLUMN), number, problems)
+        hour_start = read_hour(self._contract, row, number, problems)
         scalars = self._read_scalars(row, number, problems)
         own_and_scalars = self._of_scalars([hour_start, *scalars])
         own = dict(zip(self._own_names, own_and_scalars, strict=False))
@@ -118,10 +119,11 @@ class OneRow:
 
     def _read_scalars(self, row: Mapping[str, Any], number: int, problems: list[str]) -> list[Any]:
         values = []
-        for column, needed, largest, is_text in zip(self._scalars, self._needed, self._largest, self._is_text, strict=True):
+        plan = zip(self._scalars, self._readers, self._needed, self._largest, self._is_text, strict=True)
+        for column, read, needed, largest, is_text in plan:
             value = row.get(column.name)
             if value is not None:
-                value = read_cell(column, value, number, problems)
+                value = read_cell(column.name, read, value, number, problems)
                 if not needed or (not is_text and value is not None and not abs(value) <= largest):
                     value = None
             values.append(value)
@@ -160,8 +162,9 @@ class _Group:
         self.columns = columns
         self._kind = kind
         self._used = [c.name in used for c in columns]
-        self._own = [own_key_of(c) or "" for c in columns]
-        self._hours = [c.keyed_by == "hour" for c in columns]
+        self._own = [c.own_key or "" for c in columns]
+        self._hours = [c.keyed_by == HOUR_DOMAIN for c in columns]
+        self._read = reader_of(columns[0])
         self._nested = kind.startswith("nested")
         statistics = dict.fromkeys(name for c in columns for name in available(c))
         self._at = {statistic: slots.add(feature_name(c.name, statistic) for c in columns).start for statistic in statistics}
@@ -192,7 +195,7 @@ class _Group:
                 continue
             cells = _plain_entries(value) if not self._nested and self._kind != "list" else None
             if cells is None:
-                read = read_cell(column, value, number, problems)
+                read = read_cell(column.name, self._read, value, number, problems)
                 if read is None or not self._used[j]:
                     continue
                 there[j] = True

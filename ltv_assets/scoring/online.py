@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ltv_assets.core.contract import ROW_ID, Contract, load_contract
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.core.hashing import sha256_hex
-from ltv_assets.features.impressions import COLUMNS, HOUR_COLUMN, MalformedRow, example_impression, read_impressions
+from ltv_assets.features.impressions import HOUR_COLUMN, MalformedRow, example_impression, read_impressions, time_columns
 from ltv_assets.features.one_row import OneRow
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 LISTING = "serving.json"
 REGISTRY = "features.yaml"
+CONTRACT = "contract.yaml"
 MODELS = "models"
 SCHEMA_VERSION = 1
-INPUT_COLUMNS: tuple[str, ...] = ("row_id", HOUR_COLUMN, *(column.name for column in COLUMNS))
 ERROR_COLUMN = "error"
 NOTHING: Mapping[str, None] = dict.fromkeys(SCORED_COLUMNS)
 """What is said of a row that cannot be scored."""
@@ -44,13 +45,20 @@ SAME = 1e-9
 Answer = dict[str, Any]
 
 
+def input_columns(contract: Contract) -> tuple[str, ...]:
+    """What a request may say of a row; everything else is ignored."""
+    return (contract.identifier, *time_columns(contract), *(column.name for column in contract.inputs))
+
+
 class OnlineModel:
     """A window's served model with the feature registry it was trained on; loaded once, safe to call from several threads.
 
     Up to ``FEW_ROWS`` rows are scored one by one without the engine, more of them together; either way a row has the same number.
     """
 
-    def __init__(self, models: WindowModels, flattener: RowFlattener) -> None:
+    def __init__(self, models: WindowModels, flattener: RowFlattener, contract: Contract | None = None) -> None:
+        self._contract = contract or load_contract()
+        self._inputs = dict.fromkeys(input_columns(self._contract))
         self._models = models
         self._flattener = flattener
         self._one = OneRow(flattener.registry)
@@ -66,14 +74,15 @@ class OnlineModel:
         """
         files = _verified(folder)
         models = WindowModels.from_files({n.removeprefix(f"{MODELS}/"): data for n, data in files.items() if n.startswith(f"{MODELS}/")})
-        return cls(models, RowFlattener(load_registry(folder / REGISTRY)))
+        contract = load_contract(folder / CONTRACT) if CONTRACT in files else load_contract()
+        return cls(models, RowFlattener(load_registry(folder / REGISTRY, contract)), contract)
 
     def warm_up(self) -> None:
         """Score the invented example alone and among others: what is built on first use is there, and both agree.
 
         Raises ModelFileError if they do not.
         """
-        example = example_impression()
+        example = example_impression(self._contract)
         alone, among = self.answer(example), self._together([example] * 2)[1]
         if alone[ERROR_COLUMN] is not None:
             raise ModelFileError(f"the model cannot score the example: {alone[ERROR_COLUMN]}")
@@ -88,12 +97,13 @@ class OnlineModel:
         A malformed row has nulls and a sentence in ``error`` that names row ``number``, column, expected and found.
         """
         if not isinstance(row, Mapping):
-            return _answer({}, NOTHING, f"row {number}: expected an object with the columns of an impression, found {type(row).__name__}")
+            found = f"row {number}: expected an object with the columns of an impression, found {type(row).__name__}"
+            return self._answer({}, NOTHING, found)
         try:
             flat = self._one.features(row, number)
-            return _answer(row, self._score_one(flat.numbers, flat.texts), None)
+            return self._answer(row, self._score_one(flat.numbers, flat.texts), None)
         except MalformedRow as error:
-            return _answer(row, NOTHING, str(error))
+            return self._answer(row, NOTHING, str(error))
         except Exception:  # the engine decides what can be scored
             self.by_engine += 1
             return self._together([row], number)[0]
@@ -111,26 +121,27 @@ class OnlineModel:
         """
         import pandas as pd
 
-        given = [name for name in model_input.columns if name in INPUT_COLUMNS]
+        given = [name for name in model_input.columns if name in self._inputs]
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
             raise DataError(f"the request has column {twice[0]} more than once; expected each column once")
         if not given:
-            raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {COLUMNS[0].name}")
+            first = self._contract.inputs[0].name
+            raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {first}")
         values = model_input[given].to_numpy(dtype=object).tolist()
         answers = self.answers([dict(zip(given, row, strict=True)) for row in values])
         refused = any(answer[ERROR_COLUMN] is not None for answer in answers)
         columns = {name: [answer[name] for answer in answers] for name in SCORED_COLUMNS}
         frame = pd.DataFrame(columns, index=model_input.index, dtype=object if refused else None)
-        if "row_id" in given:
-            frame.insert(0, "row_id", pd.Series(_nullable(model_input["row_id"]), index=frame.index, dtype=object))
+        if (identifier := self._contract.identifier) in given:
+            frame.insert(0, ROW_ID, pd.Series(_nullable(model_input[identifier]), index=frame.index, dtype=object))
         frame[ERROR_COLUMN] = pd.Series([answer[ERROR_COLUMN] for answer in answers], index=frame.index, dtype=object)
         return frame
 
     def _together(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> list[Answer]:
         """Score impressions as one table; the first of them has number ``first`` in the request."""
-        given = [name for name in INPUT_COLUMNS if any(name in row for row in rows)]
-        impressions = read_impressions({name: [row.get(name) for row in rows] for name in given}, len(rows), first)
+        given = [name for name in self._inputs if any(name in row for row in rows)]
+        impressions = read_impressions({name: [row.get(name) for row in rows] for name in given}, len(rows), self._contract, first)
         problems = dict(impressions.problems)
         good = np.array([first + i not in problems for i in range(len(rows))], dtype=bool)
         numbers = first + np.flatnonzero(good)
@@ -138,11 +149,16 @@ class OnlineModel:
         columns = [scores[name].tolist() for name in SCORED_COLUMNS]
         found = iter(zip(*columns, strict=True))
         return [
-            _answer(row, NOTHING, problems[number])
+            self._answer(row, NOTHING, problems[number])
             if number in problems
-            else _answer(row, dict(zip(SCORED_COLUMNS, next(found), strict=True)), None)
+            else self._answer(row, dict(zip(SCORED_COLUMNS, next(found), strict=True)), None)
             for number, row in enumerate(rows, first)
         ]
+
+    def _answer(self, row: Mapping[str, Any], scored: Mapping[str, Any], error: str | None) -> Answer:
+        identifier = self._contract.identifier
+        given = {ROW_ID: row[identifier]} if identifier in row else {}
+        return {**given, **scored, ERROR_COLUMN: error}
 
     def _scores(self, table: pa.Table, rows: np.ndarray, problems: dict[int, str]) -> dict[str, np.ndarray]:
         """Scores of the rows that can be scored; the others, whose numbers ``rows`` gives, join ``problems``.
@@ -164,11 +180,6 @@ class OnlineModel:
             return {name: np.empty(0) for name in SCORED_COLUMNS}
         scores = self._models.score(self._flattener.features(table).to_pandas())
         return {name: scores[name].to_numpy() for name in SCORED_COLUMNS}
-
-
-def _answer(row: Mapping[str, Any], scored: Mapping[str, Any], error: str | None) -> Answer:
-    given = {"row_id": row["row_id"]} if "row_id" in row else {}
-    return {**given, **scored, ERROR_COLUMN: error}
 
 
 def _nullable(column: pd.Series) -> list[Any]:

@@ -79,7 +79,7 @@ def test_any_interaction_has_the_engines_result(sql: str, a: float | None, b: fl
 def registered() -> tuple[list[str], dict[str, str], Any]:
     registry = load_registry(load_config().features)
     combined = interactions(registry)
-    inputs = row_inputs()
+    inputs = row_inputs(registry.contract)
     named = set(re.findall(r"\w+__\w+", " ".join(combined.values())))
     types = inputs | dict.fromkeys(sorted(named), "DOUBLE")
     sql = [*written_own_keys(registry), *scalar_features(registry).values(), *combined.values()]

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltv_assets.core.columns import BY_NAME, Column
+from ltv_assets.core.columns import BY_NAME, INPUTS
 from ltv_assets.core.config import load_config
+from ltv_assets.core.contract import Column
 from ltv_assets.core.errors import DataError
-from ltv_assets.features.impressions import COLUMNS, MalformedRow, read_hour, read_impressions
+from ltv_assets.features.impressions import MalformedRow, read_impressions
 from ltv_assets.features.one_row import OneRow
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.rows import RowFlattener
@@ -53,8 +54,8 @@ def as_json(column: Column, value: Any, rng: random.Random) -> Any:
 def awkward(count: int, seed: int) -> list[dict[str, Any]]:
     """Impressions with every oddity, as a caller would write them."""
     rng = random.Random(seed)
-    rows = awkward_rows(count, seed, read_hour(HOUR, 0, []))
-    return [{"datetime": HOUR, **{c.name: as_json(c, row[c.name], rng) for c in COLUMNS}} for row in rows]
+    rows = awkward_rows(count, seed, 1_759_842_000)
+    return [{"datetime": HOUR, **{c.name: as_json(c, row[c.name], rng) for c in INPUTS}} for row in rows]
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
@@ -99,7 +100,7 @@ def test_switched_off_groups_and_new_interactions_follow_the_registry(registry: 
 def test_malformed_impression_is_described_as_among_others(registry: Registry) -> None:
     one = OneRow(registry)
     row = {"datetime": "noon", "bcat": 5, "cpm": {"a": "dear"}, "user_actions_bundles_action_count": {"a": {"b": [1]}}, "country": 3.5}
-    expected = read_impressions({name: [value] for name, value in row.items()}, 1, 7).problems[7]
+    expected = read_impressions({name: [value] for name, value in row.items()}, 1, first=7).problems[7]
     with pytest.raises(MalformedRow) as found:
         one.features(row, 7)
     assert sorted(str(found.value).split("; ")) == sorted(expected.split("; "))

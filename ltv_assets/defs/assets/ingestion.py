@@ -241,7 +241,11 @@ def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
     reference = project.warehouse.files("flattened_features", earlier[-1], verify=False)
     current = project.warehouse.files("flattened_features", key, verify=False)
     compute = project.config.compute
-    shifts = _shifts(reference, current, tuple(feature_names(project.registry)), compute.threads, compute.duckdb_limit)
+    from ltv_assets.monitoring.psi import without_calendar
+
+    shifts = _shifts(
+        reference, current, without_calendar(feature_names(project.registry), project.contract), compute.threads, compute.duckdb_limit
+    )
     return [{**row, "compared with": earlier[-1]} for row in shifts]
 
 
@@ -249,12 +253,11 @@ def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
 def _shifts(
     reference: tuple[Path, ...], current: tuple[Path, ...], features: tuple[str, ...], threads: int, memory_limit: str
 ) -> tuple[dict[str, Any], ...]:
-    """PSI by feature without the calendar, largest first; remembered because the asset page and the drift check ask for the same days.
+    """PSI by feature, largest first; remembered because the asset page and the drift check ask for the same days.
 
     File names carry hashes, so other content is another key.
     """
-    from ltv_assets.monitoring.psi import population_stability, without_calendar
+    from ltv_assets.monitoring.psi import population_stability
 
-    compared = without_calendar(features)
-    frame = population_stability(reference, current, compared, threads=threads, memory_limit=memory_limit)
+    frame = population_stability(reference, current, features, threads=threads, memory_limit=memory_limit)
     return tuple({"feature": str(r.feature), "psi": float(r.psi)} for r in frame.itertuples())
