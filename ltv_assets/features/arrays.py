@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import Column
+from ltv_assets.core.contract import Column
 from ltv_assets.features.canonical import FLOAT32_MAX
 from ltv_assets.features.sql import DISTANT_TIMESTAMP, OLDEST_TIMESTAMP
 from ltv_assets.features.statistics import kind_of

@@ -20,15 +20,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from ltv_assets.core.columns import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.core.contract import HOUR, Contract, load_contract
+from ltv_assets.core.time_layout import HOUR_KEY
 from ltv_assets.features.canonical import parse_number, parse_timestamp
 from ltv_assets.features.statistics import Kind, kind_of
 
-HOUR_FORMAT = "%Y-%m-%d-%H-00"
-HOUR_COLUMN = "datetime"
-COLUMNS: tuple[Column, ...] = tuple(c for c in RAW_COLUMNS if c.name not in LABEL_NAMES and c.name not in ("row_id", HOUR_COLUMN))
-"""The columns an impression is scored from; ``row_id`` and ``datetime`` are separate."""
-
+HOUR_COLUMN = HOUR
 _NUMBERS = pa.map_(pa.string(), pa.float64())
 _TYPES: dict[Kind, pa.DataType] = {
     "number": pa.float64(),
@@ -57,35 +54,39 @@ class Impressions:
     """Impressions in the contract's types, and the problems of those that cannot be scored.
 
     ``table`` has one row for each impression, ``row_id`` (its position), ``hour_start`` (unix seconds) and every column of
-    ``COLUMNS``; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected and found.
+    ``inputs`` of the contract; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected
+    and found.
     """
 
     table: pa.Table
     problems: Mapping[int, str]
 
 
-def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impressions:
+def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int, contract: Contract | None = None) -> Impressions:
     """Turn columns of JSON values into Arrow; an absent column is missing in every row, unknown ones are ignored.
 
+    The time of a row is ``datetime``, an hour or a day as text; where files say it in a column, that column is read as well.
+    Without a contract the columns are those of the shipped one.
     None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``.
     """
     problems: dict[int, list[str]] = {}
-    hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), _hour, problems, missing="is missing")
+    contract = contract or load_contract()
+    hours = _hours(columns, rows, contract, problems)
     arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array((h or 0 for h in hours), pa.int64())]
-    for column in COLUMNS:
+    for column in contract.inputs:
         kind = _TYPES[kind_of(column)]
         if column.name not in columns:
             arrays.append(pa.nulls(rows, kind))
             continue
         cells = _converted(column.name, columns[column.name], _READERS[kind_of(column)], problems)
         arrays.append(pa.array(cells, kind))
-    names = ["row_id", "hour_start", *(column.name for column in COLUMNS)]
+    names = ["row_id", "hour_start", *(column.name for column in contract.inputs)]
     return Impressions(pa.table(arrays, names=names), {row: "; ".join(texts) for row, texts in sorted(problems.items())})
 
 
-def example_impression() -> dict[str, Any]:
-    """An invented impression with every column in its simplest form: a runnable example."""
-    texts = {"country": "us", "dev_os": "android", "dev_osv": "14.1.0", "hour": "13", "release_date": "2024_march"}
+def example_impression(contract: Contract | None = None) -> dict[str, Any]:
+    """An invented impression with every column in its simplest form: a runnable example. Without a contract, of the shipped one."""
+    contract = contract or load_contract()
     plain: dict[Kind, Any] = {
         "number": 1.0,
         "timestamp": 1759000000,
@@ -96,11 +97,24 @@ def example_impression() -> dict[str, Any]:
         "nested_counts": {"some.app": {"purchase": 2}},
         "nested_timestamps": {"some.app": {"purchase": 1759000000}},
     }
-    values = {c.name: texts.get(c.name, plain.get(kind_of(c), f"some {c.name}")) for c in COLUMNS}
-    return {"row_id": "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
+    values = {c.name: c.example or plain.get(kind_of(c), f"some {c.name}") for c in contract.inputs}
+    return {contract.identifier: "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
 
 
 # ------------------------------------------------------------------------------------------------------------- values
+
+
+def _hours(columns: Mapping[str, Sequence[Any]], rows: int, contract: Contract, problems: dict[int, list[str]]) -> list[Any]:
+    """Unix seconds of the hours of the rows; a row without one is a problem."""
+    said = columns.get(HOUR_COLUMN, [None] * rows)
+    if not contract.has_hours:
+        said = [f"{value}-00-00" if isinstance(value, str) and len(value) == len("2025-10-07") else value for value in said]
+    moment = contract.time.column if contract.time.layout is None else None
+    if moment is None or moment not in columns:
+        return _converted(HOUR_COLUMN, said, _hour, problems, missing="is missing")
+    moments = _converted(moment, columns[moment], _timestamp, problems, missing="is missing" if HOUR_COLUMN not in columns else None)
+    hours = _converted(HOUR_COLUMN, said, _hour, problems)
+    return [hour if hour is not None else None if at is None else int(at // 3600 * 3600) for hour, at in zip(hours, moments, strict=True)]
 
 
 def _converted(
@@ -138,7 +152,7 @@ def _hour(value: Any) -> int:
 
 @lru_cache(maxsize=1024)
 def _hour_start(text: str) -> int:
-    return int(datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
+    return int(datetime.strptime(text, HOUR_KEY).replace(tzinfo=UTC).timestamp())
 
 
 def _text(value: Any) -> str:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ltv_assets.core.contract import ROW_ID, Contract, load_contract
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.core.hashing import sha256_hex
-from ltv_assets.features.impressions import COLUMNS, HOUR_COLUMN, read_impressions
+from ltv_assets.features.impressions import HOUR_COLUMN, read_impressions
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
 from ltv_assets.modeling.model_set import SCORED_COLUMNS, WindowModels
@@ -28,16 +29,24 @@ if TYPE_CHECKING:
 
 LISTING = "serving.json"
 REGISTRY = "features.yaml"
+CONTRACT = "contract.yaml"
 MODELS = "models"
 SCHEMA_VERSION = 1
-INPUT_COLUMNS: tuple[str, ...] = ("row_id", HOUR_COLUMN, *(column.name for column in COLUMNS))
 ERROR_COLUMN = "error"
+
+
+def input_columns(contract: Contract) -> tuple[str, ...]:
+    """What a request may say of a row; everything else is ignored."""
+    moment = (contract.time.column,) if contract.time.layout is None else ()
+    return (contract.identifier, HOUR_COLUMN, *(m for m in moment if m is not None), *(column.name for column in contract.inputs))
 
 
 class OnlineModel:
     """A window's served model with the feature registry it was trained on; loaded once, safe to call from several threads."""
 
-    def __init__(self, models: WindowModels, flattener: RowFlattener) -> None:
+    def __init__(self, models: WindowModels, flattener: RowFlattener, contract: Contract | None = None) -> None:
+        self._contract = contract or load_contract()
+        self._inputs = frozenset(input_columns(self._contract))
         self._models = models
         self._flattener = flattener
 
@@ -49,31 +58,33 @@ class OnlineModel:
         """
         files = _verified(folder)
         models = WindowModels.from_files({n.removeprefix(f"{MODELS}/"): data for n, data in files.items() if n.startswith(f"{MODELS}/")})
-        return cls(models, RowFlattener(load_registry(folder / REGISTRY)))
+        contract = load_contract(folder / CONTRACT) if CONTRACT in files else load_contract()
+        return cls(models, RowFlattener(load_registry(folder / REGISTRY, contract)), contract)
 
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Score impressions: ``row_id`` if it was given, the columns of ``SCORED_COLUMNS``, and ``error``.
+        """Score impressions: ``row_id`` if the identifier was given, the columns of ``SCORED_COLUMNS``, and ``error``.
 
         A malformed row has nulls and a sentence in ``error`` that names row, column, what was expected and what was found;
         the rows beside it are scored. Raises DataError when the request has no column of an impression at all.
         """
         import pandas as pd
 
-        given = [name for name in model_input.columns if name in INPUT_COLUMNS]
+        given = [name for name in model_input.columns if name in self._inputs]
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
             raise DataError(f"the request has column {twice[0]} more than once; expected each column once")
         if not given:
-            raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {COLUMNS[0].name}")
+            first = self._contract.inputs[0].name
+            raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {first}")
         values = model_input[given].to_numpy(dtype=object)
-        impressions = read_impressions({name: values[:, j].tolist() for j, name in enumerate(given)}, len(model_input))
+        impressions = read_impressions({name: values[:, j].tolist() for j, name in enumerate(given)}, len(model_input), self._contract)
         problems = dict(impressions.problems)
         good = np.array([row not in problems for row in range(len(model_input))], dtype=bool)
         scores = self._scores(impressions.table if good.all() else impressions.table.filter(good), np.flatnonzero(good), problems)
         good &= np.array([row not in problems for row in range(len(good))], dtype=bool)
         answer = pd.DataFrame({name: _spread(values, good) for name, values in scores.items()}, index=model_input.index)
-        if "row_id" in given:
-            answer.insert(0, "row_id", pd.Series(_nullable(model_input["row_id"]), index=answer.index, dtype=object))
+        if (identifier := self._contract.identifier) in given:
+            answer.insert(0, ROW_ID, pd.Series(_nullable(model_input[identifier]), index=answer.index, dtype=object))
         answer[ERROR_COLUMN] = pd.Series([problems.get(row) for row in range(len(good))], index=answer.index, dtype=object)
         return answer
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.core.columns import INPUTS as COLUMNS
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import read_column
-from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
+from ltv_assets.features.impressions import example_impression, read_impressions
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
 from ltv_assets.features.schema import feature_names
