@@ -23,8 +23,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtri
 
+from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import Floats, Ints
 from ltv_assets.modeling.evaluation.segments import ALL, OTHER, segment_labels
+from ltv_assets.modeling.folds import TimeFolds
+from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.levels import Level, on_window_level
+from ltv_assets.modeling.regressor import RevenueRegressor
 
 COVERAGE = 0.80
 """Share of outcomes that an interval is meant to hold; as many lie below it as above."""
@@ -33,9 +38,9 @@ MONEY_UNIT, PAYER_UNIT = 2.0**-24, 2.0**-30
 total in every digit, in whatever order they are added."""
 SCALES = np.concatenate([[0.0], np.geomspace(0.005, 0.75, 40)])
 """Standard deviations of a level's relative movement that are considered."""
-DAY_SCALE, OTHER_SCALE = 0.20, 0.10
+DAY_SCALE, GROUP_SCALE, AMOUNT_SCALE = 0.20, 0.10, 0.05
 """Before any day was seen, half of all standard deviations are held to be below this (half-Cauchy, Gelman 2006): of the payers of whole
-days, and of everything else."""
+days, of groups against their day, and of revenue per payer."""
 MIN_EXPECTED = 3.0
 """Groups of fewer expected payers say nothing about levels."""
 AMOUNT_BINS, MIN_BIN_PAYERS, PRIOR_PAYERS = 5, 200, 20
@@ -172,6 +177,50 @@ def observed(groups: Groups, revenue_usd: Floats, cap_usd: float) -> pd.DataFram
 
 
 @dataclass(frozen=True)
+class KnownRows:
+    """Rows whose outcome is known: segments by column, and arrays (n,) of what was forecast of each and what came, in USD."""
+
+    segments: pd.DataFrame
+    probability: Floats
+    expected_usd: Floats
+    revenue_usd: Floats
+
+    def take(self, index: Ints) -> KnownRows:
+        """The chosen rows."""
+        return KnownRows(self.segments.iloc[index], self.probability[index], self.expected_usd[index], self.revenue_usd[index])
+
+    def compared(self, amounts: Amounts, cap_usd: float, *, min_rows: int, max_segments: int) -> pd.DataFrame:
+        """Forecast (`sum_up`) and outcome (`observed`) by group."""
+        groups = group_rows(self.segments, min_rows=min_rows, max_segments=max_segments)
+        return pd.concat(
+            [sum_up(groups, self.probability, self.expected_usd, amounts), observed(groups, self.revenue_usd, cap_usd)], axis=1
+        )
+
+    def amounts(self, cap_usd: float) -> Amounts:
+        """How amounts scattered around what was expected of those who paid."""
+        paid = self.revenue_usd > 0.0
+        return learn_amounts(self.expected_usd[paid] / self.probability[paid], np.minimum(self.revenue_usd[paid], cap_usd))
+
+
+def out_of_fold_rows(
+    classifier: BuyerClassifier,
+    gating: BuyerGating,
+    regressor: RevenueRegressor,
+    segments: pd.DataFrame,
+    revenue_usd: Floats,
+    folds: TimeFolds,
+) -> KnownRows:
+    """A window's rows that were scored out of fold, with their forecast on the level of the whole window; revenue_usd (n,).
+
+    A fold's models know the level of the other days only; left so, a day that paid more than the others would seem to have paid yet more.
+    """
+    odds = on_window_level(classifier.oof["buyer_log_odds"], (revenue_usd > 0.0).astype(np.float64), folds)
+    probability = np.minimum(classifier.probability(odds), gating.cap)
+    expected = regressor.oof["expected_revenue"] * probability / gating.oof["capped_probability"]
+    return KnownRows(segments, probability, expected, revenue_usd)
+
+
+@dataclass(frozen=True)
 class Movement:
     """Variance of a level's relative movement as the errors so far leave it, and how many of them there were."""
 
@@ -184,7 +233,7 @@ class Movement:
         return float(np.sqrt(self.variance))
 
 
-def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *, scale: float = OTHER_SCALE) -> Movement:
+def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *, scale: float) -> Movement:
     """From relative errors (n,) whose variance is ``noise`` (n,) plus ``spread`` times that of the level: the mean of the posterior.
 
     Without any error it is the prior's, which is wide; ``scale``: its median.
@@ -220,7 +269,7 @@ class CohortNoise:
 
     amounts: Amounts = Amounts()
     day: Movement = field(default_factory=lambda: unknown_movement(DAY_SCALE))
-    amount: Movement = field(default_factory=lambda: unknown_movement(OTHER_SCALE))
+    amount: Movement = field(default_factory=lambda: unknown_movement(AMOUNT_SCALE))
     groups: Mapping[str, Movement] = field(default_factory=dict)
     group_amounts: Mapping[str, Movement] = field(default_factory=dict)
     followed: float = 1.0
@@ -230,16 +279,16 @@ class CohortNoise:
     def payers_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """Variance of the relative level of payers for groups of these segments, ``days_ahead`` (at least 1) after the model's data."""
         steps = 1.0 + self.followed + self.lasting_share * max(days_ahead - 1, 0)
-        return self.day.variance * steps + self._own(self.groups, segments)
+        return self.day.variance * steps + self._own(self.groups, segments, GROUP_SCALE)
 
     def revenue_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """The same of revenue."""
-        own = self.amount.variance + self._own(self.group_amounts, segments)
+        own = self.amount.variance + self._own(self.group_amounts, segments, AMOUNT_SCALE)
         return self.payers_variance(segments, days_ahead) + own
 
     @staticmethod
-    def _own(movements: Mapping[str, Movement], segments: Sequence[str]) -> Floats:
-        unknown = unknown_movement(OTHER_SCALE)
+    def _own(movements: Mapping[str, Movement], segments: Sequence[str], scale: float) -> Floats:
+        unknown = unknown_movement(scale)
         variance = {s: 0.0 if s == ALL else movements.get(s, unknown).variance for s in dict.fromkeys(segments)}
         return np.array([variance[s] for s in segments])
 
@@ -322,6 +371,22 @@ def totals_differ(forecast: pd.DataFrame) -> list[str]:
     return [str(s) for s, row in parts.iterrows() if any(row[name] != total[name] for name in SUMS)]
 
 
+def compared_by_day(
+    rows: KnownRows, day: Ints, names: Sequence[str], amounts: Amounts, cap_usd: float, *, min_rows: int, max_segments: int
+) -> pd.DataFrame:
+    """`KnownRows.compared` of each day, with ``day``: its name, and ``ahead`` False; day (n,): numbers of ``names``."""
+    parts = [
+        rows.take(np.flatnonzero(day == i)).compared(amounts, cap_usd, min_rows=min_rows, max_segments=max_segments).assign(day=name)
+        for i, name in enumerate(names)
+    ]
+    return pd.concat(parts, ignore_index=True).assign(ahead=False)
+
+
+def noise_of_level(errors: pd.DataFrame, amounts: Amounts, level: Level) -> CohortNoise:
+    """`learn_noise` for the models of a window that follow ``level``."""
+    return learn_noise(errors, amounts, followed=float(np.sum(np.square(level.weights))), lasting_share=level.lasting_share)
+
+
 def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, lasting_share: float) -> CohortNoise:
     """From the errors of past days by group.
 
@@ -344,14 +409,14 @@ def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, last
         whole = days.set_index("day").reindex(rows["day"])
         own, noise = _payer_errors(rows)
         shared, _ = _payer_errors(whole)
-        groups[str(segment)] = learn_movement(*_finite(own - shared, noise))
+        groups[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=GROUP_SCALE)
         own, noise = _amount_errors(rows)
         shared, _ = _amount_errors(whole)
-        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise))
+        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=AMOUNT_SCALE)
     return CohortNoise(
         amounts,
         learn_movement(payers, payers_noise, spread, scale=DAY_SCALE),
-        learn_movement(*_finite(amount, amount_noise)),
+        learn_movement(*_finite(amount, amount_noise), scale=AMOUNT_SCALE),
         groups,
         group_amounts,
         followed,

@@ -23,13 +23,15 @@ from ltv_assets.core.errors import StaleError
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.modeling.cohorts import (
-    Amounts,
     CohortNoise,
+    KnownRows,
+    compared_by_day,
     group_rows,
     inside,
-    learn_amounts,
     learn_noise,
+    noise_of_level,
     observed,
+    out_of_fold_rows,
     outcome_figures,
     same_groups,
     sum_up,
@@ -37,10 +39,7 @@ from ltv_assets.modeling.cohorts import (
 )
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.modeling.folds import make_folds
-from ltv_assets.modeling.gating import BuyerGating
-from ltv_assets.modeling.levels import on_window_level
 from ltv_assets.modeling.model_store import read_stage
-from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import from_json
 from ltv_assets.state.project import Project
 from ltv_assets.storage.manifest import read_files
@@ -113,68 +112,42 @@ class WindowErrors:
         return {str(name).replace("_", "_of_holdout_"): float(share) for name, share in inside(held).mean().items()}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows whose outcome is known: segments by column, and arrays (n,) of what was forecast and what came, in USD."""
-
-    segments: pd.DataFrame
-    probability: NDArray[np.float64]
-    expected: NDArray[np.float64]
-    revenue: NDArray[np.float64]
-
-    def take(self, index: NDArray[Any]) -> _Rows:
-        return _Rows(self.segments.iloc[index], self.probability[index], self.expected[index], self.revenue[index])
-
-    def compared(self, project: Project, amounts: Amounts, cap_usd: float) -> pd.DataFrame:
-        """Forecast and outcome by group."""
-        settings = project.config.evaluation
-        groups = group_rows(self.segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
-        return pd.concat([sum_up(groups, self.probability, self.expected, amounts), observed(groups, self.revenue, cap_usd)], axis=1)
-
-
 def window_errors(project: Project, key: str) -> WindowErrors:
     """How far the forecasts of a window's groups were off, and the noise of later forecasts that follows.
 
     The intervals of the holdout day rest on the training days alone, so whether they held is a test of them.
     """
-    window, warehouse = parse_day(key), project.warehouse
+    window, warehouse, sizes = parse_day(key), project.warehouse, _sizes(project)
     days = [str(day) for day in project.horizon.training_days(window)]
-    gating, regressor = (read_stage(warehouse, stage, key) for stage in ("buyer_gating", "revenue_regressor"))
-    cap_usd, level = regressor.expected.cap_usd, gating.level
-    past, day = _out_of_fold(project, key, days, gating, regressor)
-    paid = past.revenue > 0.0
-    amounts = learn_amounts(past.expected[paid] / past.probability[paid], np.minimum(past.revenue[paid], cap_usd))
-    by_day = [past.take(np.flatnonzero(day == i)).compared(project, amounts, cap_usd).assign(day=name) for i, name in enumerate(days)]
-    before = pd.concat(by_day, ignore_index=True).assign(source=OUT_OF_FOLD, ahead=False)
-    settings = {"followed": float(np.sum(np.square(level.weights))), "lasting_share": level.lasting_share}
-    noise = learn_noise(before, amounts, **settings)
-    scores = pd.read_parquet(io.BytesIO(warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]), columns=[*SUMMED, "revenue_d7"])
-    holdout = _Rows(segment_frame(project, key), *(scores[name].to_numpy() for name in scores.columns))
-    seen = holdout.compared(project, amounts, cap_usd).assign(day=key, source=HOLDOUT, ahead=True)
-    ends = with_intervals(seen, noise, (window - parse_day(days[-1])).days)
-    errors = pd.concat([before, seen.join(ends[ends.columns.difference(seen.columns)])], ignore_index=True)
-    return WindowErrors(key, errors, learn_noise(errors, amounts, **settings))
-
-
-def _out_of_fold(
-    project: Project, key: str, days: Sequence[str], gating: BuyerGating, regressor: RevenueRegressor
-) -> tuple[_Rows, NDArray[np.int64]]:
-    """The rows that were scored out of fold, with their forecast on the level of the whole window; and the number of each row's day.
-
-    A fold's models know the level of the other days only; left so, a day that paid more than the others would seem to have paid yet more.
-    """
-    labels = [_read(project, "flattened_features", [day], project.contract.revenue[:1]).to_numpy()[:, 0] for day in days]
-    segments, revenue = segment_frame(project, *days), np.concatenate(labels).astype(np.float64)
-    day = np.repeat(np.arange(len(days)), [len(label) for label in labels])
+    classifier, gating, regressor = (
+        read_stage(warehouse, stage, key) for stage in ("buyer_classifier", "buyer_gating", "revenue_regressor")
+    )
+    cap_usd = regressor.expected.cap_usd
+    segments, revenue, day = _labelled(project, days)
     if len(revenue) != len(gating.oof["capped_probability"]):  # of a large window only some rows are scored out of fold
         chosen = window_context(project, key).design.auxiliary
         segments, revenue, day = segments.iloc[chosen], revenue[chosen], day[chosen]
-    classifier = read_stage(project.warehouse, "buyer_classifier", key)
-    folds = make_folds(day, project.config.models.folds)
-    odds = on_window_level(classifier.oof["buyer_log_odds"], (revenue > 0.0).astype(np.float64), folds)
-    probability = np.minimum(classifier.probability(odds), gating.cap)
-    expected = regressor.oof["expected_revenue"] * probability / gating.oof["capped_probability"]
-    return _Rows(segments, probability, expected, revenue), day
+    past = out_of_fold_rows(classifier, gating, regressor, segments, revenue, make_folds(day, project.config.models.folds))
+    amounts = past.amounts(cap_usd)
+    before = compared_by_day(past, day, days, amounts, cap_usd, **sizes).assign(source=OUT_OF_FOLD)
+    noise = noise_of_level(before, amounts, gating.level)
+    scores = pd.read_parquet(io.BytesIO(warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]))
+    holdout = KnownRows(segment_frame(project, key), *(scores[name].to_numpy() for name in (*SUMMED, "revenue_d7")))
+    seen = holdout.compared(amounts, cap_usd, **sizes).assign(day=key, source=HOLDOUT, ahead=True)
+    ends = with_intervals(seen, noise, (window - parse_day(days[-1])).days)
+    errors = pd.concat([before, seen.join(ends[ends.columns.difference(seen.columns)])], ignore_index=True)
+    return WindowErrors(key, errors, noise_of_level(errors, amounts, gating.level))
+
+
+def _sizes(project: Project) -> dict[str, int]:
+    settings = project.config.evaluation
+    return {"min_rows": settings.min_segment_rows, "max_segments": settings.max_segments}
+
+
+def _labelled(project: Project, days: Sequence[str]) -> tuple[pd.DataFrame, NDArray[np.float64], NDArray[np.int64]]:
+    """Segments, revenue (USD) and number of the day of every row of labelled days."""
+    labels = [_read(project, "flattened_features", [day], project.contract.revenue[:1]).to_numpy(np.float64)[:, 0] for day in days]
+    return segment_frame(project, *days), np.concatenate(labels), np.repeat(np.arange(len(days)), [len(label) for label in labels])
 
 
 def write_errors(folder: Path, found: WindowErrors) -> dict[str, int | None]:
@@ -214,8 +187,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
         raise StaleError(
             f"cohort_forecast {day}: {len(scores)} scores of {len(segments)} flattened rows; materialize predictions {day} again"
         )
-    settings, noise = project.config.evaluation, champions_noise(project, champion)
-    groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
+    noise, groups = champions_noise(project, champion), group_rows(segments, **_sizes(project))
     probability, expected = (scores[name].to_numpy() for name in SUMMED)
     sums = sum_up(groups, probability, expected, noise.amounts)
     ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
@@ -244,9 +216,9 @@ def compare_day(project: Project, day: str) -> CohortOutcome:
     """What came of a forecast day, by the groups of its forecast. Raises StaleError if the day's labels are not final."""
     require_mature(project.config, [parse_day(day)])
     forecast, facts = stored_forecast(project, day)
-    revenue = _read(project, "flattened_features", [day], project.contract.revenue[:1]).to_numpy(dtype=np.float64)[:, 0]
+    segments, revenue, _ = _labelled(project, [day])
     named = forecast.groupby("segment", sort=False)["value"].agg(list).to_dict()
-    groups = same_groups(segment_frame(project, day), {str(s): tuple(values) for s, values in named.items()})
+    groups = same_groups(segments, {str(s): tuple(values) for s, values in named.items()})
     came = observed(groups, revenue, float(facts["cap_usd"]))
     segment, value = groups.listed()
     came = came.assign(segment=segment, value=value, rows_labelled=groups.add_up(np.ones(len(revenue)), 1.0).astype(np.int64))
