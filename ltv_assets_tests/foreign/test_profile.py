@@ -202,6 +202,21 @@ def test_past_spend_is_a_feature_whatever_days_its_name_says(tmp_path: Path) -> 
     assert column(found, "spend_last_30d").role == "feature"
 
 
+def test_not_a_number_is_no_value(tmp_path: Path) -> None:
+    """As pandas writes it: labels of the newest day, and a voucher that only payers have, are NaN where they are missing."""
+
+    def change(columns: dict[str, Any], number: int, payer: np.ndarray) -> None:
+        newest = number == len(DAYS) - 1
+        columns["voucher"] = np.where(payer & ~np.full(ROWS, newest), 5.0, np.nan)
+        if newest:
+            columns["revenue_d7"] = np.full(ROWS, np.nan)
+
+    found = propose(written(tmp_path, change))
+    assert found.unlabelled_days == (DAYS[-1],)
+    assert column(found, "voucher").role == "label"
+    assert column(found, "voucher").facts.missing > 0.8
+
+
 def test_without_a_day_to_score_what_tells_too_well_is_a_label_and_what_tells_well_is_named(tmp_path: Path) -> None:
     def change(columns: dict[str, Any], number: int, payer: np.ndarray) -> None:
         rng = np.random.default_rng(number + 100)

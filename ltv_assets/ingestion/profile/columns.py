@@ -186,7 +186,9 @@ def _as_number(sample: Sample, parts: Sequence[pa.Array], facts: Facts) -> Facts
     read = _read(sample, parts, facts)
     if read is None:
         return _unreadable(facts)
-    return _counted(replace(facts, numbers=read[0].to_numpy(zero_copy_only=False)))
+    numbers = read[0].to_numpy(zero_copy_only=False)
+    # Some writers use NaN for NULL, and what cannot be read is missing as well.
+    return _counted(replace(facts, numbers=numbers, present=~np.isnan(numbers)))
 
 
 def _counted(facts: Facts) -> Facts:

@@ -140,6 +140,8 @@ class Proposal:
     labelled_days: tuple[date, ...]
     unlabelled_days: tuple[date, ...]
     gap_days: tuple[date, ...]
+    split_folders: tuple[str, str]
+    """Folders of the labelled and of the unlabelled days below the root; both are . where they stand side by side."""
     window_days: tuple[int, int]
     bounds: Mapping[str, float]
     rows: int
@@ -232,6 +234,7 @@ class _Reasoning:
             labelled_days=labelled_days,
             unlabelled_days=unlabelled_days,
             gap_days=gaps,
+            split_folders=self._splits(labels.labelled),
             window_days=windows,
             bounds=self._bounds(first, day, labels.labelled, rows_a_day),
             rows=all_rows,
@@ -478,6 +481,22 @@ class _Reasoning:
             others = f"{_span(days[1])} have none and are scored" if days[1] else "there is no other day, so nothing is scored"
             self._guess("labelled days", f"{len(days[0])}: {_span(days[0])}", f"their rows have revenue; {others}", 0.9)
         return days[0], days[1]
+
+    def _splits(self, labelled: Mask) -> tuple[str, str]:
+        """(folder of labelled days, folder of days to be scored)."""
+        splits = self.folders.splits
+        if not splits:
+            return ".", "."
+        of_row = np.array(self.sample.of_files([f.file.split for f in self.sample.files]), dtype=object)
+        known = {split: shares(labelled[of_row == split]) for split in splits}
+        first = max(splits, key=lambda split: (known[split], split == "train"))
+        others = [split for split in splits if split != first]
+        both = [split for split in others if known[split] > 0.5]
+        if both:
+            self.edits.append(
+                f"folders {first} and {both[0]} both have labels; put days with labels into one folder, days without into the other"
+            )
+        return first, others[0] if others else ("test" if first != "test" else "unlabelled")
 
     def _windows(self, labelled: Sequence[date], rows_a_day: int, gaps: Sequence[date]) -> tuple[int, int]:
         """(least, most) training days of a window."""
