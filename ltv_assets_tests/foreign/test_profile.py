@@ -381,6 +381,15 @@ def test_a_sample_is_bounded_spread_over_the_days_and_knows_the_newest_one(tmp_p
     assert found.rows == 12 * ROWS
 
 
+def test_a_file_beside_the_days_is_noted_before_check_data_reports_it(tmp_path: Path) -> None:
+    root = written(tmp_path)
+    (root / "README.md").write_text("about this table")
+    (root / "_SUCCESS").touch()
+    assert propose(root).notes == (
+        "README.md: no folder of a day; `ltv check-data` reports it as a problem, `ltv run` leaves it out and says so",
+    )
+
+
 def test_damaged_files_are_left_out_of_the_look(tmp_path: Path) -> None:
     root = written(tmp_path)
     (root / f"date={DAYS[0]}" / "b.parquet").write_bytes(b"PAR1 not really")

@@ -263,6 +263,11 @@ class _Reasoning:
                 self.notes.append(
                     f"{len(folders.astray)} files stand in folders that do not follow {folders.pattern}, {first}; they are not read"
                 )
+            if folders.strangers:
+                listed = ", ".join(folders.strangers[:3])
+                self.notes.append(
+                    f"{listed}: no folder of a day; `ltv check-data` reports it as a problem, `ltv run` leaves it out and says so"
+                )
             if folders.below:
                 listed = ", ".join(folders.below[:3])
                 self.edits.append(
