@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.core.contract import load_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.profile import proposal as proposing
 from ltv_assets.ingestion.profile import sample as sampling
@@ -96,6 +97,33 @@ def test_nothing_is_changed_and_nothing_is_overwritten(tmp_path: Path, tables: d
     ):
         write_proposal(proposed["subscriptions"], tmp_path / "out")
     assert (tmp_path / "out" / FILES[0]).read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ the contest's own
+
+
+def test_the_contests_files_are_guessed_as_their_contract_declares_them(simulated_small: Path) -> None:
+    """Somebody else declared these 85 columns by hand: every role is the same, and nearly every type."""
+    contract, found = load_contract(), propose(simulated_small)
+    guessed = {c.name: c for c in found.columns}
+    assert set(guessed) == set(contract.by_name) - {"datetime"}
+    roles = {name: c.role for name, c in guessed.items()}
+    assert roles == {name: contract.by_name[name].role for name in guessed}
+    assert (found.revenue, found.payer, found.cold_start) == (contract.labels.revenue, contract.payer, contract.cold_start)
+    assert found.folders.pattern == contract.time.layout and found.split_folders == ("train", "test")
+    features = [name for name, role in roles.items() if role == "feature"]
+    other = {name for name in features if guessed[name].facts.type != contract.by_name[name].type}
+    assert other <= {"hour", "bundles_cat", "bundles_cat_bottom_taxonomy", "whale_users_bundle_total_num_buys"}
+    own = {name: (contract.by_name[name].own_key, guessed[name].own_key) for name in features}
+    right = [name for name, (declared, guess) in own.items() if guess is not None and guess == declared]
+    wrong = {name for name, (declared, guess) in own.items() if guess not in (None, declared)}
+    assert wrong <= {
+        "advertiser_actions_action_count",
+        "advertiser_actions_action_last_timestamp",
+    }  # by kind of action, as the last action is
+    assert len(right) >= 0.75 * sum(declared is not None for declared, _ in own.values())
+    assert found.features <= proposing.FEATURE_BUDGET
+    assert found.edits == ()
 
 
 # -------------------------------------------------------------------------------------------------------------- horizons
