@@ -121,7 +121,7 @@ def test_the_contests_files_are_guessed_as_their_contract_declares_them(simulate
         "advertiser_actions_action_count",
         "advertiser_actions_action_last_timestamp",
     }  # by kind of action, as the last action is
-    assert len(right) >= 0.75 * sum(declared is not None for declared, _ in own.values())
+    assert len(right) >= 0.7 * sum(declared is not None for declared, _ in own.values())
     assert found.features <= proposing.FEATURE_BUDGET
     assert found.edits == ()
 
