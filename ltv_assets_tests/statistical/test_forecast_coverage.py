@@ -18,11 +18,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.config import PROJECT_ROOT
+from ltv_assets.core.config import PROJECT_ROOT, SamplingConfig
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import categorical_names, feature_names
-from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.cohorts import (
     CohortNoise,
     KnownRows,
@@ -32,8 +31,11 @@ from ltv_assets.modeling.cohorts import (
     out_of_fold_rows,
     with_intervals,
 )
+from ltv_assets.modeling.dataset import prepare_window
+from ltv_assets.modeling.design_matrix import encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.levels import follow_level
+from ltv_assets.modeling.stages import WindowContext, buyer_classifier, buyer_gating, revenue_regressor
 from ltv_assets.simulator import Simulator
 from ltv_assets_tests.model_world import SMALL
 
@@ -148,20 +150,25 @@ def simulated_window(law: str, seed: int, level_sd: float, rows_per_hour: int = 
         X[column] = X[column].astype("category")
     day = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     past, segments = day < DAYS, X[["country", "advertiser_category", "dev_os"]]
-    labels, revenue = table[["iap_revenue_d7", "iap_revenue_d14", "iap_revenue_d28"]], table["iap_revenue_d7"].to_numpy(np.float64)
-    model = LTVModel(models=SMALL, random_state=0).fit(X[past], labels[past], period=day[past], row_id=table["row_id"][past])
-    fitted, cap = model.models_, model.models_.cap_usd
-    folds = make_folds(day[past], SMALL.folds)
-    known = out_of_fold_rows(fitted.classifier, fitted.gating, fitted.regressor, segments[past], revenue[past], folds)
+    revenue = table["iap_revenue_d7"].to_numpy(np.float64)
+    data = prepare_window(X[past], revenue[past], day[past], row_id=table["row_id"][past])
+    context = WindowContext(data, SMALL.model_copy(update={"max_features": 80}), SamplingConfig())
+    classifier = buyer_classifier(context, None)
+    gating = buyer_gating(context, classifier)
+    regressor = revenue_regressor(context, None, gating)
+    cap = regressor.expected.cap_usd
+    known = out_of_fold_rows(classifier, gating, regressor, segments[past], revenue[past], make_folds(day[past], SMALL.folds))
     amounts = known.amounts(cap)
     errors = compared_by_day(known, day[past], [str(i) for i in range(DAYS)], amounts, cap, **SIZES)
-    noise = noise_of_level(errors, amounts, fitted.gating.level)
+    noise = noise_of_level(errors, amounts, gating.level)
     found = []
     for i in range(DAYS, DAYS + tests):
-        scores, rows = model.predict_frame(X[day == i]), day == i
-        scored = (scores["buyer_probability"].to_numpy(), scores["expected_revenue_d7"].to_numpy())
-        seen = KnownRows(segments[rows], *scored, revenue[rows])
-        found.append(judged(seen, noise, cap, i - DAYS + 1, law=law, seed=seed, day=i, level=simulator.level(moment.date())))
+        rows = day == i
+        matrix = encode(classifier.encoder, X[rows])
+        probability = np.minimum(classifier.probability(classifier.log_odds(matrix)), gating.cap)
+        inputs = (probability, regressor.log_revenue_if_buyer(matrix), gating.whale_probability(matrix))
+        seen = KnownRows(segments[rows], gating.at_level(probability), regressor.expected.predict(*inputs), revenue[rows])
+        found.append(judged(seen, noise, cap, i - DAYS + 1, law=law, seed=seed, day=i))
     return pd.concat(found, ignore_index=True).assign(movement=noise.day.sd)
 
 
