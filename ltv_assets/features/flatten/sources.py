@@ -164,7 +164,8 @@ def read_columns(source: Source, names: Sequence[str]) -> pa.Table:
             # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
             groups = range(source.metadata.num_row_groups) if source.part is None else source.part
             table = pa.concat_tables([parquet.read_row_group(group, columns=written, use_threads=False) for group in groups])
-    columns = {name: table.column(source.spelled[name]) for name in usual}
+    found = dict(zip(table.column_names, table.columns, strict=True))  # a table asked by name searches its schema each time
+    columns = {name: found[source.spelled[name]] for name in usual}
     return pa.table(columns | _fixed_lists(source, fixed) if fixed else columns)
 
 
