@@ -40,6 +40,7 @@ ROUNDING_SHARE = 1e-6
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_WORD_OR_QUOTED = re.compile(f"{_QUOTED.pattern}|{_WORD.pattern}")
 
 Steps = dict[str, str]
 
@@ -154,6 +155,47 @@ def explain_sql(registry: Registry, column: str) -> str:
     return "\n".join([*comments, _assemble(_contract_steps(contract), _derived_steps(registry), outputs, files_sql(contract))])
 
 
+def scalar_features(registry: Registry) -> Steps:
+    """Return the SQL of every numeric feature of a scalar column, written out over ``row_inputs``."""
+    combined = {name for group in registry.groups.values() for name in group.expressions}
+    scalars = {name for name in registry.source_columns if not registry.contract.by_name[name].is_nested}
+    wanted = (f.name for f in registry.features if not f.categorical and f.name not in combined and _column_of(f.name) in scalars)
+    return _written_out(registry, {name: name for name in wanted})
+
+
+def written_own_keys(registry: Registry) -> tuple[str, ...]:
+    """Return the SQL of the impression's own keys, in the order of ``own_keys``, written out over ``row_inputs``."""
+    return tuple(_written_out(registry, own_keys(registry.contract)).values())
+
+
+def interactions(registry: Registry) -> Steps:
+    """Return the SQL of every enabled interaction, written out over ``row_inputs`` and the statistics of nested columns."""
+    enabled = (group for group in registry.groups.values() if group.enabled)
+    return _written_out(registry, {name: name for group in enabled for name in group.expressions})
+
+
+def row_inputs(contract: Contract) -> dict[str, str]:
+    """Return the logical scalar columns that a row's features are made of, in the contract's order, with their SQL types."""
+    scalars = (c for c in contract.inputs if not c.is_nested)
+    return {"hour_start": "BIGINT"} | {f"raw_{c.name}": "VARCHAR" if kind_of(c) == "text" else "DOUBLE" for c in scalars}
+
+
+def _written_out(registry: Registry, chosen: Mapping[str, str]) -> Steps:
+    """Replace every step in the chosen expressions by its own SQL, down to logical columns and statistics of nested columns."""
+    steps = _derived_steps(registry)
+    nested = [c for c in registry.contract.inputs if c.is_nested]
+    last = {feature_name(c.name, statistic) for c in nested for statistic in available(c)} | row_inputs(registry.contract).keys()
+
+    def written(sql: str) -> str:
+        def replaced(found: re.Match[str]) -> str:
+            word = found.group()
+            return f"({written(steps[word])})" if word in steps and word not in last else word
+
+        return _WORD_OR_QUOTED.sub(replaced, sql)
+
+    return {name: written(sql) for name, sql in chosen.items()}
+
+
 def counts(contract: Contract, columns: Sequence[str]) -> Steps:
     """Return the columns that count impossible timestamps: ``_future_<c>`` after the hour began, ``_distant_<c>`` too large for seconds,
     ``_ancient_<c>`` before 2000."""
@@ -167,7 +209,10 @@ def verdict(contract: Contract, labelled: bool) -> Steps:
     On labelled days ``_disagree`` is true where the payer flag contradicts the revenue, ``_no_flag`` where it is neither 0
     nor 1, and ``_rounded_<label>`` where a horizon was raised to the shorter one; all are only counted.
     """
-    reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons(contract) if labelled else [])]
+    reasons = [("trim(coalesce(raw_row_id, '')) = ''", f"{contract.identifier} missing", "raw_row_id")]
+    if contract.layout is None:
+        reasons.append(("hour_start < 0", f"{contract.time.column} missing", "NULL"))
+    reasons += _label_reasons(contract) if labelled else []
     whens = " ".join(f"WHEN {test} THEN '{reason}'" for test, reason, _ in reasons)
     values = " ".join(f"WHEN {test} THEN {value}::VARCHAR" for test, _, value in reasons)
     outputs = {"_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}

@@ -364,14 +364,14 @@ class Design:
 
 
 def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
-    return Matrix(EncodedOnDemand(store, fitter, fold), *_columns(fitter.encoder), max_bin)
+    return Matrix(EncodedOnDemand(store, fitter, fold), *encoded_columns(fitter.encoder), max_bin)
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:
-    return Matrix(np.ascontiguousarray(values), *_columns(encoder), max_bin)
+    return Matrix(np.ascontiguousarray(values), *encoded_columns(encoder), max_bin)
 
 
-def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def encoded_columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names of the encoded columns, and the numbers of those that hold category codes."""
     names = tuple(str(c) for c in encoder.get_feature_names_out())
     codes = set(encoder.categorical_features_)
