@@ -145,9 +145,9 @@ def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
         return write_submissions(written, None, folder, threads=threads, memory_limit=limit)
 
     count, seconds, peak = _timed(score)
-    stages = (models.classifier.model, models.regressor.head, models.regressor.reference, *models.regressor.increments.values())
+    stages = (models.classifier.model, models.regressor.head, *models.regressor.increments.values())
     base = models.stacker.base
-    trees = sum(m.n_trees for m in (*stages, *((base.forest, base.boosting, base.additive) if base else ())))
+    trees = sum(m.n_trees for m in (*stages, *((base.forest, base.boosting, base.additive) if base else ())) if m is not None)
     from_raw = round(count / (seconds + flatten_seconds), 1)
     csv = (folder / "submission.csv").stat().st_size
     name = "DuckDB decoding every column of the flattened days"

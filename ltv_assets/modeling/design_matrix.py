@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, Row
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
 from ltv_assets.modeling.encoding.window_encoder import CrossFitter, WindowEncoder
-from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
+from ltv_assets.modeling.folds import HeldOutRows, TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
 from ltv_assets.sampling.draws import hash_uniform
 
@@ -94,6 +94,19 @@ class EncodedFile(EncodedRows):
         return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
 
 
+class SomeColumns(EncodedRows):
+    """Some columns of encoded rows."""
+
+    def __init__(self, encoded: EncodedRows, columns: Ints) -> None:
+        self._encoded, self._columns = encoded, columns
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def rows(self, low: int, high: int) -> FloatMatrix:
+        return np.take(self._encoded.rows(low, high), self._columns, axis=1)
+
+
 class EncodedOnDemand(EncodedRows):
     """Rows of a store, encoded whenever they are asked for, which takes ten times as long as reading floats from a file."""
 
@@ -154,6 +167,18 @@ class Matrix:
             if last > first:
                 taken[first:last] = self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low]
         return self._of(taken)
+
+    def only(self, columns: Ints) -> Matrix:
+        """Some columns, whose numbers must ascend; the same matrix if these are all."""
+        if len(columns) == len(self.names):
+            return self
+        encoded = self.encoded
+        kept: FloatMatrix | EncodedRows = (
+            SomeColumns(encoded, columns) if isinstance(encoded, EncodedRows) else np.ascontiguousarray(encoded[:, columns])
+        )
+        codes = set(self.categorical)
+        names = tuple(self.names[j] for j in columns)
+        return Matrix(kept, names, tuple(i for i, j in enumerate(columns) if int(j) in codes), self.max_bin)
 
     def in_memory(self) -> Matrix:
         """The same rows as an array."""
@@ -228,14 +253,16 @@ class Design:
     """A window, encoded: the full matrix for final fits, and lazily the folds for everything out-of-fold.
 
     ``auxiliary`` (row numbers) is a hash-drawn sample of at most ``models.max_auxiliary_rows`` rows; folds live on it, and
-    ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows.
+    ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows. ``columns``: the encoded
+    columns to be used; None chooses them.
     """
 
-    def __init__(self, data: WindowData, models: ModelsConfig, seed: int, threads: int = 2) -> None:
+    def __init__(self, data: WindowData, models: ModelsConfig, seed: int, threads: int = 2, columns: Sequence[str] | None = None) -> None:
         self.data = data
         self.models = models
         self.seed = seed
         self.threads = threads
+        self._columns = columns
         self._splits: dict[int, Split] = {}
 
     @cached_property
@@ -267,7 +294,12 @@ class Design:
     @cached_property
     def folds(self) -> TimeFolds:
         """Folds of the auxiliary rows."""
-        return make_folds(self.aux.period, self.models.folds)
+        return make_folds(self.data.period[self.auxiliary], self.models.folds)
+
+    @cached_property
+    def held_out(self) -> HeldOutRows:
+        """Labels and folds of the auxiliary rows, which are scored out of fold."""
+        return HeldOutRows(self.data.d7[self.auxiliary], self.data.period[self.auxiliary], self.folds)
 
     @cached_property
     def _encoded(self) -> tuple[WindowEncoder, Matrix]:
@@ -306,10 +338,16 @@ class Design:
         """The split on which tree counts and penalties are chosen: the time-last fold."""
         return self.fold(self.folds.n_folds - 1)
 
-    def out_of_fold(self, fit: Callable[[Split], Floats]) -> Floats:
-        """Held-out predictions of ``fit(split)`` put in row order; (len(aux),) or (len(aux), c)."""
-        parts = [(self.fold(k).held_rows, fit(self.fold(k))) for k in range(self.folds.n_folds)]
-        out = np.full((len(self.aux), *parts[0][1].shape[1:]), np.nan)
+    def out_of_fold(self, fit: Callable[[Split], Floats], last: Floats | None = None) -> Floats:
+        """Held-out predictions of ``fit(split)`` put in row order; (auxiliary rows,) or (auxiliary rows, c).
+
+        ``last``: those of the time-last fold, if its models are fitted already.
+        """
+        folds = range(self.folds.n_folds if last is None else self.folds.n_folds - 1)
+        parts = [(self.fold(k).held_rows, fit(self.fold(k))) for k in folds]
+        if last is not None:
+            parts.append((self.stopping.held_rows, last))
+        out = np.full((len(self.auxiliary), *parts[0][1].shape[1:]), np.nan)
         for rows, values in parts:
             out[rows] = values
         return out
@@ -333,11 +371,16 @@ class Design:
         fold = fold_ids(period)
         fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
         release_memory()
-        chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)
-        encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
-        matrix = self._laid(_stored(store, fitter, fold, self.models.max_bin))
+        if self._columns is not None:
+            encoder.restrict_to(self._columns)
+        matrix = self._laid(Matrix(EncodedOnDemand(store, fitter, fold), *_columns(encoder), self.models.max_bin))
         store.forget()
         release_memory()
+        if self._columns is None:
+            chosen = self._select(matrix, data.log_d7)
+            encoder.restrict_to([matrix.names[j] for j in chosen])
+            matrix = matrix.only(chosen)
+            release_memory()
         return encoder, matrix
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
@@ -359,10 +402,6 @@ class Design:
         sampled = sampled[:, chosen]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
         return chosen[most_telling(sampled, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
-
-
-def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
-    return Matrix(EncodedOnDemand(store, fitter, fold), *_columns(fitter.encoder), max_bin)
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:

@@ -115,11 +115,11 @@ def window_context(project: Project, key: str) -> WindowContext:
     return _LAST_CONTEXT[identity]
 
 
-def served_context(project: Project, key: str) -> WindowContext:
-    """Context of a window's training rows and its holdout day, for the last fit of the window; it replaces the kept one."""
-    together = window_context(project, key).with_rows(as_window(WindowRows(project, key).holdout_rows()))
+def rows_of_refit(project: Project, key: str) -> tuple[WindowContext, WindowData]:
+    """Context of a window's training rows, and its holdout day, for the last fit of the window; the context is kept no longer."""
+    found = window_context(project, key), as_window(WindowRows(project, key).holdout_rows())
     _LAST_CONTEXT.clear()
-    return together
+    return found
 
 
 def plan_table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -18,11 +19,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from ltv_assets.core.config import CalibrationConfig, GatingConfig, SamplingConfig
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
-from ltv_assets.modeling.base_learners import COMPONENTS
+from ltv_assets.modeling.base_learners import COMPONENTS, fit_base
 from ltv_assets.modeling.blend import component_cap, fit_blend
-from ltv_assets.modeling.boosting import Trainer, booster_params, narrowed, sigmoid
+from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
-from ltv_assets.modeling.dataset import JoinedRows, RowStore, concat_windows, prepare_window
+from ltv_assets.modeling.dataset import Floats, JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
@@ -118,21 +119,46 @@ class TestLeakage:
         np.testing.assert_array_equal(before.train.values, after.train.values)
         np.testing.assert_array_equal(before.held.values, after.held.values)
 
-    def test_out_of_fold_scores_of_a_fold_do_not_know_its_labels(self) -> None:
-        """With tree counts given, as in a refit, a fold's own labels are nowhere in its rows' scores."""
+    def test_out_of_fold_scores_of_a_fold_do_not_know_its_labels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With tree counts and penalties given, a fold's own labels are nowhere in its rows' scores."""
+
+        def five_trees(self: Trainer, matrix: Matrix, label: Floats, params: Params, *args: Any, **rows: Any) -> Chosen:
+            rows.pop("later_start", None)
+            return Chosen(5, {"rmsle": [0.0]}, self.train(matrix, label, params, 5, **rows))
+
+        monkeypatch.setattr(Trainer, "choose_rounds", five_trees)
+        monkeypatch.setattr(linear, "ALPHAS_PAYERS", (0.1,))
+        monkeypatch.setattr(linear, "ALPHAS_DIRECT", (0.01,))
         data = world(1200, 3)
-        evaluated = fit_window(_context(data))
+        lines = SMALL.linear.model_copy(update={"penalties": (0.01,)})
         changed = data.revenue.copy()
         held = data.period == 1
         changed.loc[held, :] = np.roll(data.revenue[held].to_numpy(), 17, axis=0)
-        scores = []
-        for revenue in (data.revenue, changed):
-            context = WindowContext(prepare_window(data.X, revenue, data.period, data.row_id), SMALL, SamplingConfig())
-            models = fit_window(context, evaluated)
-            components = [models.stacker.oof[f"component_{name}"] for name in ("reference", "linear", "forest", "boosting")]
-            scores.append(np.column_stack([models.classifier.oof["buyer_log_odds"], *components]))
+        both = [fit_window(_context(replace(data, revenue=revenue), linear=lines)) for revenue in (data.revenue, changed)]
+        fitted_in_both = [n for n in COMPONENTS[1:] if not any(n in m.stacker.settings.skipped for m in both)]
+        assert {"linear", "elastic_net"} < set(fitted_in_both)
+        scores = [
+            np.column_stack([m.classifier.oof["buyer_log_odds"], *(m.stacker.oof[f"component_{n}"] for n in fitted_in_both)]) for m in both
+        ]
         np.testing.assert_array_equal(scores[0][held], scores[1][held])
         assert (scores[0][~held] != scores[1][~held]).any()
+
+    def test_refit_calibrates_and_gates_by_scores_of_models_that_had_not_seen_the_rows(self) -> None:
+        """The holdout day's scores are the evaluated model's, and its labels are in none of them."""
+        data = world(2500, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        evaluated = fit_window(_context(train))
+        rows = encode(evaluated.classifier.encoder, last.X)
+        before = {name: values for stage in evaluated.stages.values() for name, values in stage.oof.items()}
+        calibrators = []
+        for revenue in (last.revenue, last.revenue.iloc[::-1].reset_index(drop=True) * 2.0):
+            served = refit(evaluated, _context(train), prepare_window(last.X, revenue, last.period, last.row_id))
+            oof = {name: values for stage in served.stages.values() for name, values in stage.oof.items()}
+            scored = evaluated.held_out_arrays(rows)
+            for name in ("buyer_log_odds", "buyer_probability", "score", "component_linear"):
+                np.testing.assert_array_equal(oof[name], np.concatenate([before[name], scored[name]]), err_msg=name)
+            calibrators.append(served.classifier.calibrator.to_dict())
+        assert calibrators[0] != calibrators[1]
 
 
 class TestCalibration:
@@ -442,7 +468,31 @@ class TestStacker:
         model, _, _ = fitted()
         stacker = model.models_.stacker
         assert stacker.kind in ("meta", "blend", "component")
-        assert {f"last_fold_mse_{k}" for k in ("meta", "blend", "component")} <= set(stacker.diagnostics)
+        assert {f"last_fold_mse_{k}" for k in ("meta", "blend", "component", "reference")} <= set(stacker.diagnostics)
+
+    def test_reference_is_served_where_the_stacker_loses_to_it_beyond_noise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing a stacker can do helps against a bar that knows the answer: it is served, also after a refit, and survives its files."""
+        data = world(2500, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        monkeypatch.setattr("ltv_assets.modeling.meta_learner.FALLBACK_ERRORS", -1e9)
+        evaluated = fit_window(_context(train))
+        assert evaluated.stacker.serves_reference
+        np.testing.assert_allclose(evaluated.score(last.X)["ltv_d7"], evaluated.reference_ltv(last.X), rtol=1e-9)
+        served = refit(evaluated, _context(train), prepare_window(last.X, last.revenue, last.period, last.row_id))
+        assert served.stacker.serves_reference
+        again = WindowModels.from_files(served.to_files())
+        np.testing.assert_array_equal(again.score(last.X)["ltv_d7"], served.score(last.X)["ltv_d7"])
+
+    def test_learners_without_weight_or_left_out_are_not_fitted(self) -> None:
+        data = world(2000, 4)
+        models = fit_window(_context(data, stacker=SMALL.stacker.model_copy(update={"without": ("forest", "boosting")})))
+        base = models.stacker.base
+        assert (base.forest, base.boosting, base.additive) == (None, None, None)
+        assert models.stacker.diagnostics["skipped_forest"] == 1.0
+        weights = dict(zip(COMPONENTS, models.stacker.blend.weights, strict=True))
+        assert weights["forest"] == weights["boosting"] == weights["additive_boosting"] == 0.0
+        again = WindowModels.from_files(models.to_files())
+        pd.testing.assert_frame_equal(again.score(data.X), models.score(data.X), check_exact=True)
 
 
 class TestScoringFast:
@@ -451,7 +501,10 @@ class TestScoringFast:
     def test_trees_on_the_used_columns_alone_predict_the_same(self) -> None:
         models, rows = fitted()[0].models_, fitted()[2]
         matrix = encode(models.classifier.encoder, rows.X)
-        for model in (models.classifier.model, models.regressor.reference, models.stacker.base.forest, models.stacker.base.boosting):
+        forest = Trainer(0, 2).train(
+            matrix, matrix.values[:, 0].astype(float), {"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1}, 5
+        )
+        for model in (models.classifier.model, models.regressor.reference, forest):
             whole = lgb.Booster(model_str=model.text)
             first_tree = whole.model_to_string(num_iteration=1)
             assert len(narrowed(first_tree)[0]) < matrix.values.shape[1]
@@ -469,15 +522,19 @@ class TestScoringFast:
     def test_boosters_without_weight_are_not_asked(self) -> None:
         models, rows = fitted()[0].models_, fitted()[2]
         matrix = encode(models.classifier.encoder, rows.X)
-        every = models.stacker.base.scores(matrix)
-        some = models.stacker.base.scores(matrix, ("forest",))
+        label = np.log1p(rows.revenue["d7"].to_numpy())
+        settings = replace(models.stacker.settings, skipped=())
+        base = fit_base(matrix, label, SMALL, settings, Trainer(0, 2))
+        every = base.scores(matrix)
+        some = base.scores(matrix, ("forest",))
         assert (some[:, [0, 1, 2]] == every[:, [0, 1, 2]]).all() and not some[:, [3, 4]].any()
+        assert every[:, [3, 4]].any()
         signals = models.signals(matrix)
         for kind, wanted in (("meta", set(COMPONENTS)), ("component", {"forest"})):
             stacker = replace(models.stacker, kind=kind, component="forest")
             assert set(stacker._wanted) == wanted
-        single = replace(models.stacker, kind="component", component="forest").score(signals, matrix)
-        np.testing.assert_array_equal(single, every[:, 2])
+        single = replace(models.stacker, kind="component", component="forest", base=base, settings=settings).score(signals, matrix)
+        np.testing.assert_array_equal(single, np.minimum(every[:, 2], models.stacker.log_max))
 
     def test_linear_inputs_without_coefficient_are_left_out(self) -> None:
         linear, rows = fitted()[0].models_.stacker.base.linear, fitted()[2]

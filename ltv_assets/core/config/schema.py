@@ -310,6 +310,9 @@ class StackerConfig(Section):
     """The LightGBM meta learner; it starts at the best non-negative blend of the components."""
 
     enabled: bool = Field(True, description="false: probability x log-revenue is served as it is")
+    without: tuple[Literal["elastic_net", "forest", "boosting"], ...] = Field(
+        (), description="base learners that are left out; those that get no weight on the time-last fold are not fitted again anyway"
+    )
     booster: BoosterConfig = Field(
         BoosterConfig(
             num_leaves=6, learning_rate=0.02, min_data_in_leaf=300, lambda_l2=50.0, feature_fraction=0.7, max_rounds=150, patience=20
