@@ -31,6 +31,8 @@ REFERENCE = "reference"
 
 SMALLEST_SCORE = 1e-6
 """Scores enter the boosting's log link no smaller than this."""
+NOISE_GAIN = 4.0
+"""A learner is fitted again if it adds more than this to twice the log-likelihood of a blend; noise adds 4 once in twenty times."""
 MIN_FOREST_ROWS = 5
 """Fewest rows that a tree of the forest sees, where there are so many."""
 
@@ -96,8 +98,8 @@ class BaseLearners:
 def choose_base(design: Design, models: ModelsConfig, trainer: Trainer, two_part: Floats) -> tuple[BaseSettings, Floats]:
     """Settings of the base learners, from the last fold, and their scores (held-out rows of that fold, 5).
 
-    Penalties of the linear models, trees of the boosters, and which learners are worth fitting again: those that get weight in a blend
-    with the others on that fold. A booster that stops after its first tree says what the lines it starts from say. ``two_part``: the
+    Penalties of the linear models, trees of the boosters, and which learners are worth fitting again: those that a blend with the
+    others on that fold misses. A booster that stops after its first tree says what the lines it starts from say. ``two_part``: the
     earlier stages' scores of these rows.
     """
     split, log_revenue = design.stopping, design.held_out.log_d7
@@ -124,12 +126,36 @@ def choose_base(design: Design, models: ModelsConfig, trainer: Trainer, two_part
     scores = BaseLearners(linear, forest, multiplied, added, float(own.max(initial=0.0))).scores(split.held)
     absent = {name for name, model in zip(TREE_COMPONENTS, (forest, multiplied, added), strict=True) if model is None} | left_out
     scores[:, [BASE_COMPONENTS.index(name) for name in absent]] = 0.0
-    weights = fit_blend(np.column_stack([two_part, scores]), later).weights[len(STAGE_COMPONENTS) :]
-    useless = {name for name, weight in zip(BASE_COMPONENTS, weights, strict=True) if weight == 0.0 and name in TREE_COMPONENTS}
-    skipped = absent | useless
+    skipped = absent | _useless(np.column_stack([two_part, scores]), later, absent)
     scores[:, [BASE_COMPONENTS.index(name) for name in skipped]] = 0.0
     rounds, additive_rounds = (chosen.rounds if chosen is not None else 1 for chosen in (boosting, additive))
     return BaseSettings(penalties, rounds, additive_rounds, tuple(name for name in BASE_COMPONENTS if name in skipped)), scores
+
+
+def _useless(components: Floats, log_revenue: Floats, absent: Collection[str]) -> set[str]:
+    """Tree components without which the blend of the last fold's rows (n, c) is no worse than by what a column of noise would gain.
+
+    They are left out in turn, the least missed first: of two that say the same one stays.
+    """
+    useless: set[str] = set()
+    while True:
+        present = [n for n in COMPONENTS if n not in useless]
+
+        def missed(name: str, present: list[str] = present) -> float:
+            others = [COMPONENTS.index(n) for n in present if n != name]
+            both = [COMPONENTS.index(n) for n in present]
+            errors = [_blended_error(components[:, columns], log_revenue) for columns in (others, both)]
+            return len(log_revenue) * float(np.log(errors[0] / errors[1]))
+
+        gains = {name: missed(name) for name in TREE_COMPONENTS if name in present and name not in absent}
+        least = min(gains, key=lambda name: gains[name], default=None)
+        if least is None or gains[least] > NOISE_GAIN:
+            return useless
+        useless.add(least)
+
+
+def _blended_error(components: Floats, log_revenue: Floats) -> float:
+    return float(np.mean((fit_blend(components, log_revenue).predict(components) - log_revenue) ** 2)) + 1e-12
 
 
 def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:

@@ -33,6 +33,7 @@ from ltv_assets.modeling.encoding.window_encoder import CrossFitter, WindowEncod
 from ltv_assets.modeling.folds import HeldOutRows, TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
 from ltv_assets.sampling.draws import hash_uniform
+from ltv_assets.sampling.zeros import draw_zeros
 
 # LightGBM tells of categories, and of every port it opens, on standard output, before it has read how much it is to say.
 lgb.register_logger(logging.getLogger("lightgbm"))
@@ -43,6 +44,8 @@ ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
 AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
 """Separate these draws from those of the sampling plans under the same seed."""
+MIN_DRAWN_ROWS = 20_000
+"""Auxiliary boosters see all rows of windows that are no larger."""
 BIN_SAMPLE_ROWS = BLOCK_ROWS
 """LightGBM finds bins on so many rows, and holds them twice as float64: its own 200,000 took more memory than any fit."""
 
@@ -315,6 +318,18 @@ class Design:
     def train(self) -> Matrix:
         """All rows, cross-fitted encodings."""
         return self._encoded[1]
+
+    def few_zeros(self, label: Floats, numbers: Ints) -> tuple[Ints | None, Floats, NDArray[np.float32] | None]:
+        """(which of the rows, their labels, their weights) for an auxiliary booster: payers, labels above 0, and some zeros.
+
+        label (n,) of the window's rows ``numbers``. There are ``models.zeros_per_payer`` zeros for each row that is always kept, drawn
+        by hash and weighed back; (None, all labels, None) where there are no more than that, or MIN_DRAWN_ROWS rows.
+        """
+        limit = self.models.zeros_per_payer
+        always = (label > 0) | (self.data.d7[numbers] > 0)
+        rows = max(MIN_DRAWN_ROWS, round((1.0 + (limit or 0.0)) * np.count_nonzero(always)))
+        draw = None if limit is None else draw_zeros(always, self.data.hashes[numbers], self.seed, rows)
+        return (None, label, None) if draw is None else (draw.rows, label[draw.rows], draw.weight)
 
     def served_are_fitted(self) -> None:
         """Give up the bins of all rows: with those of the folds they are more than a stage needs at once, where folds have a sample."""

@@ -234,20 +234,26 @@ def _fit_whales(
         later, own = aux_label[split.held_rows], aux_label[split.train_rows]
         metrics = {"log_loss": lambda raw: log_loss(later, raw)}
         start = log_odds(float(own.mean()))
-        chosen = trainer.choose_rounds(split.train, own, params, models.whale_classifier, split.held, metrics, start=start)
+        part, own, w = design.few_zeros(own, design.auxiliary[split.train_rows])
+        chosen = trainer.choose_rounds(
+            split.train, own, params, models.whale_classifier, split.held, metrics, weight=w, start=start, rows=part
+        )
         rounds, last = chosen.rounds, sigmoid(chosen.model.predict(split.held.values))
-        oof = design.out_of_fold(lambda split: _held_out_whales(split, aux_label, params, rounds, trainer), last)
+        oof = design.out_of_fold(lambda split: _held_out_whales(design, split, aux_label, params, rounds, trainer), last)
     else:
         rounds, oof = evaluated.models.gating.rounds, evaluated.oof["whale_probability"]
-    model = trainer.train(design.train, label, params, rounds, start=log_odds(float(label.mean())), served=True)
+    start = log_odds(float(label.mean()))
+    part, label, w = design.few_zeros(label, np.arange(len(label)))
+    model = trainer.train(design.train, label, params, rounds, weight=w, start=start, rows=part, served=True)
     design.served_are_fitted()
     return model, oof, rounds
 
 
-def _held_out_whales(split: Split, label: Floats, params: Params, rounds: int, trainer: Trainer) -> Floats:
+def _held_out_whales(design: Design, split: Split, label: Floats, params: Params, rounds: int, trainer: Trainer) -> Floats:
     own = label[split.train_rows]
-    model = trainer.train(split.train, own, params, rounds, start=log_odds(float(own.mean())))
-    return sigmoid(model.predict(split.held.values))
+    start = log_odds(float(own.mean()))
+    part, own, w = design.few_zeros(own, design.auxiliary[split.train_rows])
+    return sigmoid(trainer.train(split.train, own, params, rounds, weight=w, start=start, rows=part).predict(split.held.values))
 
 
 def _whale_cutoff(whale_probability: Floats, payer: Floats, precision: float) -> float | None:

@@ -303,8 +303,10 @@ def _fit_increments(
             continue
         if name not in rounds:
             rounds[name], curves[name] = _increment_rounds(design, j, params, config, trainer)
-        label = label[known]
-        models[horizon] = trainer.train(design.train, label, params, rounds[name], start=float(label.mean()), rows=known, served=True)
+        drawn, label, w = design.few_zeros(label[known], known)
+        part = known if drawn is None else known[drawn]
+        start = float(np.average(label, weights=w))
+        models[horizon] = trainer.train(design.train, label, params, rounds[name], weight=w, start=start, rows=part, served=True)
     return models
 
 
@@ -320,9 +322,10 @@ def _increment_rounds(design: Design, j: int, params: Params, config: BoosterCon
     if not len(known) or not len(later_known):
         return DEFAULT_HEAD_ROUNDS, {}
     metrics = log_metrics(later[later_known])
-    start = float(own[known].mean())
     held = split.held.take(later_known)
-    chosen = trainer.choose_rounds(split.train, own[known], params, config, held, metrics, start=start, rows=known)
+    drawn, own, w = design.few_zeros(own[known], design.auxiliary[split.train_rows[known]])
+    start, part = float(np.average(own, weights=w)), known if drawn is None else known[drawn]
+    chosen = trainer.choose_rounds(split.train, own, params, config, held, metrics, weight=w, start=start, rows=part)
     return chosen.rounds, chosen.curves
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import ElasticNet
+from sklearn.linear_model import ElasticNet, LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from ltv_assets.core.config import CalibrationConfig, GatingConfig, SamplingConfig
@@ -27,7 +27,7 @@ from ltv_assets.modeling.dataset import Floats, JoinedRows, RowStore, concat_win
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
-from ltv_assets.modeling.linear import LinearModels, _Sums
+from ltv_assets.modeling.linear import LinearModels, _Logistic, _Sums
 from ltv_assets.modeling.meta_learner import winner
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
@@ -129,16 +129,16 @@ class TestLeakage:
         monkeypatch.setattr(Trainer, "choose_rounds", five_trees)
         monkeypatch.setattr(linear, "ALPHAS_PAYERS", (0.1,))
         monkeypatch.setattr(linear, "ALPHAS_DIRECT", (0.01,))
+        monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)
         data = world(1200, 3)
         lines = SMALL.linear.model_copy(update={"penalties": (0.01,)})
         changed = data.revenue.copy()
         held = data.period == 1
         changed.loc[held, :] = np.roll(data.revenue[held].to_numpy(), 17, axis=0)
         both = [fit_window(_context(replace(data, revenue=revenue), linear=lines)) for revenue in (data.revenue, changed)]
-        fitted_in_both = [n for n in COMPONENTS[1:] if not any(n in m.stacker.settings.skipped for m in both)]
-        assert {"linear", "elastic_net"} < set(fitted_in_both)
+        assert not any(m.stacker.settings.skipped for m in both)
         scores = [
-            np.column_stack([m.classifier.oof["buyer_log_odds"], *(m.stacker.oof[f"component_{n}"] for n in fitted_in_both)]) for m in both
+            np.column_stack([m.classifier.oof["buyer_log_odds"], *(m.stacker.oof[f"component_{n}"] for n in COMPONENTS[1:])]) for m in both
         ]
         np.testing.assert_array_equal(scores[0][held], scores[1][held])
         assert (scores[0][~held] != scores[1][~held]).any()
@@ -378,6 +378,29 @@ class TestLinear:
         np.testing.assert_array_equal(rows.columns(np.array([2, 7])), X[:, [2, 7]])
         w = np.append(np.linspace(0, 1, 12), 3.0)
         np.testing.assert_allclose(rows.lines([w])[:, 0], X.astype(np.float64) @ w[:-1] + 3.0, atol=1e-4)
+
+    def test_logistic_regression_is_the_ridge_penalised_one_of_scikit_learn(self) -> None:
+        rng = np.random.default_rng(0)
+        X = (rng.normal(size=(4000, 30)) @ rng.normal(size=(30, 30)) * 0.2 + rng.normal(size=30)).astype(np.float32)
+        y = np.where(rng.random(4000) < sigmoid(X @ rng.normal(0, 0.3, 30) - 3.0), 2.0, 0.0)
+        as_they_are = Shaper(np.arange(30), np.zeros(30, bool), np.zeros(30, np.float32), np.ones(30, np.float32), np.arange(0), ())
+        rows = ShapedRows(as_they_are, Matrix(X, tuple(map(str, range(30))), ()))
+        logistic = _Logistic.of(rows, _Sums.of(rows, y)[0], y > 0)
+        strong = logistic.fit(0.001)
+        chosen = logistic.columns.astype(np.float64)
+
+        def loss(w: Floats, intercept: float, c: float) -> float:
+            z = chosen @ w + intercept
+            return float(np.logaddexp(0.0, z).sum() - z[y > 0].sum() + 0.5 * (w @ w) / c)
+
+        for c in (0.001, 0.01, 1.0):
+            known = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10).fit(chosen, y > 0)
+            least = loss(known.coef_[0], known.intercept_[0], c)
+            for found in (logistic.fit(c), logistic.fit(c, strong)):
+                assert loss(found[logistic.chosen], found[-1], c) - least < 0.02
+                expected = chosen @ known.coef_[0] + known.intercept_[0]
+                np.testing.assert_allclose(rows.lines([found])[:, 0], expected, atol=0.05)
+        assert (np.delete(strong[:-1], logistic.chosen) == 0).all()
 
 
 class TestSelection:
