@@ -27,10 +27,11 @@ def choose_reference(design: Design, trainer: Trainer) -> Chosen:
 
 
 def fit_reference(design: Design, trainer: Trainer, rounds: int) -> TreeModel:
-    """The reference on the window's rows, at most ``models.max_reference_rows`` of them."""
-    rows, log_revenue = design.reference_rows, design.data.log_d7
-    label = log_revenue if rows is None else log_revenue[rows]
-    return trainer.train(design.train, label, _params(), rounds, rows=rows, served=True)
+    """The reference on the rows of the served boosters, at most ``models.max_reference_rows`` of them."""
+    rows, label, weight = design.reference_rows, design.data.log_d7[design.served_rows], design.served_weight()
+    if rows is not None:
+        label, weight = label[rows], None if weight is None else weight[rows]
+    return trainer.train(design.train, label, _params(), rounds, weight=weight, rows=rows, served=True)
 
 
 def reference_out_of_fold(design: Design, trainer: Trainer, rounds: int, last: Floats) -> Floats:

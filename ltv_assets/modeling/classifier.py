@@ -138,13 +138,17 @@ def fit_buyer_classifier(
         rounds, growth = before.rounds, before.growth
         odds, probability = evaluated.oof["buyer_log_odds"], evaluated.oof["buyer_probability"]
         calibrator, details = _recalibrate(rows, odds, before.calibrator.kind, models.calibration)
-    model, shift = _fit_on(design.train, design.data.payer, weight, params, rounds, trainer, served=True)
+    payer = design.data.payer
+    model, _ = _fit_on(design.train, payer[design.served_rows], design.served_weight(weight), params, rounds, trainer, served=True)
+    shift = 0.0 if weight is None else prior_shift(payer, weight)  # drawn zeros are weighed back, which shifts no prior
     design.served_are_fitted()
     level = growth.level(len(design.data))
     shift -= float(np.log(level))
     diagnostics = {**details, **_diagnostics(rows.payer, odds, probability), "rounds": float(rounds), "shift": shift, "level": level}
     diagnostics |= {
         "training_rows": float(len(design.data)),
+        "served_rows": float(len(design.served_rows)),
+        "zero_weight": 1.0 if design.served is None else 1.0 / design.served.share,
         "auxiliary_rows": float(len(design.auxiliary)),
         "features": float(len(design.train.names)),
     }

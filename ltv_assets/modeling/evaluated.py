@@ -17,7 +17,7 @@ import numpy as np
 
 from ltv_assets.core.errors import ModelFileError
 from ltv_assets.modeling.classifier import Arrays
-from ltv_assets.modeling.dataset import WindowData
+from ltv_assets.modeling.dataset import BLOCK_ROWS, Ints, WindowData
 from ltv_assets.modeling.design_matrix import Design, encode
 from ltv_assets.modeling.folds import HeldOutRows
 from ltv_assets.sampling.draws import hash_uniform
@@ -56,14 +56,17 @@ def see_holdout(models: WindowModels, design: Design, holdout: WindowData, toget
             "auxiliary ones: materialize the window's stages again before its refit"
         )
     drawn = _drawn(design, holdout)
-    chosen = holdout if len(drawn) == len(holdout) else holdout.rows(drawn)
-    later = models.held_out_arrays(encode(models.classifier.encoder, chosen.X))
+    scored = []
+    for low in range(0, len(drawn), BLOCK_ROWS):
+        block = holdout.rows(drawn[low : low + BLOCK_ROWS])
+        scored.append(models.held_out_arrays(encode(models.classifier.encoder, block.X)))
+    later = {name: np.concatenate([block[name] for block in scored]) for name in scored[0]}
     numbers = np.concatenate([design.auxiliary, len(design.data) + drawn])
     rows = HeldOutRows(together.d7[numbers], together.period[numbers], design.folds.with_later_day(len(drawn)))
     return Evaluated(models, rows, {name: np.concatenate([values, later[name]]) for name, values in own.items() if name in later})
 
 
-def _drawn(design: Design, holdout: WindowData) -> np.ndarray:
+def _drawn(design: Design, holdout: WindowData) -> Ints:
     share = len(design.auxiliary) / len(design.data)
     count = max(1, round(share * len(holdout)))
     if count >= len(holdout):

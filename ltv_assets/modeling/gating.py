@@ -243,7 +243,7 @@ def _fit_whales(
     else:
         rounds, oof = evaluated.models.gating.rounds, evaluated.oof["whale_probability"]
     start = log_odds(float(label.mean()))
-    part, label, w = design.few_zeros(label, np.arange(len(label)))
+    part, label, w = design.few_zeros(label[design.served_rows], design.served_rows, design.served_weight())
     model = trainer.train(design.train, label, params, rounds, weight=w, start=start, rows=part, served=True)
     design.served_are_fitted()
     return model, oof, rounds

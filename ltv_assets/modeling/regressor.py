@@ -224,7 +224,7 @@ def fit_revenue_regressor(
     else:
         mu = evaluated.oof["log_revenue_if_buyer"]
     mu = oof["log_revenue_if_buyer"] = np.clip(mu, *log_range)
-    head = train_head(design.train, design.data.log_d7, weight, served=True)
+    head = train_head(design.train, design.data.log_d7[design.served_rows], weight[design.served_rows], served=True)
     wanted = evaluated is None or evaluated.models.stacker.serves_reference
     reference = fit_reference(design, trainer, rounds["reference"]) if wanted else None
     increments = _fit_increments(design, models.increments, trainer, rounds, curves, reuse=evaluated is not None)
@@ -295,7 +295,7 @@ def _fit_increments(
     models: dict[str, TreeModel] = {}
     for j, horizon in enumerate(HORIZONS[1:], start=1):
         name = f"increment_{horizon}"
-        label = _log_increment(design.data.revenue, j)
+        label = _log_increment(design.data.revenue[design.served_rows], j)
         known = np.flatnonzero(np.isfinite(label))
         if design.reference_rows is not None:
             known = np.intersect1d(known, design.reference_rows, assume_unique=True)
@@ -303,7 +303,8 @@ def _fit_increments(
             continue
         if name not in rounds:
             rounds[name], curves[name] = _increment_rounds(design, j, params, config, trainer)
-        drawn, label, w = design.few_zeros(label[known], known)
+        weight = design.served_weight()
+        drawn, label, w = design.few_zeros(label[known], design.served_rows[known], None if weight is None else weight[known])
         part = known if drawn is None else known[drawn]
         start = float(np.average(label, weights=w))
         models[horizon] = trainer.train(design.train, label, params, rounds[name], weight=w, start=start, rows=part, served=True)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ltv_assets.sampling.draws import hash_uniform
 
-ZERO_DRAW = 0x0A0F
-"""Separates this draw from the others under the same seed."""
+SERVED_DRAW, AUXILIARY_DRAW = 0x0A0F, 0x0A10
+"""Separate the draw for served boosters, and that for auxiliary ones among its rows, under the same seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,11 @@ class ZeroDraw:
     share: float
 
 
-def draw_zeros(always: NDArray[np.bool_], hashes: NDArray[np.uint64], seed: int, rows: int) -> ZeroDraw | None:
+def draw_zeros(always: NDArray[np.bool_], hashes: NDArray[np.uint64], seed: int, rows: int, number: int) -> ZeroDraw | None:
     """About ``rows`` rows: all those that are ``always`` kept (n,), and as many others as there is room for, by hash of (seed, row_id).
 
-    At least as many others as are always kept. None when all rows fit.
+    ``number``: which draw, so that two of them on the same rows are independent. At least as many others as are always kept are drawn;
+    None when all rows fit.
     """
     n, flagged = len(always), int(np.count_nonzero(always))
     others = n - flagged
@@ -38,5 +39,5 @@ def draw_zeros(always: NDArray[np.bool_], hashes: NDArray[np.uint64], seed: int,
     if n <= rows or wanted >= others:
         return None
     share = wanted / others
-    kept = np.flatnonzero(always | (hash_uniform(hashes, seed, ZERO_DRAW) < share))
+    kept = np.flatnonzero(always | (hash_uniform(hashes, seed, number) < share))
     return ZeroDraw(kept, np.where(always[kept], 1.0, 1.0 / share).astype(np.float32), share)

@@ -630,6 +630,22 @@ class TestStoredRows:
         pd.testing.assert_frame_equal(there.score(Shelf(data.X)), here.score(data.X.reset_index(drop=True)), check_exact=True)
         np.testing.assert_array_equal(there.reference_ltv(Shelf(data.X)), here.reference_ltv(data.X))
 
+    @pytest.mark.parametrize("zeros", [None, 1200], ids=["all rows", "drawn zeros"])
+    def test_served_models_of_stored_rows_are_the_same_bit_for_bit(self, zeros: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("dataset", "design_matrix", "model_set", "evaluated"):
+            monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
+        data = world(4000, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        settings = SMALL.model_copy(update={"max_auxiliary_rows": 1500, "zero_budget_rows": zeros})
+        served = []
+        for kind in (Shelf, lambda X: X):
+            window, holdout = (prepare_window(kind(w.X), w.revenue, w.period, w.row_id) for w in (train, last))
+            context = WindowContext(window, settings, SamplingConfig())
+            served.append(refit(fit_window(context), context, holdout))
+        assert served[0].to_files() == served[1].to_files()
+        assert served[0].classifier.diagnostics["training_rows"] == 4000
+        assert (served[0].classifier.diagnostics["served_rows"] < 2000) == (zeros is not None)
+
     def test_rows_are_read_for_their_bins_only_once_and_part_of_them_trains_the_same_trees(self) -> None:
         """LightGBM would ask for a subset's raw values, float64 and all at once, and keep them."""
         read: list[int] = []
@@ -732,6 +748,21 @@ class TestComposition:
         assert len(models.classifier.oof["buyer_log_odds"]) == 1500
         assert len(context.design.train) == 3000
         assert np.isfinite(models.score(data.X).select_dtypes("number")).all().all()
+
+    def test_drawn_zeros_bound_the_rows_of_served_boosters_and_move_no_level(self) -> None:
+        """Every payer stays, columns and encodings are those of all rows, and probabilities keep the natural rate."""
+        data = world(6000, 5, payer_log_odds=-3.4)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        context = _context(train, zero_budget_rows=1500)
+        models, whole = fit_window(context), fit_window(_context(train))
+        payers = np.flatnonzero(train.revenue["d7"] > 0)
+        assert set(payers) <= set(context.design.served_rows)
+        assert len(context.design.train) == len(context.design.served_rows) == models.classifier.diagnostics["served_rows"] < 1700
+        assert models.classifier.diagnostics["zero_weight"] > 2.0
+        assert models.classifier.encoder.to_dict()["encodings"] == whole.classifier.encoder.to_dict()["encodings"]
+        assert len(context.design.aux_train) == len(train.X)
+        rates = [m.score(last.X)["buyer_probability"].mean() for m in (models, whole)]
+        assert rates[0] == pytest.approx(rates[1], rel=0.12)
 
     def test_swapped_plan_is_refused(self) -> None:
         from ltv_assets.modeling.stages import buyer_classifier

@@ -341,6 +341,12 @@ class ModelsConfig(Section):
         description="the reference and the increments beyond D7 are fitted on at most this many rows, drawn by a hash of "
         "(seed, row_id); null = all",
     )
+    zero_budget_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
+        2_000_000,
+        description="served boosters see every payer, and of the zeros as many as make so many rows together (as many as payers at "
+        "least), drawn by a hash of (seed, row_id) and weighed back; smaller windows use all rows, as drawing costs quality where payers "
+        "are few; compute.max_memory_gb lowers it until all columns fit; null = all rows",
+    )
     zeros_per_payer: PositiveFloat | None = Field(
         10.0,
         description="the whale classifier and the increments beyond D7 see every payer and so many zeros for each, drawn by a hash of "
