@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -259,16 +259,25 @@ PLANS: Mapping[str, Callable[[WindowContext], Any]] = {"histos_train": histos_pl
 """What stages need beside other stages."""
 
 
-def fit_window(context: WindowContext, evaluated: Evaluated | None = None) -> WindowModels:
-    """All stages in order; a plan is made right before the first stage that needs it."""
+def _at_once(_: str, work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def fit_window(
+    context: WindowContext, evaluated: Evaluated | None = None, step: Callable[[str, Callable[[], Any]], Any] = _at_once
+) -> WindowModels:
+    """All stages in order; a plan is made right before the first stage that needs it.
+
+    ``step`` is called with the name of each plan and stage and the function that makes it, whose result it returns.
+    """
     from ltv_assets.modeling.model_set import WindowModels
 
     fitted: dict[str, Any] = {}
     for stage in STAGES:
         for name in stage.needs:
             if name not in fitted:
-                fitted[name] = PLANS[name](context)
-        fitted[stage.name] = stage.fit(context, *(fitted[name] for name in stage.needs), evaluated=evaluated)
+                fitted[name] = step(name, partial(PLANS[name], context))
+        fitted[stage.name] = step(stage.name, partial(stage.fit, context, *(fitted[name] for name in stage.needs), evaluated=evaluated))
     return WindowModels.of(fitted)
 
 
