@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import DataError, LtvError
 from ltv_assets.core.memory import flatten_threads
-from ltv_assets.ingestion.calendar import discover, uncovered_hours
+from ltv_assets.ingestion.calendar import discover, nothing_found, uncovered_hours
 from ltv_assets.ingestion.inventory import DayInventory, inspect_day, unknown_entries
+from ltv_assets.ingestion.raw_days import Split, shares_root
 
 
 @dataclass
@@ -47,14 +49,13 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
     config = _as_data_root(config, folder)
     horizon = discover(config)
     findings = Findings()
-    for split in ("train", "test"):
+    splits: tuple[Split, ...] = ("train",) if shares_root(config) else ("train", "test")
+    for split in splits:
         findings.problems += unknown_entries(config, split)
     findings.problems += uncovered_hours(config, horizon)
     days = (*horizon.train_days, *horizon.test_days)
     if not days:
-        findings.problems.append(
-            f"{folder}: no hourly folder found; expected {config.data.train_folder}/datetime=YYYY-MM-DD-HH-00/*.parquet"
-        )
+        findings.problems.append(f"{folder}: {nothing_found(config)}")
     for number, day in enumerate(days):
         progress(number, len(days))
         inventory = inspect_day(config, horizon, day)
@@ -81,7 +82,7 @@ def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> 
     try:
         result = flatten_files(
             [RawFile(config.data.root / f.path, f.datetime) for f in usable],
-            registry=load_registry(config.features),
+            registry=load_registry(config.features, contract_of(config)),
             labelled=inventory.split == "train",
             out=folder / "day.parquet",
             threads=flatten_threads(config.compute),

@@ -60,6 +60,13 @@ class AssetSpec:
     automated: bool = True
     tracked_sections: tuple[str, ...] = ()
 
+    @property
+    def job(self) -> str:
+        """The job that makes it."""
+        if self.partitions == "day":
+            return "ingest_days" if self.group == "ingestion" else "score_days"
+        return "train_window" if self.partitions == "window" else "make_submission"
+
 
 _WINDOW_KEY = OutputColumn("window_key", "VARCHAR", "holdout day of the window, YYYY-MM-DD")
 _PLAN_ROW = (
@@ -325,6 +332,38 @@ ASSETS: tuple[AssetSpec, ...] = (
         view=True,
     ),
     AssetSpec(
+        "cohort_forecast",
+        "day",
+        "scoring",
+        "lake",
+        code_version="1",
+        description=(
+            "What the impressions of a scored day will bring within seven days, as a whole and by segment: expected payers and revenue "
+            "with 80 % intervals. Groups of a segment add up to the total."
+        ),
+        kinds=("parquet",),
+        upstream=(
+            Upstream("flattened_features"),
+            Upstream("predictions"),
+        ),
+        config_keys=(
+            "evaluation.min_segment_rows",
+            "evaluation.max_segments",
+        ),
+        relation=(
+            OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
+            OutputColumn("segment", "VARCHAR", "column the rows are grouped by; all: the day as a whole"),
+            OutputColumn("value", "VARCHAR", "value of that column; (other): its rarer values together, (missing): rows without one"),
+            OutputColumn("rows", "BIGINT", "impressions of the group"),
+            OutputColumn("expected_payers", "DOUBLE", "expected number of impressions with revenue_d7 > 0", "rows"),
+            OutputColumn("payers_low", "DOUBLE", "lower end of the 80 % interval of payers", "rows"),
+            OutputColumn("payers_high", "DOUBLE", "upper end of the 80 % interval of payers", "rows"),
+            OutputColumn("expected_revenue_usd", "DOUBLE", "expected sum of min(revenue_d7, cap_usd)", "USD"),
+            OutputColumn("revenue_low_usd", "DOUBLE", "lower end of the 80 % interval of that sum", "USD"),
+            OutputColumn("revenue_high_usd", "DOUBLE", "upper end of the 80 % interval of that sum", "USD"),
+        ),
+    ),
+    AssetSpec(
         "submission",
         "submission",
         "scoring",
@@ -359,6 +398,8 @@ SHARED_ASSETS = tuple(name for name in (*DAY_ASSETS, *WINDOW_ASSETS, *_of_clock(
 AUTOMATED_ASSETS = tuple(a.name for a in ASSETS if a.automated)
 IMPRESSION_ASSETS = tuple(a.name for a in ASSETS if a.view)
 """Assets whose rows are impressions."""
+JOBS: dict[str, tuple[str, ...]] = {job: tuple(a.name for a in ASSETS if a.job == job) for job in dict.fromkeys(a.job for a in ASSETS)}
+"""Assets of each job that makes partitions, in the order in which the jobs run."""
 
 RELATIONS: dict[str, tuple[OutputColumn, ...]] = {a.name: a.relation for a in ASSETS if a.relation}
 """Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry."""

@@ -50,6 +50,8 @@ MIN_DRAWN_ROWS = 20_000
 BIN_SAMPLE_ROWS = BLOCK_ROWS
 """LightGBM finds bins on so many rows, and holds them twice as float64: its own 200,000 took more memory than any fit."""
 
+TILE_ROWS, TILE_COLUMNS = 1024, 16
+
 
 def bin_params(max_bin: int) -> dict[str, Any]:
     """LightGBM's parameters for finding bins, the same here and on a cluster.
@@ -413,7 +415,7 @@ class Design:
 
     def _lay(self, store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], parts: Sequence[Ints]) -> list[Matrix]:
         """Some rows of a store, encoded, for each of ``parts``, from one pass; in memory, or in files if the window is not in memory."""
-        names, categorical = _columns(fitter.encoder)
+        names, categorical = encoded_columns(fitter.encoder)
         scratch = self.data.X.scratch if isinstance(self.data.X, RowStore) else None
         laid: list[EncodedFile | FloatMatrix] = [
             EncodedFile(len(names), scratch) if isinstance(self.data.X, RowStore) else np.empty((len(rows), len(names)), np.float32)
@@ -428,9 +430,9 @@ class Design:
             for rows, part, kept in zip(parts, wanted, laid, strict=True):
                 own = rows[part]
                 X = block if len(own) == high - low else block.iloc[own - low]
-                encoded = fitter.transform(X, fold[own]).to_numpy(dtype=np.float32)
+                encoded = _by_rows(fitter.transform(X, fold[own]).to_numpy(dtype=np.float32))
                 if isinstance(kept, EncodedFile):
-                    kept.append(np.ascontiguousarray(encoded))
+                    kept.append(encoded)
                 else:
                     kept[part] = encoded
         return [Matrix(kept, names, categorical, self.models.max_bin) for kept in laid]
@@ -457,10 +459,10 @@ class Design:
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:
-    return Matrix(np.ascontiguousarray(values), *_columns(encoder), max_bin)
+    return Matrix(np.ascontiguousarray(values), *encoded_columns(encoder), max_bin)
 
 
-def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def encoded_columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names of the encoded columns, and the numbers of those that hold category codes."""
     names = tuple(str(c) for c in encoder.get_feature_names_out())
     codes = set(encoder.categorical_features_)
@@ -469,4 +471,16 @@ def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 def encode(encoder: WindowEncoder, X: object, max_bin: int = 255) -> Matrix:
     """Rows to score, encoded without refitting."""
-    return _matrix(encoder, encoder.transform(X).to_numpy(dtype=np.float32), max_bin)
+    return _matrix(encoder, _by_rows(encoder.transform(X).to_numpy(dtype=np.float32)), max_bin)
+
+
+def _by_rows(values: FloatMatrix) -> FloatMatrix:
+    """A matrix that lies in memory by columns, laid by rows: in tiles that a cache holds, which takes a third of the time."""
+    if values.flags.c_contiguous:
+        return values
+    turned = np.empty(values.shape, np.float32)
+    for low in range(0, len(values), TILE_ROWS):
+        for left in range(0, values.shape[1], TILE_COLUMNS):
+            tile = slice(low, low + TILE_ROWS), slice(left, left + TILE_COLUMNS)
+            turned[tile] = values[tile]
+    return turned

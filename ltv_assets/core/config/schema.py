@@ -176,12 +176,22 @@ def _known_zone(name: str) -> str:
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
+FOLDER = r"^(?:\.|[A-Za-z0-9_-][A-Za-z0-9._-]*)$"
+
+
 class DataConfig(Section):
     """Where the impressions are and what of them is accepted."""
 
     root: LocalPath = Field(Path("data"), description="folder with train/ and test/; relative paths start at the project root")
-    train_folder: str = Field("train", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the labelled hours below root")
-    test_folder: str = Field("test", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the unlabelled hours below root")
+    train_folder: str = Field(
+        "train", pattern=FOLDER, description="folder of the labelled days below root; . = root itself, see test_folder"
+    )
+    test_folder: str = Field(
+        "test",
+        pattern=FOLDER,
+        description="folder of the unlabelled days below root; with both folders . every day stands in root, and a day without labels is "
+        "to be scored",
+    )
     dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
     gap_days: tuple[Day, ...] = Field((), description="training days known to be missing; any other missing day inside a window is refused")
     require_all_hours: bool = Field(False, description="true: a day with fewer than 24 hours fails; false: it is a warning")
@@ -193,7 +203,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        if self.train_folder == self.test_folder:
+        if (self.train_folder == ".") != (self.test_folder == "."):
+            raise ValueError("train_folder and test_folder stand in one another; give both a name, or both . for days in one folder")
+        if self.train_folder == self.test_folder != ".":
             raise ValueError(f"train_folder and test_folder are both {self.train_folder!r}; an hour is either labelled or not")
         return self
 
@@ -410,6 +422,16 @@ class ChecksConfig(Section):
     champion_max_age_days: Days = Field(
         7, description="days the champion's window may lie behind the newest day with mature labels (a warning)"
     )
+    leak_auc_max: Annotated[float, Field(ge=0.5, le=1.0), NUMBER] = Field(
+        0.85,
+        description="a feature that is absent or constant on the days to be scored fails the window and their predictions if it alone "
+        "tells payers from others in training with a larger AUC",
+    )
+    leak_exclusive_max: Share = Field(
+        0.9,
+        description="the same if, among the training rows where it has another value than there, non-payers are rarer than elsewhere by "
+        "more than this share: 1 means that only payers have it",
+    )
 
 
 class EvaluationConfig(Section):
@@ -550,6 +572,9 @@ class Config(Section):
 
     seed: NonNegativeInt = Field(0, description="seeds every draw and every booster")
     features: LocalPath = Field(Path("config/features.yaml"), description="registry of features; relative paths start at the project root")
+    contract: LocalPath = Field(
+        Path("config/contract.yaml"), description="the data contract: columns, labels, folders; relative paths start at the project root"
+    )
     data: DataConfig = Field(DataConfig())
     windows: WindowsConfig = Field(WindowsConfig())
     sampling: SamplingConfig = Field(SamplingConfig())
