@@ -34,7 +34,7 @@ from ltv_assets.modeling.stages import WindowContext, fit_window, refit
 from ltv_assets.scoring.batch import score_files
 from ltv_assets.scoring.submission import write_submissions
 from ltv_assets.state.project import Project
-from ltv_assets.training.evaluation import COLD_START_COLUMN, measure
+from ltv_assets.training.evaluation import measure
 from ltv_assets.training.stored_rows import Rows, count_rows, read_rows
 from ltv_assets.training.windows import affordable, as_window
 
@@ -135,8 +135,8 @@ def _bench_train(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     def window() -> WindowContext:
         context, rows, holdout = step("read", read)
         models = fit_window(context, step=step)
-        level = float(context.data.log_d7.mean())
-        step("holdout_metrics", lambda: measure(project, models, rows, constant_log=level, seen=context.data.X.get(COLD_START_COLUMN)))
+        level, seen = float(context.data.log_d7.mean()), context.data.X.get(project.contract.cold_start or "")
+        step("holdout_metrics", lambda: measure(project, models, rows, constant_log=level, seen=seen))
         if config.models.refit:
             step("served_model", lambda: refit(models, context, holdout))
         return context
