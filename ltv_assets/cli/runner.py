@@ -1,6 +1,6 @@
 """``ltv run``: everything the configuration asks for, partition by partition through Dagster, skipping what is fresh.
 
-The plan is made from the warehouse (``lineage.py``), the work is done by the same jobs the UI launches, in this process.
+The plan is the one that `ltv status` prints (``state/plan.py``); the work is done by the same jobs the UI launches, in this process.
 A day that fails keeps the others going; a window that cannot be trained keeps the submission from being replaced.
 """
 
@@ -10,18 +10,17 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError, TransientError
 from ltv_assets.defs.instance import open_instance
-from ltv_assets.ingestion.calendar import Split, today, uncovered_hours
+from ltv_assets.ingestion.calendar import Split, uncovered_hours
 from ltv_assets.ingestion.inventory import unknown_entries
 from ltv_assets.scoring.submission import sample_form
-from ltv_assets.state.freshness import has_raw_data
+from ltv_assets.state.plan import Step, Targets, plan, steps, up_to
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import is_judged
 from ltv_assets.storage.files import STAGING_FOLDER, staging
@@ -39,15 +38,6 @@ RUN_FOLDER = "run"
 """Label of the staging folder that lives as long as an `ltv run`."""
 PROCESS_TAG = "ltv/process"
 """Tag of a Dagster run: the staging folder that lives as long as the process that executes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One Dagster run to be made: a job, its partition, and the assets of it that are not fresh."""
-
-    job: str
-    partition: str | None
-    assets: tuple[str, ...]
 
 
 @dataclass
@@ -87,19 +77,20 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     swept = project.warehouse.sweep()
     if project.lake is not None:
         project.lake.pull_all(project.warehouse)
-    days = _days_needed(project, target)
-    announce(len(days) + 1 + len(project.horizon.test_days) + 1)
     with staging(project.warehouse.root, RUN_FOLDER) as alive, ExitStack() as opened:
         runner = _Runner(project, opened, report, advance, {PROCESS_TAG: alive.name})
         if any(name.startswith(f"{RUN_FOLDER}-") for name in swept):
             _ = runner.instance  # opening it ends the runs of the killed process
-        runner.make_everything(days, target)
+        lineage = project.lineage()
+        planned = steps(plan(lineage, up_to(lineage, target)))
+        announce(len(planned))
+        runner.execute(planned)
         damaged = project.warehouse.damaged()
         if damaged:
             # A file that differed from its hash when it was read: what it belongs to is stale now, and made again.
             report.problems.clear()
             report.warnings += [f"{folder}: a file differed from its hash; the partition was made again" for folder in damaged]
-            runner.make_everything(days, target)
+            runner.execute(planned)
     report.warnings += complete_documents(project, str(target))
     if project.lake is not None:
         try:
@@ -119,8 +110,8 @@ def replay_days(project: Project, days: Sequence[date], *, advance: Progress) ->
     project.warehouse.writable()
     with staging(project.warehouse.root, RUN_FOLDER) as alive, ExitStack() as opened:
         runner = _Runner(project, opened, report, advance, {PROCESS_TAG: alive.name})
-        for day in days:
-            runner.make("ingest_days", str(day), INGESTED_ASSETS)
+        keys = tuple(str(day) for day in days)
+        runner.execute(steps(plan(project.lineage(), Targets(days=keys, windows=(), scored=(), submission=()))))
     report.warnings += project.refresh_catalogue()
     report.seconds = time.perf_counter() - started
     return report
@@ -155,13 +146,6 @@ def _catch_up(project: Project, window: str) -> str | None:
     return None if champion is None else Tracker(project.config, project.warehouse, bounded=True).mirror_champion(champion)
 
 
-def _days_needed(project: Project, window: date) -> Sequence[date]:
-    """Days of the window with data, then the test days; days without data are left for the window to complain about."""
-    horizon, config = project.horizon, project.config
-    wanted = (*horizon.train_days, *horizon.test_days)
-    return [day for day in wanted if (day <= window or day in horizon.test_days) and has_raw_data(config, horizon, day) and day <= today()]
-
-
 class _Runner:
     """Executes the stale part of one job for one partition and collects what went wrong."""
 
@@ -189,49 +173,40 @@ class _Runner:
             self._defs = build_defs()
         return self._defs
 
-    def make_everything(self, days: Sequence[date], window: date) -> None:
-        """Days first, then the window, the scores and the submission."""
-        for day in days:
-            self.make("ingest_days", str(day), INGESTED_ASSETS)
-        self.make("train_window", str(window), WINDOW_ASSETS)
-        if not any("served_model" in step.assets for step in self.report.executed):
-            problem = _catch_up(self.project, str(window))
-            self.report.warnings += [problem] if problem else []
-        for day in self.project.horizon.test_days:
-            self.make("score_days", str(day), ("predictions",))
-        if self.project.horizon.test_days:
-            self.make("make_submission", None, ("submission",))
+    def execute(self, planned: Sequence[Step]) -> None:
+        """Make what is not fresh, step by step; each is judged again at its turn, because those before it may have changed its inputs."""
+        for step in map(self._judged, planned):
+            self._make(step)
+            if step.job == "train_window" and not any(s.asset == "served_model" for s in step.unfresh):
+                problem = _catch_up(self.project, step.key)
+                self.report.warnings += [problem] if problem else []
 
-    def make(self, job: str, partition: str | None, assets: Sequence[str]) -> None:
-        """Execute what is not fresh of one partition."""
-        key = partition or self.project.submission_key
-        label = f"{job} {key}"
-        stale = self._stale(assets, key)
-        if not stale:
+    def _make(self, step: Step) -> None:
+        label = f"{step.job} {step.key}"
+        if not step.unfresh:
             self.report.fresh += 1
             self.advance(f"{label}: fresh")
             return
-        self.advance(f"{label}: {', '.join(stale)}")
-        step = Step(job, partition, stale)
+        self.advance(f"{label}: {', '.join(s.asset for s in step.unfresh)} ({step.unfresh[0].why})")
         self.report.executed.append(step)
         result = self._execute(step)
         failed = _failures(result)
         self.report.problems += [f"{label}: {_THIS_COMMAND.sub(_INSTEAD, message)}" for message in failed]
-        self.report.warnings += [f"{label}: {message}" for message in (*_warnings(result), *self._set_aside(assets, key))]
-        if not failed and self._stale(assets, key):
-            left = self.project.lineage().status(self._stale(assets, key)[0], key)
-            self.report.problems.append(f"{label}: {left.asset} is {left.state}: {left.why}")
+        self.report.warnings += [f"{label}: {message}" for message in (*_warnings(result), *self._set_aside(step))]
+        left = self._judged(step).unfresh
+        if not failed and left:
+            self.report.problems.append(f"{label}: {left[0].asset} is {left[0].state}: {left[0].why}")
 
-    def _stale(self, assets: Sequence[str], key: str) -> tuple[str, ...]:
-        """Assets that are not fresh, with everything of the same job below them."""
+    def _judged(self, step: Step) -> Step:
+        """The step with the states of this moment."""
         lineage = self.project.lineage()
-        return tuple(a for a in assets if lineage.status(a, key).state != "fresh")
+        return replace(step, states=tuple(lineage.status(s.asset, s.partition) for s in step.states))
 
-    def _set_aside(self, assets: Sequence[str], key: str) -> list[str]:
+    def _set_aside(self, step: Step) -> list[str]:
         """Files and rows that were quarantined on the way, so that nothing leaves the data unmentioned."""
         lines = []
-        for asset in assets:
-            manifest = self.project.warehouse.manifest(asset, key)
+        for asset in (s.asset for s in step.states):
+            manifest = self.project.warehouse.manifest(asset, step.key)
             facts = manifest.facts if manifest else {}
             files, rows = facts.get("files_quarantined", []), facts.get("rows_quarantined", {})
             if files:
@@ -247,8 +222,8 @@ class _Runner:
         try:
             result = job.execute_in_process(
                 instance=self.instance,
-                partition_key=step.partition,
-                asset_selection=[AssetKey(a) for a in step.assets],
+                partition_key=step.key if job.partitions_def is not None else None,
+                asset_selection=[AssetKey(s.asset) for s in step.unfresh],
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 raise_on_error=False,
                 tags=self.tags,

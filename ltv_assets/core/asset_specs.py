@@ -60,6 +60,13 @@ class AssetSpec:
     automated: bool = True
     tracked_sections: tuple[str, ...] = ()
 
+    @property
+    def job(self) -> str:
+        """The job that makes it."""
+        if self.partitions == "day":
+            return "ingest_days" if self.group == "ingestion" else "score_days"
+        return "train_window" if self.partitions == "window" else "make_submission"
+
 
 _WINDOW_KEY = OutputColumn("window_key", "VARCHAR", "holdout day of the window, YYYY-MM-DD")
 _PLAN_ROW = (
@@ -359,6 +366,8 @@ SHARED_ASSETS = tuple(name for name in (*DAY_ASSETS, *WINDOW_ASSETS, *_of_clock(
 AUTOMATED_ASSETS = tuple(a.name for a in ASSETS if a.automated)
 IMPRESSION_ASSETS = tuple(a.name for a in ASSETS if a.view)
 """Assets whose rows are impressions."""
+JOBS: dict[str, tuple[str, ...]] = {job: tuple(a.name for a in ASSETS if a.job == job) for job in dict.fromkeys(a.job for a in ASSETS)}
+"""Assets of each job that makes partitions, in the order in which the jobs run."""
 
 RELATIONS: dict[str, tuple[OutputColumn, ...]] = {a.name: a.relation for a in ASSETS if a.relation}
 """Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry."""

@@ -5,6 +5,8 @@ UI and the data dictionary in ``docs/`` are all derived from these tuples. What 
 reads a file. Next to read: ``features/registry.py`` (which statistics each logical type yields);
 the columns of published relations stand in ``asset_specs.py``.
 
+``config/contract.yaml`` says the same as configuration; rooms move to it (``contract.py``) one by one.
+
 The physical type of a column may differ between files (a MAP may arrive as LIST of STRUCT(key, value) or as JSON text,
 an INT where DOUBLE was); the *logical* type below is what every reader turns it into.
 """

@@ -19,6 +19,7 @@ MOST_NODES = 100_000
 """Values of a file with its aliases written out; a few lines of aliases can stand for more than any memory holds."""
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_WHOLE = "tag:yaml.org,2002:int"
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,15 +52,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 class YamlText:
     """A YAML text as plain values (``tree``), with the line and the wording of every key."""
 
-    def __init__(self, text: str, file: Path) -> None:
-        """Parse ``text``; ``file`` is only named in messages.
+    def __init__(self, text: str, file: Path, *, whole_numbers: bool = False) -> None:
+        """Parse ``text``; ``file`` is only named in messages. ``whole_numbers``: a key may be one, not only a word.
 
         Raises ConfigError with file and line for a syntax error, a key that stands twice, and aliases without end.
         """
         try:
             loader = _Loader(text)
             self._root = loader.get_single_node()
-            _require_plain(self._root, file)
+            _require_plain(self._root, file, (*_KEY_TAGS, _WHOLE) if whole_numbers else _KEY_TAGS)
             self.tree: Any = None if self._root is None else loader.construct_document(self._root)
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
@@ -96,7 +97,7 @@ class YamlText:
         return line, node
 
 
-def _require_plain(root: yaml.Node | None, file: Path) -> None:
+def _require_plain(root: yaml.Node | None, file: Path, tags: tuple[str, ...]) -> None:
     """Refuse a key that stands twice or is no text, an alias inside its own value, and aliases that stand for too much."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
@@ -111,7 +112,7 @@ def _require_plain(root: yaml.Node | None, file: Path) -> None:
             sizes[id(node)] = 1 + sum(map(size, children if isinstance(node, yaml.CollectionNode) else ()))
             open_nodes.discard(id(node))
             if isinstance(node, yaml.MappingNode):
-                _require_distinct_keys(node, file)
+                _require_distinct_keys(node, file, tags)
         if sizes[id(node)] > MOST_NODES:
             raise ConfigError(f"{file}:{line}: aliases (*) stand for more than {MOST_NODES} values; write out what is meant")
         return sizes[id(node)]
@@ -120,13 +121,14 @@ def _require_plain(root: yaml.Node | None, file: Path) -> None:
         size(root)
 
 
-def _require_distinct_keys(node: yaml.MappingNode, file: Path) -> None:
+def _require_distinct_keys(node: yaml.MappingNode, file: Path, tags: tuple[str, ...]) -> None:
     seen: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS:
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in tags:
             found = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
             raise ConfigError(f"{file}:{line}: expected a word as key, found {found:.60}")
-        if key.value in seen:
-            raise ConfigError(f"{file}:{line}: key '{key.value}' stands twice (first on line {seen[key.value]}); remove one")
-        seen[key.value] = line
+        name = key.value if key.tag != _WHOLE else key.value.lstrip("+0") or "0"
+        if name in seen:
+            raise ConfigError(f"{file}:{line}: key '{key.value}' stands twice (first on line {seen[name]}); remove one")
+        seen[name] = line

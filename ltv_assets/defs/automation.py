@@ -10,6 +10,8 @@ same inputs. The last point bounds failures: a window that fails is tried again 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 
 import dagster as dg
 
@@ -17,7 +19,7 @@ from ltv_assets.core.asset_specs import AUTOMATED_ASSETS
 from ltv_assets.core.config import Config
 from ltv_assets.state.freshness import Lineage
 from ltv_assets.state.project import Project
-from ltv_assets.state.readiness import identity, waiting_for, wanted
+from ltv_assets.state.readiness import identity, to_make
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,13 @@ class InputsReady(dg.AutomationCondition[dg.AssetKey]):
     def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
         """Look at the wanted partitions of one asset; the identities already asked for are kept in the cursor."""
         asset = context.key.to_user_string()
-        lineage = _lineage_of_tick(context)
+        lineage = _lineage(context.evaluation_id, context.evaluation_time)
         asked: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
         partitioned = context.partitions_def is not None
         candidates = context.candidate_subset.expensively_compute_partition_keys() if partitioned else frozenset()
         requested = []
-        for key in wanted(lineage, asset):
-            if (key not in candidates if partitioned else context.candidate_subset.is_empty) or lineage.status(asset, key).state == "fresh":
-                continue
-            if waiting_for(lineage, asset, key) is not None:
+        for key in (status.partition for status in to_make(lineage, (asset,))):
+            if key not in candidates if partitioned else context.candidate_subset.is_empty:
                 continue
             now = identity(lineage, asset, key)
             if asked.get(key) != now:
@@ -55,16 +55,10 @@ class InputsReady(dg.AutomationCondition[dg.AssetKey]):
         return dg.AutomationResult(context, subset, cursor=json.dumps(asked, sort_keys=True))
 
 
-_LINEAGE: dict[object, Lineage] = {}
-
-
-def _lineage_of_tick(context: dg.AutomationContext) -> Lineage:
+@lru_cache(maxsize=1)
+def _lineage(evaluation_id: int, evaluation_time: datetime) -> Lineage:
     """One view of the warehouse for all assets of a tick: each partition is judged once."""
-    tick = (context.evaluation_id, context.evaluation_time)
-    if tick not in _LINEAGE:
-        _LINEAGE.clear()
-        _LINEAGE[tick] = Project.open().lineage()
-    return _LINEAGE[tick]
+    return Project.open().lineage()
 
 
 CONDITION: dg.AutomationCondition = (~dg.AutomationCondition.in_progress() & InputsReady()).with_label("inputs_ready")

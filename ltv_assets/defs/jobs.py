@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ltv_assets.core.asset_specs import INGESTED_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.asset_specs import JOBS, SPECS, WINDOW_ASSETS
 from ltv_assets.core.check_specs import standing_checks
+
+DESCRIPTIONS = {
+    "ingest_days": "Inventory and flatten days.",
+    "train_window": "Train, evaluate and refit one window; promote it if it deserves it.",
+    "score_days": "Score days with the champion.",
+    "make_submission": "Write the submission of the configured test days.",
+}
 
 
 def build(days: dg.PartitionsDefinition, windows: dg.PartitionsDefinition) -> list[dg.UnresolvedAssetJobDefinition]:
     """Jobs over the asset graph; a backfill of ``train_window`` is a walk-forward backtest."""
     select = dg.AssetSelection.assets
+    keys = {"day": days, "window": windows, "submission": None}
     return [
-        dg.define_asset_job("ingest_days", select(*INGESTED_ASSETS), partitions_def=days, description="Inventory and flatten days."),
-        dg.define_asset_job(
-            "train_window",
-            select(*WINDOW_ASSETS),
-            partitions_def=windows,
-            description="Train, evaluate and refit one window; promote it if it deserves it.",
+        *(
+            dg.define_asset_job(job, select(*assets), partitions_def=keys[SPECS[assets[0]].partitions], description=DESCRIPTIONS[job])
+            for job, assets in JOBS.items()
         ),
-        dg.define_asset_job("score_days", select("predictions"), partitions_def=days, description="Score days with the champion."),
-        dg.define_asset_job("make_submission", select("submission"), description="Write the submission of the configured test days."),
         dg.define_asset_job(
             "backtest",
             select(*WINDOW_ASSETS) - select("served_model"),

@@ -5,10 +5,12 @@ A schedule asks for what is not fresh and could be made now (``readiness.py``); 
 
 import dagster as dg
 
+from ltv_assets.core.asset_specs import JOBS
 from ltv_assets.core.config import Config
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.defs.sensors import REASON_TAG
-from ltv_assets.state.readiness import newest_trainable_window, waiting_for, wanted
+from ltv_assets.state.plan import followed, plan, steps
+from ltv_assets.state.readiness import newest_trainable_window, waiting_for
 
 
 def build(config: Config) -> list[dg.ScheduleDefinition]:
@@ -27,17 +29,14 @@ def build(config: Config) -> list[dg.ScheduleDefinition]:
         lineage = project_resource.open().lineage()
         time = f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M}"
         requests, notes = [], []
-        for key in wanted(lineage, "predictions"):
-            status = lineage.status("predictions", key)
-            if status.state == "fresh":
-                continue
-            blocked = waiting_for(lineage, "predictions", key)
-            if blocked is not None:
-                notes.append(blocked)
-                continue
-            requests.append(
-                dg.RunRequest(run_key=f"{time}:{key}", partition_key=key, tags={REASON_TAG: f"{status.state}: {status.why}"[:1000]})
-            )
+        for step in steps(plan(lineage, followed(lineage), JOBS["score_days"])):
+            for status in step.unfresh[:1]:
+                blocked = waiting_for(lineage, status.asset, step.key)
+                if blocked is not None:
+                    notes.append(blocked)
+                    continue
+                reason = f"{status.state}: {status.why}"[:1000]
+                requests.append(dg.RunRequest(run_key=f"{time}:{step.key}", partition_key=step.key, tags={REASON_TAG: reason}))
         return requests or dg.SkipReason("; ".join(notes) or "the predictions of every day without labels are fresh")
 
     @dg.schedule(

@@ -20,6 +20,7 @@ from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import StaleError, TransientError
 from ltv_assets.ingestion.calendar import Horizon, discover
 from ltv_assets.state.freshness import Lineage
+from ltv_assets.state.plan import submission_keys
 from ltv_assets.storage.catalog import Connector, sync
 from ltv_assets.storage.warehouse import Warehouse
 
@@ -106,13 +107,13 @@ class Project:
     @property
     def submission_key(self) -> str:
         """Partition of the submission: first and last test day. Raises StaleError if there is no test day."""
-        days = self.horizon.test_days
-        if not days:
+        keys = submission_keys(self.horizon)
+        if not keys:
             raise StaleError(
                 f"no test day under {self.config.data.root / self.config.data.test_folder}; run `make demo` for simulated data, "
                 "or set LTV_DATA_ROOT to a folder with train/ and test/ and run `ltv run`"
             )
-        return f"{days[0]}_{days[-1]}"
+        return keys[0]
 
     def window_or_last(self, window: date | None) -> date:
         """``window``, or the newest possible one. Raises StaleError if there is none."""

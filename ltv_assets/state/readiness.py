@@ -1,38 +1,22 @@
-"""Readiness: partitions that automation should make, their missing inputs, and the identity of their inputs.
+"""Readiness: the missing inputs of a planned partition, and the identity of its inputs.
 
-Sensors, schedules and automation conditions use this module, which uses the same `Lineage` as `ltv run` and `ltv status`, so
-automation and commands agree. Pure: no Dagster.
+Sensors, schedules and automation conditions take from the plan (``plan.py``), which `ltv run` and `ltv status` share, what is
+ready. Pure: no Dagster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
-from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, WINDOW_UPSTREAM
+from ltv_assets.core.asset_specs import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.errors import LtvError
 from ltv_assets.core.hashing import json_hash
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
-from ltv_assets.state.freshness import Lineage
+from ltv_assets.state.freshness import Lineage, Status
+from ltv_assets.state.plan import followed, plan
 
 D7 = 7
-
-
-def wanted(lineage: Lineage, asset: str) -> tuple[str, ...]:
-    """Partitions of a window asset, of ``predictions`` or of ``submission`` that automation brings up to date, oldest first."""
-    horizon = lineage.horizon
-    if asset in WINDOW_UPSTREAM:
-        keys = horizon.window_keys()
-        if not keys:
-            return ()
-        oldest = keys[-1] - timedelta(days=lineage.config.automation.windows_back)
-        return tuple(str(day) for day in keys if day >= oldest)
-    if not horizon.test_days:
-        return ()
-    if SPECS[asset].partitions == "day":
-        return tuple(str(day) for day in horizon.test_days)
-    return (f"{horizon.test_days[0]}_{horizon.test_days[-1]}",)
 
 
 def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
@@ -82,20 +66,22 @@ def identity(lineage: Lineage, asset: str, key: str) -> str:
     return json_hash([asset in WINDOW_UPSTREAM or asset, key, parts])
 
 
-def is_fresh(lineage: Lineage, assets: Sequence[str], key: str) -> bool:
-    """True if every one of the assets is fresh for one partition."""
-    return all(lineage.status(asset, key).state == "fresh" for asset in assets)
+def to_make(lineage: Lineage, assets: Sequence[str]) -> tuple[Status, ...]:
+    """Partitions of the assets that automation keeps up to date, are not fresh, and could be made now; oldest first."""
+    planned = plan(lineage, followed(lineage), assets)
+    return tuple(s for s in planned if s.state != "fresh" and waiting_for(lineage, s.asset, s.partition) is None)
 
 
 def newest_trainable_window(lineage: Lineage) -> tuple[str | None, str]:
     """The newest window that could be trained now and is not fresh, and a sentence about it or about why there is none."""
     reasons: list[str] = []
-    for key in reversed(wanted(lineage, "served_model")):
+    planned = plan(lineage, followed(lineage), WINDOW_UPSTREAM)
+    for key in sorted({s.partition for s in planned}, reverse=True):
         blocked = waiting_for(lineage, "served_model", key)
         if blocked is not None:
             reasons.append(blocked)
             continue
-        if is_fresh(lineage, tuple(WINDOW_UPSTREAM), key):
+        if all(s.state == "fresh" for s in planned if s.partition == key):
             return None, "; ".join([f"window {key} is the newest that can be trained, and it is fresh", *reasons])
         return key, f"window {key} can be trained: its days passed their checks and their labels are final"
     return None, "; ".join(reasons) or "no window has enough labelled days"

@@ -6,14 +6,14 @@ freshness (``freshness.py``), output (``cli/``, ``plots/``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from ltv_assets.core.asset_specs import ASSET_NAMES, INGESTED_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.asset_specs import ASSET_NAMES
 from ltv_assets.core.errors import LtvError
-from ltv_assets.state.freshness import Lineage, has_raw_data
+from ltv_assets.state.freshness import Lineage
+from ltv_assets.state.plan import plan, standing
 from ltv_assets.state.project import Project
 
 
@@ -26,21 +26,6 @@ def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
     return {r["metric"]: {k: r[k] for k in ("value", "low", "high")} for r in rows if r["segment"] == "all"}
 
 
-def wanted_partitions(project: Project) -> Iterator[tuple[str, str]]:
-    """(asset, partition) pairs in the order of the graph."""
-    horizon = project.horizon
-    days = [d for d in (*horizon.train_days, *horizon.test_days) if has_raw_data(project.config, horizon, d)]
-    for asset in INGESTED_ASSETS:
-        yield from ((asset, str(day)) for day in days)
-    windows = {str(d) for d in (horizon.last_window,) if d is not None}
-    for asset in WINDOW_ASSETS:
-        yield from ((asset, key) for key in sorted(windows | set(project.warehouse.keys(asset))))
-    scored = {str(d) for d in horizon.test_days} | set(project.warehouse.keys("predictions"))
-    yield from (("predictions", key) for key in sorted(scored))
-    if horizon.test_days:
-        yield ("submission", project.submission_key)
-
-
 def verify_everything(project: Project) -> list[str]:
     """Compare every file of the warehouse with its hash; mark files that differ as stale and return them."""
     found = (project.warehouse.verify(asset, key) for asset in ASSET_NAMES for key in project.warehouse.keys(asset))
@@ -51,8 +36,8 @@ def partition_states(project: Project) -> list[dict[str, Any]]:
     """One dictionary per partition: asset, partition, state, rows, quarantined (rows and files), why."""
     lineage = project.lineage()
     rows = []
-    for asset, key in wanted_partitions(project):
-        status = lineage.status(asset, key)
+    for status in plan(lineage, standing(lineage)):
+        asset, key = status.asset, status.partition
         try:
             manifest = project.warehouse.manifest(asset, key)
         except LtvError:

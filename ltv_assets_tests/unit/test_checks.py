@@ -396,15 +396,16 @@ def test_impossible_score_fails_and_names_its_row(tmp_path: Path, changed: dict[
 BLOCKING = {
     "raw_partitions": ("files_readable", "schema_contract"),
     "flattened_features": ("rows_reconciled", "no_label_among_features"),
-    "buyer_classifier": ("training_rows_reconciled", "no_label_in_model"),
+    "buyer_classifier": ("training_rows_reconciled", "no_leak", "no_label_in_model"),
     "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
-    "predictions": ("rows_reconciled", "scores_valid"),
+    "predictions": ("rows_reconciled", "scores_valid", "no_leak"),
     "submission": ("submission_rows_reconciled", "submission_valid"),
 }
 BOUNDS = {
     "files_readable": ("data.max_bad_file_share", "data.require_all_hours"),
     "row_ids_new": ("windows.max_train_days",),
     "rows_reconciled": ("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
+    "no_leak": ("checks.leak_auc_max", "checks.leak_exclusive_max"),
     "zero_rate": ("checks.zero_rate_tolerance",),
     "rmsle": ("checks.rmsle_max",),
     "calibration": ("checks.ece_max",),

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pytest
+
 from ltv_assets.core import columns as contract
 from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
+from ltv_assets.core.contract import SQL_KEYWORDS, load_contract, parse_contract
+from ltv_assets.core.errors import ConfigError
+from ltv_assets.core.time_layout import time_layout
 from ltv_assets.modeling.model_set import SCORED_COLUMNS
 
 
@@ -27,3 +36,128 @@ def test_scored_columns_are_those_the_models_make() -> None:
 
 def test_every_asset_has_a_relation() -> None:
     assert {*RELATIONS, "flattened_features"} == set(ASSET_NAMES)
+
+
+# ------------------------------------------------------------------------------------------------ contracts of one's own
+
+SMALL = """\
+name: shop
+identifier: customer
+time: {layout: date=%Y-%m-%d, column: null}
+labels:
+  payer: null
+  revenue: {30: spend_30, 90: spend_90}
+own_keys: {category: section}
+segments: [section]
+columns:
+  - {name: customer, role: identifier, type: string, meaning: identifier}
+  - {name: spend_30, role: label, type: double, meaning: amount, unit: EUR}
+  - {name: spend_90, role: label, type: double, meaning: amount, unit: EUR}
+  - {name: section, type: string, meaning: category}
+  - {name: visits, type: "map<string,int64>", meaning: count, keyed_by: category}
+  - {name: plan, source: "Plan (current)", type: string, meaning: category}
+"""
+
+
+def test_a_contract_of_ones_own_is_asked_by_role() -> None:
+    shop = parse_contract(SMALL, Path("shop.yaml"))
+    assert (shop.identifier, shop.horizons, shop.revenue, shop.target, shop.payer) == (
+        "customer",
+        (30, 90),
+        ("spend_30", "spend_90"),
+        "spend_30",
+        None,
+    )
+    assert [c.name for c in shop.inputs] == ["section", "visits", "plan"]
+    assert shop.by_name["visits"].own_key == "section"
+    assert shop.by_name["plan"].in_files == "Plan (current)"
+    assert shop.required(labelled=True) == ("customer", "spend_30")
+    assert not shop.is_shipped
+
+
+BAD = {
+    "unknown role": ("{name: section, type", "{name: section, role: segment, type", "shop.yaml:13: columns.3.role: expected 'identifier'"),
+    "two identifiers": (
+        "{name: section, type",
+        "{name: section, role: identifier, type",
+        "shop.yaml:13: columns.3.role: section is a second identifier next to customer; give one of them role: feature, or remove it",
+    ),
+    "label that is a feature": (
+        "spend_90, role: label",
+        "spend_90, role: feature",
+        "shop.yaml:6: labels.revenue.90: column spend_90 has role feature, so it would be a feature; give it",
+    ),
+    "label that no section names": (
+        "{name: plan, source",
+        "{name: plan, role: label, source",
+        "shop.yaml:15: columns.5.role: label plan stands nowhere under labels; add it to labels.others, or say which label it is",
+    ),
+    "horizon twice": ("{30: spend_30, 90:", "{30: spend_30, 30:", "shop.yaml:6: key '30' stands twice (first on line 6); remove one"),
+    "longer horizon first": ("{30: spend_30, 90: spend_90}", "{90: spend_90, 30: spend_30}", "labels.revenue: expected the shortest"),
+    "horizon that is no number": ("{30: spend_30,", "{month: spend_30,", "shop.yaml:6: labels.revenue.month: expected a whole number"),
+    "no horizon": ("{30: spend_30, 90: spend_90}", "{}", "shop.yaml:6: labels.revenue: expected at least one value"),
+    "pattern without a day": ("date=%Y-%m-%d", "month=%Y-%m", "shop.yaml:3: time.layout: the pattern 'month=%Y-%m' has no day;"),
+    "directive nobody knows": ("date=%Y-%m-%d", "date=%Y-%b-%d", "shop.yaml:3: time.layout: unknown directive '%b'"),
+    "pattern that leaves the root": ("date=%Y-%m-%d", "../date=%Y-%m-%d", "time.layout: expected folder names below the data root"),
+    "no layout and no column": ("layout: date=%Y-%m-%d", "layout: null", "shop.yaml:3: time.column: missing; where layout is null, name"),
+    "own key that is no column": ("category: section}", "category: aisle}", "shop.yaml:7: own_keys.category: no column 'aisle' is"),
+    "segment that is a number": ("segments: [section]", "segments: [visits]", "shop.yaml:8: segments.0: column visits is a map<"),
+    "map whose keys are nothing": (", keyed_by: category}", "}", "shop.yaml:14: columns.4.keyed_by: missing; say what the keys"),
+    "name of a word of SQL": ("name: plan,", "name: order,", "shop.yaml:15: columns.5.name: 'order' is a word of SQL; rename it"),
+    "name in capitals": ("name: plan,", "name: Plan,", "columns.5.name: expected lower-case letters"),
+    "misspelt key": ("segments:", "segment:", "shop.yaml:8: segment: unknown key; did you mean segments?"),
+    "one column twice": ("name: plan, source: \"Plan (current)\"", "name: section", "columns.5.name: column section is declared twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_contract_is_one_message_with_file_line_key_and_remedy(what: str) -> None:
+    old, new, message = BAD[what]
+    assert SMALL.count(old) == 1
+    with pytest.raises(ConfigError) as raised:
+        parse_contract(SMALL.replace(old, new), Path("shop.yaml"))
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1, str(raised.value)
+
+
+def test_the_shipped_contract_leaves_days_of_earlier_warehouses_fresh() -> None:
+    """Its fingerprint is no input of a day; that of any other contract is."""
+    assert load_contract().is_shipped
+
+
+def test_words_that_are_refused_as_names_are_those_the_engine_keeps() -> None:
+    kept = duckdb.sql("SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')").fetchall()
+    assert {name for (name,) in kept} == SQL_KEYWORDS
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "found"),
+    [
+        ("datetime=%Y-%m-%d-%H-00", ["datetime=2025-10-01-07-00"], (date(2025, 10, 1), 7)),
+        ("datetime=%Y-%m-%d-%H-00", ["datetime=2025-10-01-24-00"], None),
+        ("date=%Y-%m-%d", ["date=2025-02-28"], (date(2025, 2, 28), 0)),
+        ("date=%Y-%m-%d", ["date=2025-02-29"], None),
+        ("dt=%Y%m%d/hour=%H", ["dt=20250131", "hour=23"], (date(2025, 1, 31), 23)),
+        ("%Y/%-m/%-d", ["2025", "1", "31"], (date(2025, 1, 31), 0)),
+        ("y=%Y/d=%j", ["y=2024", "d=366"], (date(2024, 12, 31), 0)),
+        ("y=%Y/d=%j", ["y=2025", "d=366"], None),
+        ("y=%Y/date=%Y-%m-%d", ["y=2024", "date=2025-01-01"], None),
+    ],
+)
+def test_folders_are_read_as_the_pattern_writes_them(pattern: str, names: list[str], found: tuple[date, int] | None) -> None:
+    layout = time_layout(pattern)
+    assert layout.read(names) == found
+    if found is not None:
+        assert layout.folder(*found) == "/".join(names)
+
+
+def test_the_file_says_what_the_tuples_say() -> None:
+    for old, new in zip(contract.RAW_COLUMNS, load_contract().columns, strict=True):
+        said = [getattr(old, name) for name in ("name", "type", "meaning", "description", "missing_rate", "unit", "keyed_by")]
+        assert said == [new.name, new.type, new.meaning, new.description, new.missing_rate, new.unit, new.keyed_by]
+        assert old.role == (new.group or ("label" if new.is_label else "key"))
+    assert load_contract().revenue == contract.REVENUE_LABELS
+    assert [load_contract().required(labelled) for labelled in (True, False)] == [
+        contract.REQUIRED_TRAIN_COLUMNS,
+        contract.REQUIRED_TEST_COLUMNS,
+    ]

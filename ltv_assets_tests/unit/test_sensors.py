@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from ltv_assets.ingestion.arrivals import landings
 from ltv_assets.monitoring.retraining import Watch
 from ltv_assets.state import readiness
 from ltv_assets.state.freshness import Lineage, Status
+from ltv_assets.state.plan import followed, plan, standing, steps, up_to
 from ltv_assets.state.project import Project
 
 DAYS = [f"2025-10-0{i}" for i in range(1, 6)]
@@ -219,9 +221,27 @@ def ready_world(data: Path, states: dict[Any, str], *, fresh_days: int = 5) -> N
         states["flattened_features", day] = "fresh" if index < fresh_days else "failed"
 
 
+def test_status_run_and_automation_take_from_one_plan(data: Path, states: dict[Any, str]) -> None:
+    ready_world(data, states)
+    land(data, "2025-10-08", split="test")
+    lineage = Project.open().lineage()
+    shown = plan(lineage, standing(lineage))
+    made = plan(lineage, up_to(lineage, date.fromisoformat(DAYS[4])))
+    assert set(made) <= set(shown)
+    assert set(plan(lineage, followed(lineage), ("predictions", "submission"))) == {
+        s for s in shown if s.asset in ("predictions", "submission")
+    }
+    # Job by job, each from its first key to its last; nothing of the plan is lost or done twice.
+    runs = steps(made)
+    assert [run.job for run in runs] == ["ingest_days"] * 6 + ["train_window", "score_days", "make_submission"]
+    assert sorted((s.asset, s.partition) for run in runs for s in run.states) == sorted((s.asset, s.partition) for s in made)
+    assert [run.key for run in runs[:6]] == [*DAYS[:5], "2025-10-08"]
+
+
 def test_window_waits_for_its_days_its_holdout_and_its_labels(data: Path, states: dict[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     ready_world(data, states)
-    assert readiness.wanted(Project.open().lineage(), "stacker") == (DAYS[2], DAYS[3], DAYS[4])
+    lineage = Project.open().lineage()
+    assert [s.partition for s in plan(lineage, followed(lineage), ("stacker",))] == [DAYS[2], DAYS[3], DAYS[4]]
     assert readiness.waiting_for(Project.open().lineage(), "stacker", DAYS[4]) is None
     states["flattened_features", DAYS[4]] = "failed"
     assert "day 2025-10-05 is failed" in (readiness.waiting_for(Project.open().lineage(), "histos_train", DAYS[4]) or "")
@@ -263,7 +283,7 @@ class Automation:
         self.defs, self.instance, self.cursor = defs, dg.DagsterInstance.ephemeral(), None
 
     def tick(self) -> dict[str, set[str]]:
-        automation._LINEAGE.clear()
+        automation._lineage.cache_clear()
         result: Any = dg.evaluate_automation_conditions(defs=self.defs, instance=self.instance, cursor=self.cursor)
         self.cursor = result.cursor
         found = {name: result.get_requested_partitions(dg.AssetKey(name)) for name in automation.AUTOMATED_ASSETS}

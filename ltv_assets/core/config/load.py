@@ -155,6 +155,7 @@ def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | Non
             "data": data,
             "warehouse": config.warehouse.model_copy(update={"root": root}),
             "features": _resolve(config.features),
+            "contract": _resolve(config.contract),
         }
     )
 

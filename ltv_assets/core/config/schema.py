@@ -396,6 +396,16 @@ class ChecksConfig(Section):
     champion_max_age_days: Days = Field(
         7, description="days the champion's window may lie behind the newest day with mature labels (a warning)"
     )
+    leak_auc_max: Annotated[float, Field(ge=0.5, le=1.0), NUMBER] = Field(
+        0.85,
+        description="a feature that is absent or constant on the days to be scored fails the window and their predictions if it alone "
+        "tells payers from others in training with a larger AUC",
+    )
+    leak_exclusive_max: Share = Field(
+        0.9,
+        description="the same if, among the training rows where it has another value than there, non-payers are rarer than elsewhere by "
+        "more than this share: 1 means that only payers have it",
+    )
 
 
 class EvaluationConfig(Section):
@@ -536,6 +546,9 @@ class Config(Section):
 
     seed: NonNegativeInt = Field(0, description="seeds every draw and every booster")
     features: LocalPath = Field(Path("config/features.yaml"), description="registry of features; relative paths start at the project root")
+    contract: LocalPath = Field(
+        Path("config/contract.yaml"), description="the data contract: columns, labels, folders; relative paths start at the project root"
+    )
     data: DataConfig = Field(DataConfig())
     windows: WindowsConfig = Field(WindowsConfig())
     sampling: SamplingConfig = Field(SamplingConfig())

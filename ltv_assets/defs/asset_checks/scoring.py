@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
+from ltv_assets.defs.asset_checks.training import LEAK_BOUNDS, leaks
 from ltv_assets.state.project import Project
 
 
@@ -38,6 +39,13 @@ def scores_valid(project: Project, key: str) -> Outcome:
     if bad:
         return Outcome(False, f"day {key}: invalid scores, first at row_id {bad[0]['row_id']}", {"zero_rate": zero_share}, bad)
     return Outcome(True, f"all scores valid, predicted zero rate {zero_share:.4f}", {"zero_rate": zero_share})
+
+
+@check("predictions", name="no_leak", blocking=True, bounds=LEAK_BOUNDS)
+def predictions_without_leak(project: Project, key: str) -> Outcome:
+    """No feature alone told payers from others when the champion was trained and is absent or constant on the day that was scored."""
+    window = project.warehouse.require("predictions", key, "materialize it first").facts["champion"]
+    return leaks(project, window, [key], f"day {key}")
 
 
 @check("submission", blocking=True)

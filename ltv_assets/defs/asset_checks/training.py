@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ltv_assets.core.check_specs import Outcome, check
-from ltv_assets.core.columns import LABEL_NAMES
+from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
+from ltv_assets.core.columns import LABEL_NAMES, REVENUE_LABELS
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.state.project import Project
@@ -26,6 +26,46 @@ def training_rows_reconciled(project: Project, key: str) -> Outcome:
     text = f"{flattened} flattened rows of {days[0]} .. {days[-1]}, {trained} trained on"
     figures = {"rows_flattened": flattened, "rows_trained": trained}
     return Outcome(flattened == trained, text if flattened == trained else f"window {key}: {text}", figures)
+
+
+LEAK_BOUNDS = ("checks.leak_auc_max", "checks.leak_exclusive_max")
+
+
+def leaks(project: Project, window: str, scored: Sequence[str], subject: str) -> Outcome:
+    """No feature of a window's training days tells payers apart and is absent or constant on the days to be scored."""
+    from ltv_assets.features.schema import feature_names
+    from ltv_assets.monitoring.leaks import find_leaks
+
+    checks, warehouse = project.config.checks, project.warehouse
+    inputs = warehouse.require("buyer_classifier", window, "materialize it first").inputs
+    days = [key.partition("/")[2] for key in inputs if key.startswith("flattened_features/")]
+    training = [f for day in days for f in warehouse.files("flattened_features", day, verify=False)]
+    there = [f for day in scored for f in warehouse.files("flattened_features", day, verify=False)]
+    found, silent = find_leaks(
+        training,
+        there,
+        feature_names(project.registry),
+        REVENUE_LABELS[0],
+        auc_max=checks.leak_auc_max,
+        exclusive_max=checks.leak_exclusive_max,
+    )
+    figures = {"features_absent_or_constant": silent, "leaks": len(found)}
+    rows = [{"feature": k.feature, "auc": k.separation.auc, "exclusive": k.separation.exclusive, "scored": str(k.value)} for k in found]
+    if found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        bounds = f"bounds: leak_auc_max = {checks.leak_auc_max:g}, leak_exclusive_max = {checks.leak_exclusive_max:g}"
+        remedy = "it is known only afterwards: declare its column a label, or take it out of the features"
+        return Outcome(False, f"{subject}: leak: {found[0].said()}{more}; {remedy} ({bounds})", figures, rows[:MAX_FAILING_ROWS])
+    return Outcome(True, f"{silent} features are absent or constant on the days to be scored, none of them tells payers apart", figures)
+
+
+@check("buyer_classifier", blocking=True, bounds=LEAK_BOUNDS)
+def no_leak(project: Project, key: str) -> Outcome:
+    """No feature alone tells payers from others in training and is absent or constant on every flattened day without labels."""
+    scored = [str(d) for d in project.horizon.test_days if project.warehouse.manifest("flattened_features", str(d)) is not None]
+    if not scored:
+        return Outcome(True, "no day without labels to compare with; its predictions are checked when there is one")
+    return leaks(project, key, scored, f"window {key}")
 
 
 @check("holdout_metrics", blocking=True)
