@@ -1,11 +1,11 @@
 """The pages over HTTP: routes, headers, refreshing, and the server of `ltv dashboard`.
 
-What belongs here: taking requests apart, rendering, security. What does not: content (``pages.py``). Starlette and uvicorn are there already,
-with Dagster's webserver. Everything a page needs comes from this server: the content security policy forbids anything else, scripts and
-styles in the page included.
+What belongs here: taking requests apart, rendering, security. What does not: content (``pages.py``). Starlette and uvicorn are there
+already, with Dagster's webserver. Everything a page needs comes from this server: the content security policy forbids anything else,
+scripts and styles inside the page included.
 
-Pages are drawn on the server from one `Snapshot` at a time. A browser asks for ``/state``, a few bytes, every few seconds and fetches the page
-again when it differs. One request is answered at a time, which bounds memory; figures are read again only where a partition changed.
+Pages are drawn on the server from one `Snapshot` at a time. A browser asks for ``/state``, a few bytes, every few seconds and fetches the
+page again when it differs. One request is answered at a time, which bounds memory; figures are read again only where a partition changed.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ MAX_PASTED_BYTES = 1 << 20
 LEAST_SECONDS = 2.0
 """A snapshot is kept this long, and ten times as long as it took to read, even if something was published meanwhile."""
 
-POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-REPORT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+POLICY = "; ".join(
+    ("default-src 'none'", "style-src 'self'", "script-src 'self'", "img-src 'self' data:", "connect-src 'self'", "form-action 'self'")
+    + ("base-uri 'none'", "frame-ancestors 'none'")
 )
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; sandbox"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -175,7 +176,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("ltv_assets.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    names = ("count", "decimal", "compact", "usd", "percent", "signed_percent", "factor", "segment_words", "plural", "age")
+    names = ("count", "decimal", "few", "cents", "usd", "percent", "signed_percent", "factor", "segment_words", "plural", "age")
     environment.filters |= {name: getattr(words, name) for name in names}
     environment.globals |= {
         "push_bar": charts.push_bar,

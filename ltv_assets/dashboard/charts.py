@@ -1,7 +1,8 @@
 """Charts as inline SVG: plain numbers in, markup out; the same numbers give the same text.
 
 What belongs here: drawing for the pages. What does not: computing figures. Colours are classes (``dashboard.css`` has Okabe and Ito's,
-for light and dark); series also differ in dashes and marks. Every chart has labelled axes and a description; the page shows its figures as a table.
+for light and dark); series also differ in dashes and marks. Every chart has labelled axes and a description; the page shows its figures
+as a table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 14.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 72.0, 14.0, 14.0, 46.0
 MOST_DAY_LABELS = 6
 
 Number = float | None
@@ -24,7 +25,8 @@ Format = Callable[[float], str]
 class Line:
     """One series: a value for each place on the x axis, None where there is none; ``low`` and ``high`` are its interval.
 
-    ``color`` 1..5 is its class; ``style``: ``line``, ``plain`` (without marks), ``band`` (line in its interval), ``dots`` or ``bound`` (thin, dashed).
+    ``color`` 1..5 is its class; ``style``: ``line``, ``plain`` (without marks), ``band`` (line in its interval), ``dots``, or ``bound``
+    (thin, dashed).
     """
 
     name: str

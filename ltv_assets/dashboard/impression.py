@@ -178,7 +178,8 @@ class Explainer:
         for _, name in used:
             if name in row:
                 unit = self._described.get(name, ("", ""))[1]
-                told.append(f"{name.split('__')[-1].replace('_', ' ')} {_shown(row[name])}{f' {unit}' if unit not in ('', '1') else ''}")
+                unit = unit if unit not in ("", "1", "0 or 1", "share", "rank 0..1") else ""
+                told.append(f"{name.split('__')[-1].replace('_', ' ')} {_shown(row[name])} {unit}".rstrip())
         return "; ".join(told[:2])
 
     # -------------------------------------------------------------------------------------------------------- neighbours
@@ -227,7 +228,7 @@ def _column_of(feature: str) -> str:
 def _shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return "missing"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------------------------ files

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
 from typing import Any
 from urllib.parse import quote
 
@@ -173,7 +172,7 @@ def forecast_chart(snap: Snapshot) -> Chart:
         Line("expected", [r["expected"] for r in rows], 1, "band", [r["low"] for r in rows], [r["high"] for r in rows]),
         Line("recorded", [r["actual"] for r in rows], 2, "dots"),
     ]
-    note = "Revenue within seven days, each payer up to the model's cap. Days without a band are holdout days, expected by the model trained before them."
+    note = "Each payer counts up to the model's cap. Days without a band are holdout days, expected by the model trained before them."
     return _over_days(
         "Expected and recorded revenue by day",
         [r["day"] for r in rows],
@@ -221,7 +220,8 @@ def money_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
     rows = []
     for r in groups:
         shares = [_ratio(r[c], total[c]) if total else None for c in ("rows", "expected_revenue_usd")]
-        told = f"{r['value']}: {w.usd(r['expected_revenue_usd'])}, 80 % interval {w.usd(r['revenue_low_usd'])} to {w.usd(r['revenue_high_usd'])}"
+        ends = f"{w.usd(r['revenue_low_usd'])} to {w.usd(r['revenue_high_usd'])}"
+        told = f"{r['value']}: {w.usd(r['expected_revenue_usd'])}, 80 % interval {ends}"
         rows.append(
             {
                 **r,
@@ -264,9 +264,9 @@ def _where_sentence(rows: Sequence[Mapping[str, Any]], segment: str) -> str:
     best = max(ranked, key=lambda r: (r["mille_low"], r["value"]))
     name = w.segment_words(segment)
     return (
-        f"Of the groups by {name}, {best['value']} is the surest place for the next dollar: a thousand of its impressions are expected to bring "
-        f"{w.usd(best['mille'])}, and at the lower end of the interval {w.usd(best['mille_low'])}. It is {w.percent(best['share_rows'])} of impressions "
-        f"and {w.percent(best['share_revenue'])} of expected revenue."
+        f"Of the groups by {name}, {best['value']} is the surest place for the next dollar: a thousand of its impressions are expected "
+        f"to bring {w.usd(best['mille'])}, and {w.usd(best['mille_low'])} at the lower end of the interval. "
+        f"It is {w.percent(best['share_rows'])} of impressions and {w.percent(best['share_revenue'])} of expected revenue."
     )
 
 

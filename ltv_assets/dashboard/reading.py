@@ -1,7 +1,7 @@
 """Reading a warehouse that others write: no lock, no writing, and a state number that changes when something was published.
 
-What belongs here: consistent reads of published files, and what was read last. What does not: figures (``snapshot.py``). The DuckDB catalogue
-is not opened: its lock is exclusive, and the parquet files behind it are what it shows.
+What belongs here: consistent reads of published files, and what was read last. What does not: figures (``snapshot.py``). The DuckDB
+catalogue is not opened: its lock is exclusive, and what it shows are the same files.
 """
 
 from __future__ import annotations

@@ -57,14 +57,24 @@ def decimal(value: float | None, digits: int = 2) -> str:
 
 
 def compact(value: float | None) -> str:
-    """About three digits that count: 0.0123, 1.23, 12.3, 123, 12.3k, 1.23M."""
+    """About three digits that count, for axes: 0.0123, 1.23, 12.3, 123, 1.23k, 1.23M."""
     if value is None or not math.isfinite(value):
         return NOTHING
     size = abs(value)
-    for limit, divisor, unit in ((999_500_000, 1e9, "B"), (999_500, 1e6, "M"), (9_995, 1e3, "k")):
+    for limit, divisor, unit in ((999_500_000, 1e9, "B"), (999_500, 1e6, "M"), (999.5, 1e3, "k")):
         if size >= limit:
             return f"{value / divisor:.3g}{unit}"
     return count(value) if size >= 99.5 else f"{value:.3g}"
+
+
+def few(value: float | None) -> str:
+    """A count that may be a fraction: 0.4, 12.3, then whole numbers in groups of three digits."""
+    return count(value) if value is None or not abs(value) < 99.95 else f"{value:.1f}"
+
+
+def cents(value: float | None) -> str:
+    """An amount of one impression in US dollars: four decimals below one dollar."""
+    return f"${value:.4f}" if value is not None and abs(value) < 1 else usd(value)
 
 
 def usd(value: float | None) -> str:
