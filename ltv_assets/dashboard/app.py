@@ -40,8 +40,16 @@ LEAST_SECONDS = 2.0
 """A snapshot is kept this long, and ten times as long as it took to read, even if something was published meanwhile."""
 
 POLICY = "; ".join(
-    ("default-src 'none'", "style-src 'self'", "script-src 'self'", "img-src 'self' data:", "connect-src 'self'", "form-action 'self'")
-    + ("base-uri 'none'", "frame-ancestors 'none'")
+    (
+        "default-src 'none'",
+        "style-src 'self'",
+        "script-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
 )
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; sandbox"
 HEADERS = {
