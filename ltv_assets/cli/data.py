@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 @click.option("--rows-per-hour", default=600, show_default=True, type=click.IntRange(1), help="impressions an hour")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="same seed, same bytes")
 @click.option(
-    "--law", default="additive", show_default=True, type=click.Choice(["additive", "interactions", "thresholds"]), help="of the labels"
+    "--law",
+    default="additive",
+    show_default=True,
+    type=click.Choice(["additive", "interactions", "thresholds", "saturating", "rare", "gaps"]),
+    help="of the labels",
 )
 @click.option("--first-day", default="2025-10-01", show_default=True, type=DAY, help="first training day")
 @readable

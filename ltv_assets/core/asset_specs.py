@@ -332,6 +332,38 @@ ASSETS: tuple[AssetSpec, ...] = (
         view=True,
     ),
     AssetSpec(
+        "cohort_forecast",
+        "day",
+        "scoring",
+        "lake",
+        code_version="1",
+        description=(
+            "What the impressions of a scored day will bring within seven days, as a whole and by segment: expected payers and revenue "
+            "with 80 % intervals. Groups of a segment add up to the total."
+        ),
+        kinds=("parquet",),
+        upstream=(
+            Upstream("flattened_features"),
+            Upstream("predictions"),
+        ),
+        config_keys=(
+            "evaluation.min_segment_rows",
+            "evaluation.max_segments",
+        ),
+        relation=(
+            OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
+            OutputColumn("segment", "VARCHAR", "column the rows are grouped by; all: the day as a whole"),
+            OutputColumn("value", "VARCHAR", "value of that column; (other): its rarer values together, (missing): rows without one"),
+            OutputColumn("rows", "BIGINT", "impressions of the group"),
+            OutputColumn("expected_payers", "DOUBLE", "expected number of impressions with revenue_d7 > 0", "rows"),
+            OutputColumn("payers_low", "DOUBLE", "lower end of the 80 % interval of payers", "rows"),
+            OutputColumn("payers_high", "DOUBLE", "upper end of the 80 % interval of payers", "rows"),
+            OutputColumn("expected_revenue_usd", "DOUBLE", "expected sum of min(revenue_d7, cap_usd)", "USD"),
+            OutputColumn("revenue_low_usd", "DOUBLE", "lower end of the 80 % interval of that sum", "USD"),
+            OutputColumn("revenue_high_usd", "DOUBLE", "upper end of the 80 % interval of that sum", "USD"),
+        ),
+    ),
+    AssetSpec(
         "submission",
         "submission",
         "scoring",

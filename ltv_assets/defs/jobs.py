@@ -10,7 +10,7 @@ from ltv_assets.core.check_specs import standing_checks
 DESCRIPTIONS = {
     "ingest_days": "Inventory and flatten days.",
     "train_window": "Train, evaluate and refit one window; promote it if it deserves it.",
-    "score_days": "Score days with the champion.",
+    "score_days": "Score days with the champion, and forecast what they bring by group.",
     "make_submission": "Write the submission of the configured test days.",
 }
 

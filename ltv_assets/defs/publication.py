@@ -111,15 +111,15 @@ class Publication:
         return time.perf_counter() - self.started
 
     def result(self, manifest: Manifest, metadata: Mapping[str, Any] | None = None) -> dg.MaterializeResult:
-        """The materialization: rows, bytes, seconds and whatever the asset adds."""
+        """The materialization: what the asset has to say, then rows, bytes, seconds and where it lies."""
         return dg.MaterializeResult(
             metadata={
+                **(metadata or {}),
                 "dagster/row_count": manifest.rows,
                 "seconds": round(self.seconds, 3),
                 "bytes": manifest.size_bytes,
                 "content_fingerprint": manifest.fingerprint,
                 "path": dg.MetadataValue.path(str(self.project.warehouse.folder(self.asset, self.key))),
-                **(metadata or {}),
             },
             data_version=dg.DataVersion(manifest.fingerprint),
         )

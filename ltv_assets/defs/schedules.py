@@ -23,7 +23,7 @@ def build(config: Config) -> list[dg.ScheduleDefinition]:
         cron_schedule=settings.daily_prediction,
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Scores every day without labels whose predictions are missing or were made by another champion.",
+        description="Scores every day without labels whose predictions or forecast are missing or were made by another champion.",
     )
     def daily_prediction(context: dg.ScheduleEvaluationContext, project_resource: ProjectResource) -> list[dg.RunRequest] | dg.SkipReason:
         lineage = project_resource.open().lineage()
@@ -35,8 +35,9 @@ def build(config: Config) -> list[dg.ScheduleDefinition]:
                 if blocked is not None:
                     notes.append(blocked)
                     continue
-                reason = f"{status.state}: {status.why}"[:1000]
-                requests.append(dg.RunRequest(run_key=f"{time}:{step.key}", partition_key=step.key, tags={REASON_TAG: reason}))
+                tags = {REASON_TAG: f"{status.state}: {status.why}"[:1000]}
+                chosen = [dg.AssetKey(unfresh.asset) for unfresh in step.unfresh]
+                requests.append(dg.RunRequest(f"{time}:{step.key}", asset_selection=chosen, partition_key=step.key, tags=tags))
         return requests or dg.SkipReason("; ".join(notes) or "the predictions of every day without labels are fresh")
 
     @dg.schedule(

@@ -7,6 +7,7 @@ What belongs here: drawing. What does not: computing figures (``modeling/evaluat
 from __future__ import annotations
 
 from ltv_assets.plots.canvas import no_data, to_markdown_image
+from ltv_assets.plots.cohorts import forecast_intervals
 from ltv_assets.plots.data import (
     feature_importances,
     missing_shares,
@@ -30,6 +31,7 @@ from ltv_assets.plots.quality import (
 __all__ = [
     "decile_chart",
     "feature_importances",
+    "forecast_intervals",
     "gain_curves",
     "missing_shares",
     "no_data",

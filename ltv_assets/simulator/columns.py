@@ -169,8 +169,7 @@ def _keep(rng: np.random.Generator, entries: Nested, share: float, own: Ints, ow
 
 def draw_impressions(world: World, people: People, rng: np.random.Generator) -> Impressions:
     """Draw every column of one hour except labels and row ids."""
-    hour = Impressions(people)
-    _context(world, hour)
+    hour = context(world, people)
     apps = _app_history(world, hour, rng)
     _behaviour(world, hour, rng, apps)
     _installs(world, hour, rng, apps)
@@ -181,8 +180,9 @@ def draw_impressions(world: World, people: People, rng: np.random.Generator) -> 
     return hour
 
 
-def _context(world: World, hour: Impressions) -> None:
-    people, missing = hour.people, hour.people.missing
+def context(world: World, people: People) -> Impressions:
+    """The columns of the impression itself: advertiser, place and device."""
+    hour, missing = Impressions(people), people.missing
     app = world.advertisers[people.advertiser]
 
     def gaps(codes: Ints, column: str) -> Ints:
@@ -208,6 +208,7 @@ def _context(world: World, hour: Impressions) -> None:
         "category": hour.codes["advertiser_category"],
         "taxonomy": hour.codes["advertiser_bottom_taxonomy_level"],
     }
+    return hour
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""Purchases and their amounts: three laws of observable columns, their exact expectations, and the draws.
+"""Purchases and their amounts: laws of observable columns, their exact expectations, and the draws.
 
-What belongs here: signals (standardised statistics of raw columns), the three laws over them, calibration, and labels. What
-does not: drawing the columns (``columns.py``).
+What belongs here: the laws over signals (``signals.py``), calibration, and labels. What does not: drawing the columns
+(``columns.py``), the terms of the laws that learners were not designed for (``unforeseen.py``).
 
 With signals z(row), a law gives two numbers for every row,
 
@@ -15,6 +15,7 @@ files; no latent variable is used. Next to read: ``oracle.py``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -24,78 +25,23 @@ from scipy.special import gammaincinv
 
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import Impressions
-from ltv_assets.simulator.population import DAY_SECONDS, Bools, Floats, Ints, People, World, generator
-
-LawName = Literal["additive", "interactions", "thresholds"]
-LAWS: tuple[LawName, ...] = get_args(LawName)
-
-Transform = Literal["identity", "log1p"]
-
-
-@dataclass(frozen=True)
-class Signal:
-    """One statistic of one raw column, standardised: ``clip((transform(x) - centre) / scale, -2.5, 2.5)``, 0 where NULL.
-
-    ``buy`` and ``spend`` are its weights in f and g of the additive law.
-    """
-
-    column: str
-    statistic: str
-    transform: Transform
-    centre: float
-    scale: float
-    buy: float
-    spend: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return self.column if self.statistic == "value" else f"{self.column}__{self.statistic}"
-
-
-CLIP = 2.5
-
-SIGNALS: tuple[Signal, ...] = (
-    Signal("release_msrp", "value", "log1p", 5.7, 0.7, 0.90, 0.15),
-    Signal("weeks_since_first_seen", "value", "log1p", 2.7, 0.9, 0.09, 0.01),
-    Signal("avg_act_days", "value", "log1p", 1.4, 0.5, 0.38),
-    Signal("avg_days_ins", "value", "log1p", 2.1, 0.8, -0.06),
-    Signal("weekend_ratio", "value", "identity", 0.3, 0.25, 0.06, 0.01),
-    Signal("wifi_ratio", "value", "identity", 0.3, 0.25, 0.38, 0.03),
-    Signal("avg_daily_sessions", "sum", "log1p", 1.9, 0.8, 0.65, 0.06),
-    Signal("avg_daily_sessions", "own", "log1p", 1.2, 0.5, 0.52, 0.03),
-    Signal("avg_duration", "mean", "log1p", 4.8, 0.7, 0.38, 0.03),
-    Signal("bcat", "own", "identity", 0.35, 0.25, 0.45),
-    Signal("bcat", "entropy", "identity", 1.1, 0.5, -0.06),
-    Signal("bundles_cat", "own", "log1p", 1.0, 0.4, 0.06),
-    Signal("hour_ratio", "entropy", "identity", 1.1, 0.5, 0.12),
-    Signal("user_bundles", "length", "log1p", 2.1, 0.8, 0.50, 0.03),
-    Signal("user_bundles", "has_own", "identity", 0.3, 0.5, 0.52, 0.02),
-    Signal("user_bundles_l28d", "has_own", "identity", 0.25, 0.5, 0.06),
-    Signal("new_bundles", "length", "log1p", 0.6, 0.5, 0.06),
-    Signal("first_request_ts_bundle", "own_days_ago", "log1p", 3.8, 1.2, -0.06),
-    Signal("last_ins", "days_ago", "log1p", 3.0, 1.3, -0.45, -0.01),
-    Signal("last_install_ts_bundle", "own_days_ago", "log1p", 3.4, 1.3, -0.12),
-    Signal("bundles_ins", "length", "log1p", 1.1, 0.6, 0.06),
-    Signal("country_hist", "length", "log1p", 0.8, 0.2, 0.06, 0.02),
-    Signal("city_hist", "length", "log1p", 1.1, 0.4, -0.03),
-    Signal("cpm", "mean", "log1p", 0.9, 0.4, 0.60, 0.08),
-    Signal("cpm_pct_rk", "own", "identity", 0.5, 0.3, 0.06),
-    Signal("ctr", "mean", "log1p", 0.03, 0.02, 0.12),
-    Signal("rwd_prank", "mean", "identity", 0.5, 0.25, -0.55, -0.08),
-    Signal("rwd_prank", "own", "identity", 0.5, 0.3, -0.06),
-    Signal("iap_revenue_usd_bundle", "sum", "log1p", 2.7, 1.0, 0.50, 0.15),
-    Signal("iap_revenue_usd_bundle", "own", "log1p", 2.2, 1.0, 0.30, 0.06),
-    Signal("iap_revenue_usd_category", "own", "log1p", 2.4, 1.0, 0.06, 0.03),
-    Signal("num_buys_bundle", "sum", "log1p", 1.4, 0.5, 0.08),
-    Signal("last_buy", "days_ago", "log1p", 2.0, 1.3, -0.50, -0.04),
-    Signal("last_buy_ts_bundle", "own_days_ago", "log1p", 2.0, 1.3, -0.10),
-    Signal("rev_by_adv", "sum", "log1p", 2.5, 1.0, 0.08, 0.02),
-    Signal("whale_users_bundle_revenue_prank", "max", "identity", 0.6, 0.25, 0.30, 0.10),
-    Signal("whale_users_bundle_total_num_buys", "own", "log1p", 1.2, 0.5, 0.06),
-    Signal("user_actions_bundles_action_count", "total", "log1p", 2.3, 0.8, 0.45, 0.02),
-    Signal("user_actions_bundles_action_count", "own_total", "log1p", 1.8, 0.7, 0.45),
-    Signal("advertiser_actions_action_count", "sum", "log1p", 1.8, 0.6, 0.52, 0.04),
+from ltv_assets.simulator.population import Bools, Floats, Ints, People, World, generator
+from ltv_assets.simulator.signals import CLIP, SIGNALS, standardised
+from ltv_assets.simulator.unforeseen import (
+    OWN_SHARES,
+    PATTERNS,
+    SATURATIONS,
+    SLOPES,
+    gap_terms,
+    half_dose,
+    own_total,
+    rare_effects,
+    saturating_terms,
 )
+
+LawName = Literal["additive", "interactions", "thresholds", "saturating", "rare", "gaps"]
+LAWS: tuple[LawName, ...] = get_args(LawName)
+"""Labels are drawn by a law's place, so new ones are added at the end."""
 
 PRESENCE: dict[str, float] = {
     "weeks_since_first_seen": 0.35,
@@ -116,6 +62,15 @@ class Effects:
 
     buy: dict[str, Floats]
     spend: dict[str, Floats]
+
+
+def with_rare_levels(effects: Effects, world: World, pilot: Sequence[Mapping[str, Ints]]) -> Effects:
+    """The effects with those of rare levels added; ``pilot`` as in `rare_effects`."""
+    buy, spend = dict(effects.buy), dict(effects.spend)
+    for column, (on_buy, on_spend) in rare_effects(world, pilot).items():
+        buy[column] = buy.get(column, 0.0) + on_buy
+        spend[column] = spend.get(column, 0.0) + on_spend
+    return Effects(buy, spend)
 
 
 def draw_effects(world: World) -> Effects:
@@ -154,38 +109,6 @@ def draw_effects(world: World) -> Effects:
         },
         spend={"advertiser_bundle": bundle_spend, "country": country_spend},
     )
-
-
-def raw_signal(hour: Impressions, signal: Signal) -> Floats:
-    """The statistic of one signal before standardisation; NaN where the column (or the own entry) is missing."""
-    if signal.statistic == "value":
-        return hour.scalars[signal.column]
-    now = hour.people.hour_start
-    if signal.statistic == "days_ago":
-        return (now - hour.scalars[signal.column]) / DAY_SECONDS
-    if signal.column in hour.actions:
-        actions = hour.actions[signal.column]
-        by_app = np.bincount(actions.inner.rows, weights=actions.inner.numbers, minlength=len(actions.outer.rows))
-        totals = actions.outer.where(values=by_app)
-        return totals.sum() if signal.statistic == "total" else totals.own(hour.own["bundle"])
-    column = hour.nested[signal.column]
-    if signal.statistic == "own_days_ago":
-        return (now - column.own(hour.own[column.domain])) / DAY_SECONDS
-    if signal.statistic in ("own", "has_own"):
-        statistic: Floats = getattr(column, signal.statistic)(hour.own[column.domain])
-        return statistic
-    plain: Floats = getattr(column, signal.statistic)()
-    return plain
-
-
-def standardised(hour: Impressions) -> dict[str, Floats]:
-    """All signals by name; 0 where missing."""
-    out = {}
-    for signal in SIGNALS:
-        raw = raw_signal(hour, signal)
-        value = np.log1p(raw) if signal.transform == "log1p" else raw
-        out[signal.name] = np.nan_to_num(np.clip((value - signal.centre) / signal.scale, -CLIP, CLIP), copy=False)
-    return out
 
 
 def _context_effects(hour: Impressions, effects: Effects) -> tuple[dict[str, Floats], Floats]:
@@ -241,7 +164,14 @@ RULES: tuple[tuple[tuple[tuple[str, float, float], ...], float, float], ...] = (
 """Rules: every condition (signal or effect, above, up to) must hold; then the weights are added to f and g. A missing signal is 0."""
 
 EFFECT_SCALE = {"country": 0.75, "advertiser_bundle": 0.75}
-MAIN_SHARE: dict[LawName, float] = {"additive": 1.0, "interactions": 0.7, "thresholds": 0.0}
+MAIN_SHARE: dict[LawName, float] = {
+    "additive": 1.0,
+    "interactions": 0.7,
+    "thresholds": 0.0,
+    "saturating": 0.0,
+    "rare": 0.5,
+    "gaps": 0.5,
+}
 """Share of the additive law's smooth effects of signals in each law."""
 
 
@@ -259,8 +189,11 @@ def scores(hour: Impressions, effects: Effects, law: LawName) -> tuple[Floats, F
             buy += main * signal.buy * z[signal.name]
         if signal.spend:
             spend += main * signal.spend * z[signal.name]
-    if law == "additive":
+    if law in ("additive", "rare"):
         return buy, spend
+    if law in ("saturating", "gaps"):
+        more_buy, more_spend = saturating_terms(hour) if law == "saturating" else gap_terms(hour, z)
+        return buy + more_buy, spend + more_spend
     z |= {column: context[column] / scale for column, scale in EFFECT_SCALE.items()}
     if law == "interactions":
         for left, right, on_buy, on_spend in INTERACTIONS:
@@ -278,6 +211,23 @@ def scores(hour: Impressions, effects: Effects, law: LawName) -> tuple[Floats, F
 def describe_law(law: LawName) -> dict[str, Any]:
     """The constants of `scores`, as JSON."""
     main = MAIN_SHARE[law]
+    own: dict[LawName, dict[str, Any]] = {
+        "saturating": {
+            "saturations": [
+                {
+                    "buy": buy,
+                    "spend": spend,
+                    "doses": [{"signal": name, "potency": potency, "half": half_dose(name)} for name, potency in doses],
+                }
+                for buy, spend, doses in SATURATIONS
+            ]
+        },
+        "gaps": {
+            "patterns": [pattern._asdict() for pattern in PATTERNS],
+            "slopes": SLOPES,
+            "own_shares": [(column, own_total(column), on_buy, on_spend) for column, on_buy, on_spend in OWN_SHARES],
+        },
+    }
     return {
         "signals": [asdict(s) | {"name": s.name, "buy": main * s.buy, "spend": main * s.spend} for s in SIGNALS],
         "clip": CLIP,
@@ -286,6 +236,7 @@ def describe_law(law: LawName) -> dict[str, Any]:
         "effect_scale": EFFECT_SCALE,
         "interactions": INTERACTIONS if law == "interactions" else (),
         "rules": RULES if law == "thresholds" else (),
+        **own.get(law, {}),
     }
 
 

@@ -23,7 +23,7 @@ from ltv_assets.core.errors import ConfigError, DataError
 from ltv_assets.core.files import published_file
 from ltv_assets.sampling.draws import splitmix64
 from ltv_assets.simulator import facts
-from ltv_assets.simulator.columns import ArrowBuilder, Impressions, draw_impressions
+from ltv_assets.simulator.columns import ArrowBuilder, Impressions, context, draw_impressions
 from ltv_assets.simulator.laws import (
     GOLDEN,
     LAWS,
@@ -36,8 +36,9 @@ from ltv_assets.simulator.laws import (
     draw_labels,
     scores,
     truth_of,
+    with_rare_levels,
 )
-from ltv_assets.simulator.population import World, build_world, draw_people, generator
+from ltv_assets.simulator.population import People, World, build_world, draw_people, generator
 
 GAP_DAYS = 1
 """Days between the last training day and the first test day, as in the real data (10-06 and 10-08)."""
@@ -75,18 +76,21 @@ class Simulator:
         self.seed, self.law, self.rows_per_hour = seed, law, rows_per_hour
         self.world: World = build_world(seed)
         self.effects = draw_effects(self.world)
+        if law == "rare":
+            self.effects = with_rare_levels(self.effects, self.world, [context(self.world, people).codes for people, _ in self._pilot()])
         self._phase = float(generator(seed, 7, LAWS.index(law)).random())
         self._arrow = ArrowBuilder(self.world)
         self.calibration: Calibration = self._calibrate()
 
-    def _calibrate(self) -> Calibration:
-        """Calibrate on a pilot sample of its own: hours of the first ten days of October, whatever is simulated later."""
-        parts = []
+    def _pilot(self) -> Iterator[tuple[People, np.random.Generator]]:
+        """A pilot sample: hours of the first ten days of October, whatever is simulated later, and their generators."""
         for index in range(PILOT_HOURS):
-            moment = PILOT_START + timedelta(hours=index * PILOT_STEP)
             rng = generator(self.seed, 4, index)
-            people = draw_people(self.world, rng, PILOT_ROWS // PILOT_HOURS, moment)
-            parts.append(scores(draw_impressions(self.world, people, rng), self.effects, self.law))
+            yield draw_people(self.world, rng, PILOT_ROWS // PILOT_HOURS, PILOT_START + timedelta(hours=index * PILOT_STEP)), rng
+
+    def _calibrate(self) -> Calibration:
+        """Calibrate on the pilot sample."""
+        parts = [scores(draw_impressions(self.world, people, rng), self.effects, self.law) for people, rng in self._pilot()]
         buy, spend = (np.concatenate(part) for part in zip(*parts, strict=True))
         return calibrate(buy, spend)
 

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from ltv_assets.cli.app import main
 from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
+from ltv_assets.modeling.cohorts import totals_differ
 from ltv_assets_tests.conftest import PROJECT
 from ltv_assets_tests.faults.damaged_parquet import write_encrypted
 from ltv_assets_tests.graph.conftest import Ran, command, environment
@@ -82,6 +83,23 @@ def test_catalogue_has_a_relation_for_each_asset_from_any_folder(ran: Ran, tmp_p
             "SELECT count(*) FROM submission JOIN predictions USING (row_id) WHERE submission.iap_revenue_d7 <> predictions.iap_revenue_d7"
         ).fetchone()
         assert differing == (0,)
+
+
+def test_forecast_of_every_scored_day_adds_up_to_its_predictions(ran: Ran) -> None:
+    """Totals, row for row of the day; every segment's groups in every digit."""
+    with duckdb.connect(str(ran.warehouse / "ltv.duckdb"), read_only=True) as connection:
+        days = connection.execute(
+            "SELECT rows, expected_payers - payers, expected_revenue_usd - usd FROM cohort_forecast JOIN (SELECT day, count(*) AS scored, "
+            "sum(buyer_probability) AS payers, sum(expected_revenue_d7) AS usd FROM predictions GROUP BY day) AS p USING (day) "
+            "WHERE segment = 'all' AND rows = scored"
+        ).fetchall()
+        scored = connection.execute("SELECT count(DISTINCT day) FROM predictions").fetchone()
+        forecast = connection.execute("SELECT * FROM cohort_forecast").fetch_df()
+    assert len(days) == scored[0] > 0  # type: ignore[index]
+    assert max(abs(difference) for _, *differences in days for difference in differences) < 1e-3
+    assert {day: totals_differ(groups) for day, groups in forecast.groupby("day")} == {day: [] for day in forecast["day"]}
+    assert {"all", "country", "dev_os"} <= set(forecast["segment"])
+    assert (forecast["payers_low"] < forecast["payers_high"]).all()
 
 
 def test_run_with_nothing_to_do_imports_nothing_that_makes_or_draws(copied: Callable[[], Ran]) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from ltv_assets.core.columns import RAW_COLUMNS
-from ltv_assets.simulator import LAWS, LawName, Simulator, facts, oracle_metrics
+from ltv_assets.simulator import LAWS, LawName, Simulator, attained_share, facts, oracle_metrics
+from ltv_assets.simulator.columns import Impressions
+from ltv_assets.simulator.laws import calibrate, draw_effects, scores
+from ltv_assets.simulator.signals import SIGNALS, raw_signal, standardised
+from ltv_assets.simulator.unforeseen import PATTERNS, RARE_BETWEEN, SATURATIONS, gap_terms, saturating_terms, shows, total_dose
 
 FIRST = datetime(2025, 10, 1, tzinfo=UTC)
 
@@ -105,3 +113,114 @@ def test_losses_are_calibrated_at_the_default_size(law: LawName, seed: int) -> N
         assert 0.026 <= found["payer_rate"] <= 0.032
         assert 0.45 <= found["rmsle_zero"] <= 0.48
         assert 0.39 <= found["rmsle_oracle"] <= 0.42
+
+
+UNFORESEEN: tuple[LawName, ...] = ("saturating", "rare", "gaps")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some hours of a law, and the truth of all their rows."""
+
+    simulator: Simulator
+    hours: list[Impressions]
+    truth: pd.DataFrame
+
+    @property
+    def log(self) -> NDArray[np.float64]:
+        return np.log1p(self.truth["revenue"].to_numpy())
+
+    def loss(self, score: NDArray[np.float64]) -> float:
+        """Mean squared error of a prediction of log1p(revenue)."""
+        return float(np.mean((self.log - score) ** 2))
+
+    def share(self, score: NDArray[np.float64]) -> float:
+        """0 for the best constant, 1 for the oracle."""
+        return attained_share(float(np.var(self.log)), self.loss(score), self.loss(self.truth["oracle_log"].to_numpy()))
+
+
+@cache
+def sample(law: LawName) -> Sample:
+    """Sixteen hours of 4,800 rows from four days."""
+    simulator = Simulator(seed=7, law=law, rows_per_hour=4_800)
+    moments = [FIRST + timedelta(hours=h) for h in range(0, 96, 6)]
+    truth = pd.concat([simulator.hour(moment)[1].to_pandas() for moment in moments], ignore_index=True)
+    return Sample(simulator, [simulator.impressions(moment)[0] for moment in moments], truth)
+
+
+def _observed_over_expected(chosen: NDArray[np.bool_], found: Sample, expected: NDArray[np.float64]) -> float:
+    """Payers among the chosen rows by those that probabilities let expect."""
+    return float((found.log[chosen] > 0).sum() / expected[chosen].sum())
+
+
+def _without_its_terms(found: Sample) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probability and E[log1p(revenue)] if the law were only what it shares with the others, calibrated anew."""
+    law, parts = found.simulator.law, []
+    for hour in found.hours:
+        if law == "rare":
+            parts.append(scores(hour, draw_effects(found.simulator.world), law))
+            continue
+        whole = scores(hour, found.simulator.effects, law)
+        terms = saturating_terms(hour) if law == "saturating" else gap_terms(hour, standardised(hour))
+        parts.append((whole[0] - terms[0], whole[1] - terms[1]))
+    buy, spend = (np.concatenate(part) for part in zip(*parts, strict=True))
+    constants = calibrate(buy, spend)
+    p = constants.probability(buy)
+    return p, p * constants.mean_log(spend)
+
+
+@pytest.mark.parametrize("law", UNFORESEEN)
+def test_purchases_follow_what_is_peculiar_to_the_law(law: LawName) -> None:
+    """Whoever knows everything but the law's own terms attains clearly less than the oracle."""
+    found = sample(law)
+    assert found.share(_without_its_terms(found)[1]) <= 0.7
+
+
+def test_second_reason_to_buy_adds_less_than_the_first() -> None:
+    """Log-odds of paying rise with the doses of an effect, and by less at each step."""
+    found, engagement = sample("saturating"), SATURATIONS[1]
+    dose, payer = np.concatenate([total_dose(hour, engagement) for hour in found.hours]), found.log > 0
+    rates = np.array([payer[(dose > low) & (dose <= low + 1.0)].mean() for low in (0.0, 1.0, 2.0, 3.0)])
+    first, second, third = np.diff(np.log(rates / (1 - rates)))
+    assert first > 1.3 * second > 1.3 * third > 0
+
+
+def test_few_rare_levels_have_an_effect_and_the_others_have_none() -> None:
+    found = sample("rare")
+    expected = _without_its_terms(found)[0]
+    plain = draw_effects(found.simulator.world).buy
+    for column in ("advertiser_bundle", "dev_model", "dev_osv"):
+        effect = found.simulator.effects.buy[column] - plain[column]
+        codes = np.concatenate([hour.codes[column] for hour in found.hours])
+        share = np.bincount(codes[codes >= 0], minlength=len(effect)) / len(codes)
+        assert share[effect != 0].max() < 1.2 * RARE_BETWEEN[1]
+        assert 0.02 <= share[effect != 0].sum() <= 0.45, column
+        on_row = np.where(codes >= 0, effect[codes], 0.0)
+        assert _observed_over_expected(on_row > 1, found, expected) > 1.7, column
+        assert 0.75 <= _observed_over_expected(on_row == 0, found, expected) <= 1.2, column
+        assert _observed_over_expected(on_row < -1, found, expected) < 0.6, column
+
+
+def test_gaps_tell_who_buys() -> None:
+    """Each pattern of gaps with a strong effect moves the payers' share its way, against what the columns' values say."""
+    found = sample("gaps")
+    expected = _without_its_terms(found)[0]
+    for pattern in PATTERNS:
+        chosen = np.concatenate([shows(hour, pattern) for hour in found.hours])
+        if abs(pattern.buy) >= 0.7 and chosen.mean() > 0.05:
+            ratio = _observed_over_expected(chosen, found, expected) / _observed_over_expected(~chosen, found, expected)
+            assert ratio > 1.3 if pattern.buy > 0 else ratio < 0.75, pattern
+
+
+@pytest.mark.parametrize("law", UNFORESEEN)
+def test_plain_boosting_lies_between_constant_and_oracle(law: LawName) -> None:
+    """A LightGBM like the pinned reference, taught on the first three days and asked on the fourth."""
+    found = sample(law)
+    columns = [{s.name: raw_signal(hour, s) for s in SIGNALS} | dict(hour.codes) for hour in found.hours]
+    X = pd.concat(map(pd.DataFrame, columns), ignore_index=True)
+    train = np.arange(len(X)) < 0.75 * len(X)
+    data = lgb.Dataset(X[train], found.log[train], categorical_feature=["advertiser_bundle", "country", "dev_osv"])
+    fixed = {"deterministic": True, "seed": 0, "num_threads": 1, "verbose": -1}
+    booster = lgb.train({"objective": "l2", "num_leaves": 31, "learning_rate": 0.05, "min_data_in_leaf": 50, **fixed}, data, 100)
+    later = Sample(found.simulator, [], found.truth[~train])
+    assert 0.35 <= later.share(np.asarray(booster.predict(X[~train]))) <= 0.9

@@ -11,6 +11,7 @@ from ltv_assets.storage.warehouse import Warehouse
 
 MODELS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
 WINDOW = ("histos_train", "hhistus_buyers", *MODELS, "holdout_metrics", "served_model")
+SCORED = ("predictions", "cohort_forecast")
 BOOSTING = ("compute.engine", "compute.threads", "compute.max_memory_gb")
 
 CODE_VERSIONS = {
@@ -25,6 +26,7 @@ CODE_VERSIONS = {
     "holdout_metrics": "2",
     "served_model": "6",
     "predictions": "3",
+    "cohort_forecast": "1",
     "submission": "1",
 }
 WINDOW_UPSTREAM = {
@@ -49,6 +51,7 @@ CONFIG_KEYS = {
     "holdout_metrics": ("seed", "evaluation"),
     "served_model": ("seed", "sampling", "models", *BOOSTING),
     "predictions": (),
+    "cohort_forecast": ("evaluation.min_segment_rows", "evaluation.max_segments"),
     "submission": ("data.sample_submission",),
 }
 TRACKED = {
@@ -62,18 +65,18 @@ TRACKED = {
 @pytest.mark.parametrize(
     ("derived", "literal"),
     [
-        (specs.ASSET_NAMES, ("raw_partitions", "flattened_features", *WINDOW, "predictions", "submission")),
-        (specs.DAY_ASSETS, ("raw_partitions", "flattened_features", "predictions")),
+        (specs.ASSET_NAMES, ("raw_partitions", "flattened_features", *WINDOW, *SCORED, "submission")),
+        (specs.DAY_ASSETS, ("raw_partitions", "flattened_features", *SCORED)),
         (specs.INGESTED_ASSETS, ("raw_partitions", "flattened_features")),
         (specs.MODEL_ASSETS, MODELS),
         (specs.WINDOW_ASSETS, WINDOW),
-        (specs.SHARED_ASSETS, ("raw_partitions", "flattened_features", "predictions", *WINDOW, "submission")),
-        (specs.AUTOMATED_ASSETS, (*WINDOW, "predictions", "submission")),
+        (specs.SHARED_ASSETS, ("raw_partitions", "flattened_features", *SCORED, *WINDOW, "submission")),
+        (specs.AUTOMATED_ASSETS, (*WINDOW, *SCORED, "submission")),
         (specs.IMPRESSION_ASSETS, ("flattened_features", "histos_train", "hhistus_buyers", "predictions", "submission")),
         (tuple(specs.RELATIONS), tuple(name for name in specs.ASSET_NAMES if name != "flattened_features")),
         ({name: len(columns) for name, columns in specs.RELATIONS.items() if name not in MODELS}, {
             "raw_partitions": 10, "histos_train": 6, "hhistus_buyers": 6, "holdout_metrics": 6, "served_model": 3,
-            "predictions": 10, "submission": 2,
+            "predictions": 10, "cohort_forecast": 10, "submission": 2,
         }),
         (list(specs.CODE_VERSIONS.items()), list(CODE_VERSIONS.items())),
         (list(specs.WINDOW_UPSTREAM.items()), list(WINDOW_UPSTREAM.items())),
@@ -91,6 +94,7 @@ def test_derived_list_is_the_one_that_stood_there_before(derived: object, litera
     [
         ("flattened_features", "lake/flattened_features/day=2025-10-01"),
         ("predictions", "lake/predictions/day=2025-10-01"),
+        ("cohort_forecast", "lake/cohort_forecast/day=2025-10-01"),
         ("histos_train", "lake/histos_train/window=2025-10-01"),
         ("holdout_metrics", "lake/holdout_metrics/window=2025-10-01"),
         ("stacker", "models/window=2025-10-01/stacker"),

@@ -393,12 +393,42 @@ def test_impossible_score_fails_and_names_its_row(tmp_path: Path, changed: dict[
     assert "row_id bad" in outcome.message
 
 
+def forecast(p: Project, **changed: Any) -> None:
+    scores(p)
+    sums = {"expected_payers": 2.0, "payers_low": 1.0, "payers_high": 3.0}
+    money = {"expected_revenue_usd": 5.0, "revenue_low_usd": 0.5, "revenue_high_usd": 9.0}
+    whole = {"day": DAY, "segment": "all", "value": "all", "rows": 2, **sums, **money}
+    half = {name: value / 2 for name, value in (sums | money).items()}
+    groups = [{**whole, **half, "segment": "country", "value": value, "rows": 1} for value in ("de", "(other)")]
+    publish(p, "cohort_forecast", pa.Table.from_pylist([whole, {**groups[0], **changed}, groups[1]]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"rows": 2}, "segment country does not add up to the day"),
+        ({"expected_revenue_usd": 2.5 + 1e-12}, "segment country does not add up to the day"),
+        ({"revenue_low_usd": 3.0}, "country = de lies outside its own interval"),
+        ({"payers_high": float("nan")}, "country = de lies outside its own interval"),
+    ],
+)
+def test_forecast_whose_groups_do_not_add_up_fails(tmp_path: Path, changed: dict[str, Any], fault: str) -> None:
+    p = project(tmp_path)
+    forecast(p)
+    assert scoring.groups_add_up(p, DAY).passed
+    forecast(p, **changed)
+    outcome = scoring.groups_add_up(p, DAY)
+    assert not outcome.passed
+    assert fault in outcome.message
+
+
 BLOCKING = {
     "raw_partitions": ("files_readable", "schema_contract"),
     "flattened_features": ("rows_reconciled", "no_label_among_features"),
     "buyer_classifier": ("training_rows_reconciled", "no_leak", "no_label_in_model"),
     "holdout_metrics": ("holdout_rows_reconciled", "zero_rate", "rmsle"),
     "predictions": ("rows_reconciled", "scores_valid", "no_leak"),
+    "cohort_forecast": ("groups_add_up",),
     "submission": ("submission_rows_reconciled", "submission_valid"),
 }
 BOUNDS = {

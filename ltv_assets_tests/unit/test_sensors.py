@@ -400,9 +400,10 @@ def test_weekly_schedule_trains_the_newest_window(data: Path, figures: SimpleNam
 def test_daily_schedule_scores_what_is_not_fresh(data: Path, states: dict[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for day in DAYS[:2]:
         land(data, day, split="test")
-    states["predictions", DAYS[0]] = "fresh"
+    states["predictions", DAYS[0]] = states["predictions", DAYS[1]] = states["cohort_forecast", DAYS[0]] = "fresh"
     monkeypatch.setattr(schedules, "waiting_for", lambda lineage, asset, key: None)
-    assert [r.partition_key for r in schedule("daily_prediction")] == [DAYS[1]]
+    (request,) = schedule("daily_prediction")
+    assert (request.partition_key, request.asset_selection) == (DAYS[1], [dg.AssetKey("cohort_forecast")])
     monkeypatch.setattr(schedules, "waiting_for", lambda lineage, asset, key: "no champion")
     assert schedule("daily_prediction").skip_message == "no champion"
 

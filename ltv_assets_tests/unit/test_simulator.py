@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.cli import data as commands
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
 from ltv_assets.core.errors import ConfigError, DataError
 from ltv_assets.simulator import LAWS, attained_share, oracle_metrics, simulate
@@ -227,6 +229,38 @@ def _statistic(row: dict[str, Any], column: str, statistic: str, now: float) -> 
     return {"sum": sum(numbers), "max": max(numbers, default=None), "mean": sum(numbers) / max(len(numbers), 1)}[statistic]
 
 
+def _unforeseen_terms(row: dict[str, Any], law: dict[str, Any], z: dict[str, float], now: float) -> tuple[float, float]:
+    """What saturation, gaps and own shares add to f and g of one row of raw columns."""
+    place = {s["name"]: (s["column"], s["statistic"]) for s in law["signals"]}
+
+    def raw(name: str) -> float | None:
+        return _statistic(row, *place.get(name, (name, "value")), now)
+
+    def null(name: str) -> bool:
+        return row[name] is None if name in row else raw(name) is None
+
+    f, g = 0.0, 0.0
+    for effect in law.get("saturations", ()):
+        total = 0.0
+        for dose in effect["doses"]:
+            x, half, potency = raw(dose["signal"]), dose["half"], dose["potency"]
+            if x is not None:
+                total += potency * x / (x + half) if potency > 0 else -potency * half / (x + half)
+        f, g = f + effect["buy"] * -math.expm1(-total), g + effect["spend"] * -math.expm1(-total)
+    for pattern in law.get("patterns", ()):
+        if all(map(null, pattern["missing"])) and not any(map(null, pattern["present"])):
+            f, g = f + pattern["buy"], g + pattern["spend"]
+    for name, column, on_f, on_g in law.get("slopes", ()):
+        if null(column):
+            f, g = f + on_f * z[name], g + on_g * z[name]
+    for column, total_name, on_f, on_g in law.get("own_shares", ()):
+        own, entries = _statistic(row, column, "own", now), row[column]
+        if own is not None:
+            part = own / sum(value for _, value in entries) * z[total_name]
+            f, g = f + on_f * part, g + on_g * part
+    return f, g
+
+
 def _p_and_oracle(row: dict[str, Any], law: dict[str, Any], start: datetime) -> tuple[float, float]:
     """P(payer) and E[log1p(revenue)] of one row of raw columns, from law.json."""
     effects = {what: {c: t.get(row[c], 0.0) for c, t in law["effects"][what].items()} for what in ("buy", "spend")}
@@ -248,6 +282,8 @@ def _p_and_oracle(row: dict[str, Any], law: dict[str, Any], start: datetime) -> 
     for conditions, on_f, on_g in law["rules"]:
         if all(above < z[name] <= up_to for name, above, up_to in conditions):
             f, g = f + on_f, g + on_g
+    more_f, more_g = _unforeseen_terms(row, law, z, start.timestamp())
+    f, g = f + more_f, g + more_g
     c = law["calibration"]
     p = 1 / (1 + math.exp(-(c["intercept"] + c["slope"] * f)))
     return p, p * c["ticket"] * math.exp(max(-0.8, min(0.8, g)))
@@ -264,6 +300,12 @@ def test_truth_is_a_function_of_the_raw_columns(law: str, tmp_path: Path) -> Non
         expected = np.array([_p_and_oracle(row, constants, start) for row in rows])
         found = truth.loc[[row["row_id"] for row in rows], ["p", "oracle_log"]].to_numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_command_knows_every_law() -> None:
+    """The command line lists the laws itself, because the simulator takes long to import."""
+    (option,) = (option for option in commands.simulate.params if option.name == "law")
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == LAWS
 
 
 def test_foreign_files_are_refused(root: Path) -> None:

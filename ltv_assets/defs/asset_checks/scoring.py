@@ -1,10 +1,11 @@
-"""Checks of predictions and of the submission: every row once, every value possible."""
+"""Checks of predictions, their forecast and the submission: every row once, every value possible, groups that add up."""
 
 from pathlib import Path
 
 from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
 from ltv_assets.defs.asset_checks.training import LEAK_BOUNDS, leaks
+from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.state.project import Project
 
 
@@ -39,6 +40,34 @@ def scores_valid(project: Project, key: str) -> Outcome:
     if bad:
         return Outcome(False, f"day {key}: invalid scores, first at row_id {bad[0]['row_id']}", {"zero_rate": zero_share}, bad)
     return Outcome(True, f"all scores valid, predicted zero rate {zero_share:.4f}", {"zero_rate": zero_share})
+
+
+@check("cohort_forecast", blocking=True)
+def groups_add_up(project: Project, key: str) -> Outcome:
+    """The groups of every segment add up to the day in every digit, the day has every scored row, and intervals hold what is expected."""
+    files = [str(f) for f in project.warehouse.files("cohort_forecast", key, verify=False)]
+    scored = project.warehouse.require("predictions", key, "materialize it first").rows
+    sums = ", ".join(f"sum({n}) AS {n}" for n in ("rows", "expected_payers", "expected_revenue_usd"))
+    outside = (
+        "SELECT * FROM read_parquet(?) WHERE NOT (0 <= payers_low AND payers_low <= expected_payers AND expected_payers <= payers_high "
+        "AND 0 <= revenue_low_usd AND revenue_low_usd <= expected_revenue_usd AND expected_revenue_usd <= revenue_high_usd "
+        "AND isfinite(payers_high) AND isfinite(revenue_high_usd))"
+    )
+    with project.open_duckdb() as connection:
+        totals = connection.execute(f"SELECT segment, {sums} FROM read_parquet(?) GROUP BY ALL ORDER BY segment", [files]).fetchall()
+        bad = connection.execute(f"{outside} LIMIT {MAX_FAILING_ROWS}", [files]).fetch_df().to_dict("records")
+    whole = next((row[1:] for row in totals if row[0] == ALL), None)
+    rows = [{"segment": s, "rows": n, "expected_payers": p, "expected_revenue_usd": usd} for s, n, p, usd in totals if (n, p, usd) != whole]
+    figures = {"rows_scored": scored, "segments": len(totals) - 1, "groups_outside_interval": len(bad)}
+    if whole is None or whole[0] != scored:
+        found = "no row of segment all" if whole is None else f"{whole[0]} rows in segment all"
+        return Outcome(False, f"day {key}: {scored} predictions, {found}; materialize cohort_forecast {key} again", figures)
+    if rows:
+        return Outcome(False, f"day {key}: segment {rows[0]['segment']} does not add up to the day", figures, rows)
+    if bad:
+        text = f"day {key}: {bad[0]['segment']} = {bad[0]['value']} lies outside its own interval"
+        return Outcome(False, text, figures, bad)
+    return Outcome(True, f"{len(totals) - 1} segments add up to {scored} rows and {whole[2]:,.2f} USD", figures)
 
 
 @check("predictions", name="no_leak", blocking=True, bounds=LEAK_BOUNDS)

@@ -1,13 +1,19 @@
-"""``predictions`` of a day by the champion, and the ``submission`` of the test days."""
+"""``predictions`` of a day by the champion, their ``cohort_forecast`` by group, and the ``submission`` of the test days."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource
 from ltv_assets.state.project import Project
+
+if TYPE_CHECKING:
+    from ltv_assets.training.cohorts import CohortForecast
+
+SHOWN_GROUPS = 20
+"""Groups of which most is expected, in the picture and the table of a forecast's page."""
 
 
 def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -25,6 +31,18 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
             return work.result(manifest, _prediction_metadata(work))
 
+    @dg.asset(**declared("cohort_forecast", project), partitions_def=days)
+    def cohort_forecast(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
+    ) -> dg.MaterializeResult:
+        from ltv_assets.training.cohorts import forecast_day, write_forecast
+
+        with readable_failures():
+            work = Publication.begin(project_resource, catalogue, "cohort_forecast", context.partition_key)
+            forecast = forecast_day(work.project, work.key)
+            manifest = work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts())
+            return work.result(manifest, _forecast_metadata(forecast))
+
     @dg.asset(**declared("submission", project))
     def submission(
         context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
@@ -35,7 +53,7 @@ def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefi
             manifest = work.publish(lambda folder: _write_submission(work, folder))
             return work.result(manifest, _submission_metadata(work))
 
-    return [predictions, submission]
+    return [predictions, cohort_forecast, submission]
 
 
 def _champion_window(work: Publication) -> str:
@@ -76,6 +94,31 @@ def _prediction_metadata(work: Publication) -> dict[str, Any]:
     figures = {n: float(v) for n, v in zip(names, row or (), strict=False) if v is not None}
     picture = score_distribution(ltv["ltv_d7"], title=f"Distribution of ltv_d7, {work.key}")
     return {"champion": _champion_window(work), **figures, **picture_metadata({"scores.png": picture})}
+
+
+def _forecast_metadata(forecast: "CohortForecast") -> dict[str, Any]:
+    """What a day will bring, how sure that is and why, then the groups of which most is expected."""
+    from ltv_assets.plots import forecast_intervals
+
+    total = forecast.total
+    largest = forecast.groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable").head(SHOWN_GROUPS)
+    shown = forecast.groups.iloc[[0, *largest.index]]
+    names = [str(s) if s == v else f"{s} = {v}" for s, v in zip(shown["segment"], shown["value"], strict=True)]
+    ends = (shown[f"{name}_usd"] for name in ("expected_revenue", "revenue_low", "revenue_high"))
+    picture = forecast_intervals(names, *ends, title=f"What {forecast.day} will bring, by group")
+    return {
+        "expected_revenue_usd": float(total["expected_revenue_usd"]),
+        "revenue_80_percent_usd": f"{total['revenue_low_usd']:,.2f} to {total['revenue_high_usd']:,.2f}",
+        "expected_payers": float(total["expected_payers"]),
+        "payers_80_percent": f"{total['payers_low']:,.1f} to {total['payers_high']:,.1f}",
+        **picture_metadata({"forecast.png": picture}),
+        "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
+        "interval": forecast.reach,
+        "champion": forecast.champion,
+        "days_ahead": forecast.days_ahead,
+        "cap_usd": forecast.cap_usd,
+        "tail_factor": forecast.tail_factor,
+    }
 
 
 def _submission_metadata(work: Publication) -> dict[str, Any]:

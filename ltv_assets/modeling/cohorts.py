@@ -1,0 +1,321 @@
+"""Forecasts of groups of impressions: expected payers and revenue of a day, a country, a category, with 80 % intervals.
+
+What belongs here: sums of rows by group, the noise around them, intervals, how the noise is learnt. What does not: files and partitions
+(``training/cohorts.py``). Next to read: ``levels.py``, which says where the level of the next day is expected.
+
+Two things make an outcome differ from its forecast. Single payers: given the probabilities, the number of payers is Poisson-binomial,
+and each of them spends a heavy-tailed amount. And the level: whole days pay more or less than expected, and groups differ from their
+day. The first follows from the scores and from what payers spent before; the second is learnt from the errors of past days.
+
+Revenue is capped row by row at the model's ``cap_usd``, as ``expected_revenue_d7`` is: one payer beyond the cap can outweigh a whole
+day, so no interval of the uncapped sum would be both honest and of use. What lies beyond is stated beside it (``tail_factor``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import gammaincinv, ndtri
+
+from ltv_assets.modeling.dataset import Floats, Ints
+from ltv_assets.modeling.evaluation.segments import ALL, OTHER, segment_labels
+
+COVERAGE = 0.80
+"""Share of outcomes that an interval is meant to hold; as many lie below it as above."""
+MONEY_UNIT, PAYER_UNIT = 2.0**-24, 2.0**-30
+"""Sums are made of whole multiples of these (a sixteen-millionth of a USD, a billionth of a payer), so that groups add up to their
+total in every digit, in whatever order they are added."""
+SCALES = np.concatenate([[0.0], np.geomspace(0.005, 0.75, 40)])
+"""Standard deviations of a level's relative movement that are considered."""
+PRIOR_SCALE = 0.10
+"""Half of all levels are held to move by less than this before any day was seen (half-Cauchy: Gelman 2006)."""
+MIN_EXPECTED = 3.0
+"""Groups of fewer expected payers say nothing about levels."""
+AMOUNT_BINS, MIN_BIN_PAYERS, PRIOR_PAYERS = 5, 200, 20
+EXPONENTIAL = (2.0, 6.0)
+"""Second and third moment over powers of the mean of an exponential amount: what is assumed where payers are few."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How amounts of payers scatter around what was expected of each: raw moments over powers of the mean, by expected amount.
+
+    ``edges``: expected USD of a payer at which the next entry of ``second`` and ``third`` begins to hold.
+    """
+
+    edges: tuple[float, ...] = ()
+    second: tuple[float, ...] = (EXPONENTIAL[0],)
+    third: tuple[float, ...] = (EXPONENTIAL[1],)
+
+    def of(self, amount_usd: Floats) -> tuple[Floats, Floats]:
+        """(second, third) of payers from whom ``amount_usd`` (n,) is expected."""
+        place = np.searchsorted(np.asarray(self.edges), amount_usd, side="right")
+        return np.asarray(self.second)[place], np.asarray(self.third)[place]
+
+
+def learn_amounts(amount_usd: Floats, paid_usd: Floats) -> Amounts:
+    """From payers' expected amounts and what they paid (n,), USD, both capped; few payers leave an exponential's moments in place."""
+    bins = int(np.clip(len(paid_usd) // MIN_BIN_PAYERS, 1, AMOUNT_BINS))
+    edges = np.unique(np.quantile(amount_usd, np.arange(1, bins) / bins)) if bins > 1 else np.zeros(0)
+    place = np.searchsorted(edges, amount_usd, side="right")
+    second, third = [], []
+    for number in range(len(edges) + 1):
+        paid = paid_usd[place == number]
+        mean = float(paid.mean()) if len(paid) else 0.0
+        weight = len(paid) / (len(paid) + PRIOR_PAYERS)
+        found = [float(np.mean((paid / mean) ** k)) if mean > 0.0 else 0.0 for k in (2, 3)]
+        mixed = [weight * own + (1.0 - weight) * assumed for own, assumed in zip(found, EXPONENTIAL, strict=True)]
+        second.append(mixed[0])
+        third.append(mixed[1])
+    return Amounts(tuple(edges.tolist()), tuple(second), tuple(third))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows belong together: for each segment the code (n,) of a row's group, and the groups' values."""
+
+    codes: Mapping[str, Ints]
+    values: Mapping[str, tuple[str, ...]]
+
+    def add_up(self, rows: Floats, unit: float) -> Floats:
+        """Sums of ``rows`` (n,) by group, in the order of `listed`; exact in multiples of ``unit``."""
+        whole = np.rint(rows / unit)
+        parts = [np.bincount(self.codes[s], whole, minlength=len(self.values[s])) for s in self.codes]
+        total: Floats = np.concatenate(parts).astype(np.float64) * unit
+        return total
+
+    def listed(self) -> tuple[list[str], list[str]]:
+        """(segment, value) of every group."""
+        pairs = [(s, value) for s in self.codes for value in self.values[s]]
+        return [s for s, _ in pairs], [value for _, value in pairs]
+
+
+def group_rows(segments: pd.DataFrame, *, min_rows: int, max_segments: int) -> Groups:
+    """Groups of rows as the evaluation makes them: all, then the largest values of every column, the rest together."""
+    codes: dict[str, Ints] = {ALL: np.zeros(len(segments), dtype=np.int64)}
+    values: dict[str, tuple[str, ...]] = {ALL: (ALL,)}
+    for column in segments.columns:
+        labels = segment_labels(segments[column], min_rows, max_segments)
+        used = np.unique(labels.codes)
+        if [labels.categories[i] for i in used] == [OTHER]:
+            continue  # no value has enough rows: the column says nothing that the total does not
+        codes[str(column)] = np.searchsorted(used, labels.codes)
+        values[str(column)] = tuple(str(labels.categories[i]) for i in used)
+    return Groups(codes, values)
+
+
+SUMS = ("rows", "expected_payers", "expected_revenue_usd")
+CUMULANTS = ("payers_2", "payers_3", "revenue_2", "revenue_3", "amount_variance", "log_nobody")
+
+
+def sum_up(groups: Groups, probability: Floats, expected_usd: Floats, amounts: Amounts) -> pd.DataFrame:
+    """One row per group: segment, value, rows, expected payers and revenue, and the cumulants of their noise at a known level.
+
+    probability, expected_usd (n,): P(payer) and E[min(revenue, cap)] of every row. ``payers_2``, ``payers_3``, ``revenue_2``,
+    ``revenue_3``: second and third cumulants; ``amount_variance``: the part of ``revenue_2`` that amounts make, given the payers;
+    ``log_nobody``: log-probability that nobody pays.
+    """
+    p = np.clip(np.asarray(probability, dtype=np.float64), 0.0, 1.0 - 1e-9)
+    mean = np.asarray(expected_usd, dtype=np.float64)
+    amount = np.divide(mean, p, out=np.zeros_like(p), where=p > 0.0)
+    second, third = amounts.of(amount)
+    raw_2, raw_3 = mean * amount * second, mean * amount**2 * third
+    segment, value = groups.listed()
+    table = pd.DataFrame({"segment": segment, "value": value})
+    table["rows"] = groups.add_up(np.ones(len(p)), 1.0).astype(np.int64)
+    table["expected_payers"] = groups.add_up(p, PAYER_UNIT)
+    table["expected_revenue_usd"] = groups.add_up(mean, MONEY_UNIT)
+    by_row = (
+        p * (1.0 - p),
+        p * (1.0 - p) * (1.0 - 2.0 * p),
+        raw_2 - mean**2,
+        raw_3 - 3.0 * mean * raw_2 + 2.0 * mean**3,
+        mean * amount * (second - 1.0),
+        np.log1p(-p),
+    )
+    for name, values in zip(CUMULANTS, by_row, strict=True):
+        parts = [np.bincount(groups.codes[s], values, minlength=len(groups.values[s])) for s in groups.codes]
+        table[name] = np.concatenate(parts)
+    return table
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Variance of a level's relative movement as the errors so far leave it, and how many of them there were."""
+
+    variance: float
+    errors: int = 0
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the log level."""
+        return float(np.sqrt(self.variance))
+
+
+def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0) -> Movement:
+    """From relative errors (n,) whose variance is ``noise`` (n,) plus ``spread`` times that of the level: the mean of the posterior.
+
+    Without any error it is the prior's, which is wide; see `PRIOR_SCALE`.
+    """
+    log_posterior = -np.log1p((SCALES / PRIOR_SCALE) ** 2) + np.log(np.gradient(SCALES))
+    variance = np.asarray(noise)[:, None] + np.broadcast_to(np.asarray(spread, dtype=np.float64), np.shape(error))[:, None] * SCALES**2
+    log_posterior = log_posterior - 0.5 * np.sum(np.log(variance) + np.asarray(error)[:, None] ** 2 / variance, axis=0)
+    posterior = np.exp(log_posterior - log_posterior.max())
+    return Movement(float(posterior @ SCALES**2 / posterior.sum()), len(error))
+
+
+def relative_error(observed: Floats, expected: Floats, about: float = 0.0) -> Floats:
+    """How far outcomes (n,) are from forecasts, in shares: about log(observed / expected), and fair where few were expected.
+
+    Twice the difference of square roots (Anscombe 1948), whose variance is that of ``observed`` / expected**2.
+    """
+    return 2.0 * (np.sqrt((observed + about) / (expected + about)) - 1.0)
+
+
+@dataclass(frozen=True)
+class CohortNoise:
+    """What makes outcomes of groups differ from their forecasts, next to the payers' luck.
+
+    ``day``: share of payers of a whole day; ``amount``: revenue per payer of a whole day; ``groups`` and ``group_amounts`` by
+    segment: a group against its day. ``ahead``: variance of a forecast's level for the next day in units of ``day``'s; it grows by
+    ``lasting_share`` with every further day. ``days``: those that it was learnt from.
+    """
+
+    amounts: Amounts = Amounts()
+    day: Movement = field(default_factory=lambda: learn_movement(np.zeros(0), np.zeros(0)))
+    amount: Movement = field(default_factory=lambda: learn_movement(np.zeros(0), np.zeros(0)))
+    groups: Mapping[str, Movement] = field(default_factory=dict)
+    group_amounts: Mapping[str, Movement] = field(default_factory=dict)
+    ahead: float = 2.0
+    lasting_share: float = 0.5
+    days: tuple[str, ...] = ()
+
+    def payers_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
+        """Variance of the relative level of payers for groups of these segments, ``days_ahead`` (at least 1) after the model's data."""
+        steps = self.ahead + self.lasting_share * max(days_ahead - 1, 0)
+        return self.day.variance * steps + self._own(self.groups, segments)
+
+    def revenue_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
+        """The same of revenue."""
+        own = self.amount.variance + self._own(self.group_amounts, segments)
+        return self.payers_variance(segments, days_ahead) + own
+
+    @staticmethod
+    def _own(movements: Mapping[str, Movement], segments: Sequence[str]) -> Floats:
+        unknown = learn_movement(np.zeros(0), np.zeros(0))
+        variance = {s: 0.0 if s == ALL else movements.get(s, unknown).variance for s in dict.fromkeys(segments)}
+        return np.array([variance[s] for s in segments])
+
+    def to_json(self) -> bytes:
+        """Canonical bytes."""
+        return json.dumps(asdict(self), sort_keys=True, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> CohortNoise:
+        """Inverse of ``to_json``."""
+        state = json.loads(data)
+        amounts = Amounts(**{name: tuple(values) for name, values in state["amounts"].items()})
+        parts: dict[str, Any] = {name: Movement(**state[name]) for name in ("day", "amount")}
+        parts |= {name: {s: Movement(**m) for s, m in state[name].items()} for name in ("groups", "group_amounts")}
+        return cls(amounts, **parts, ahead=state["ahead"], lasting_share=state["lasting_share"], days=tuple(state["days"]))
+
+
+def with_intervals(sums: pd.DataFrame, noise: CohortNoise, days_ahead: int) -> pd.DataFrame:
+    """The forecast of every group: `sum_up`'s table with the ends of 80 % intervals.
+
+    The level is gamma-distributed around 1, so that its cumulants and those of the sum combine; the ends are quantiles of the Pearson
+    type III distribution with these three cumulants, which is within .02 of the exact share for four expected payers and more.
+    """
+    segments = sums["segment"].tolist()
+    found = sums[["segment", "value", *SUMS]].copy()
+    nobody = np.exp(sums["log_nobody"].to_numpy())
+    tail = (1.0 - COVERAGE) / 2.0
+    for target, unit, variance, atom in (
+        ("payers", "", noise.payers_variance(segments, days_ahead), 2.0 * tail),  # half of those that are counted lie below
+        ("revenue", "_usd", noise.revenue_variance(segments, days_ahead), tail),
+    ):
+        mean = sums[f"expected_{target}{unit}"].to_numpy()
+        low, high = _ends(mean, sums[f"{target}_2"].to_numpy(), sums[f"{target}_3"].to_numpy(), variance, tail)
+        found[f"{target}_low{unit}"] = np.where(nobody >= atom, 0.0, np.clip(low, 0.0, mean))
+        found[f"{target}_high{unit}"] = np.maximum(high, mean)
+    return found
+
+
+def _ends(mean: Floats, second: Floats, third: Floats, level: Floats, tail: float) -> tuple[Floats, Floats]:
+    """Quantiles ``tail`` and 1 - ``tail`` of sums with these cumulants at a level of mean 1 and variance ``level``."""
+    variance = second + mean**2 * level
+    skewed = third + 3.0 * mean * second * level + 2.0 * mean**3 * level**2
+    sd = np.sqrt(variance)
+    skewness = np.divide(skewed, sd**3, out=np.zeros_like(sd), where=sd > 0.0)
+    shape = 4.0 / np.maximum(skewness, 1e-3) ** 2
+    ends = [np.where(skewness > 1e-3, (gammaincinv(shape, q) - shape) / np.sqrt(shape), ndtri(q)) for q in (tail, 1.0 - tail)]
+    return mean + sd * ends[0], mean + sd * ends[1]
+
+
+def totals_differ(forecast: pd.DataFrame) -> list[str]:
+    """Segments whose groups do not add up to the total in every digit; none in what `sum_up` made."""
+    total = forecast[forecast["segment"] == ALL].iloc[0]
+    parts = forecast.groupby("segment", sort=False)[list(SUMS)].sum()
+    return [str(s) for s, row in parts.iterrows() if any(row[name] != total[name] for name in SUMS)]
+
+
+def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, weights: Sequence[float] = (), lasting_share: float = 0.5) -> CohortNoise:
+    """From the errors of past days by group.
+
+    ``errors``: segment, value, day, ``ahead`` (bool: forecast before the day; else out of fold among the other days), expected and
+    observed payers and revenue, ``payers_2`` and ``amount_variance`` as `sum_up` has them. ``weights``: how far the model follows each of
+    its days. A day that is there twice counts as it was forecast before it was seen.
+    """
+    known = errors[(errors["expected_payers"] >= MIN_EXPECTED) & (errors["expected_revenue_usd"] > 0.0)]
+    last = known.sort_values("ahead", kind="stable").drop_duplicates(["day", "segment", "value"], keep="last")
+    days, parts = last[last["segment"] == ALL], last[last["segment"] != ALL]
+    followed = float(np.sum(np.square(weights))) if len(weights) else 0.0
+    payers, payers_noise = _payer_errors(days)
+    inside = ~days["ahead"].to_numpy(dtype=bool)
+    count = int(inside.sum())
+    if count > 1:  # days that a model's own level was fitted on differ from their mean, which is one of them the less
+        payers = np.where(inside, payers - payers[inside].mean(), payers)
+    spread = np.where(inside, 1.0 - 1.0 / max(count, 2), 1.0 + followed)
+    amount, amount_noise = _amount_errors(days)
+    groups, group_amounts = {}, {}
+    for segment, rows in parts.groupby("segment", sort=True):
+        whole = days.set_index("day").reindex(rows["day"])
+        own, noise = _payer_errors(rows)
+        shared, _ = _payer_errors(whole)
+        groups[str(segment)] = learn_movement(*_finite(own - shared, noise))
+        own, noise = _amount_errors(rows)
+        shared, _ = _amount_errors(whole)
+        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise))
+    return CohortNoise(
+        amounts,
+        learn_movement(payers, payers_noise, spread),
+        learn_movement(*_finite(amount, amount_noise)),
+        groups,
+        group_amounts,
+        1.0 + followed,
+        lasting_share,
+        tuple(sorted(set(days["day"]))),
+    )
+
+
+def _payer_errors(rows: pd.DataFrame) -> tuple[Floats, Floats]:
+    expected = rows["expected_payers"].to_numpy()
+    return relative_error(rows["payers"].to_numpy(), expected, 0.375), rows["payers_2"].to_numpy() / expected**2
+
+
+def _amount_errors(rows: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Errors of revenue per payer; NaN where nobody paid."""
+    payers, usd = rows["payers"].to_numpy(), rows["expected_revenue_usd"].to_numpy()
+    per_payer = np.divide(rows["revenue_capped_usd"].to_numpy(), payers, out=np.full(len(rows), np.nan), where=payers > 0)
+    return relative_error(per_payer, usd / rows["expected_payers"].to_numpy()), rows["amount_variance"].to_numpy() / usd**2
+
+
+def _finite(error: Floats, noise: Floats) -> tuple[Floats, Floats]:
+    known: NDArray[np.bool_] = np.isfinite(error) & np.isfinite(noise)
+    return error[known], noise[known]

@@ -1,0 +1,81 @@
+"""Forecasts of groups: sums that hold in every digit, and intervals that hold what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ltv_assets.modeling import cohorts
+from ltv_assets.modeling.cohorts import Amounts, CohortNoise, Movement, group_rows, sum_up, totals_differ, with_intervals
+
+Floats = NDArray[np.float64]
+NOTHING_MOVES = CohortNoise(day=Movement(0.0), amount=Movement(0.0), groups={"g": Movement(0.0)}, group_amounts={"g": Movement(0.0)})
+
+
+def one_group(p: Floats, expected: Floats, amounts: Amounts, noise: CohortNoise = NOTHING_MOVES) -> pd.Series:
+    groups = group_rows(pd.DataFrame(index=range(len(p))), min_rows=1, max_segments=1)
+    return with_intervals(sum_up(groups, p, expected, amounts), noise, 1).iloc[0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.integers(1, 9))
+def test_groups_add_up_to_the_day_in_every_digit_in_any_order(seed: int, rows: int, values: int) -> None:
+    rng = np.random.default_rng(seed)
+    segments = pd.DataFrame({"g": rng.integers(0, values, rows), "h": pd.Categorical(rng.choice(["x", "y", None], rows))})
+    p, expected = rng.beta(0.5, 20.0, rows), rng.lognormal(0.0, 3.0, rows)
+    groups = group_rows(segments, min_rows=3, max_segments=4)
+    sums = sum_up(groups, p, expected, Amounts())
+    assert totals_differ(sums) == []
+    whole = sums.iloc[0]
+    for _, part in sums.groupby("segment"):
+        shuffled = part.sample(frac=1.0, random_state=seed)
+        assert sum(shuffled["expected_payers"]) == whole["expected_payers"]
+        assert sum(shuffled["expected_revenue_usd"]) == whole["expected_revenue_usd"]
+        assert sum(shuffled["rows"]) == rows
+    assert whole["expected_payers"] == pytest.approx(p.sum(), abs=rows * cohorts.PAYER_UNIT)
+    assert whole["expected_revenue_usd"] == pytest.approx(expected.sum(), abs=rows * cohorts.MONEY_UNIT)
+
+
+def test_column_without_a_value_of_enough_rows_is_no_segment() -> None:
+    segments = pd.DataFrame({"hour": [f"{h:02d}" for h in range(24)] * 5, "country": ["de"] * 120})
+    assert tuple(group_rows(segments, min_rows=10, max_segments=12).codes) == ("all", "country")
+
+
+def share_inside(forecast: pd.Series, came: Floats, target: str, unit: str = "") -> float:
+    low, high = forecast[f"{target}_low{unit}"], forecast[f"{target}_high{unit}"]
+    return float(np.mean((came >= low) & (came <= high)))
+
+
+@pytest.mark.parametrize("level_sd", [0.0, 0.2])
+@pytest.mark.parametrize("rows", [150, 1000, 20_000])
+def test_interval_holds_eighty_percent_of_outcomes_of_a_known_law(rows: int, level_sd: float) -> None:
+    """Payers are Bernoulli, amounts heavy-tailed and cut at a cap, the level of a day lognormal; all parameters are known."""
+    rng = np.random.default_rng(rows)
+    p = np.clip(rng.lognormal(-3.6, 0.8, rows), 0.0, 0.4)
+    spread, cap = 1.3, 80.0
+    amounts = np.minimum(rng.lognormal(2.0, spread, 400_000), cap)
+    expected = p * amounts.mean()
+    known = Amounts((), (float(np.mean((amounts / amounts.mean()) ** 2)),), (float(np.mean((amounts / amounts.mean()) ** 3)),))
+    noise = CohortNoise(day=Movement(level_sd**2), amount=Movement(0.0), ahead=1.0)
+    forecast = one_group(p, expected, known, noise)
+    payers, revenue = np.empty(4000), np.empty(4000)
+    for i in range(len(payers)):
+        level = np.exp(level_sd * rng.normal() - level_sd**2 / 2.0)
+        payers[i] = np.count_nonzero(rng.random(rows) < np.minimum(p * level, 1.0))
+        revenue[i] = rng.choice(amounts, int(payers[i])).sum()
+    assert share_inside(forecast, payers, "payers") == pytest.approx(0.8, abs=0.05)
+    assert share_inside(forecast, revenue, "revenue", "_usd") == pytest.approx(0.8, abs=0.035)
+
+
+def test_group_that_will_hardly_pay_has_an_interval_from_nothing() -> None:
+    forecast = one_group(np.full(50, 0.001), np.full(50, 0.01), Amounts())
+    assert forecast["payers_low"] == forecast["revenue_low_usd"] == 0.0
+    assert forecast["payers_high"] >= forecast["expected_payers"] == pytest.approx(0.05)
+
+
+def test_nobody_and_nothing_expected_is_a_forecast_of_zero() -> None:
+    forecast = one_group(np.zeros(0), np.zeros(0), Amounts())
+    assert forecast.drop(["segment", "value"]).astype(float).eq(0.0).all()
