@@ -86,7 +86,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def open_page(browser: Browser, url: str, title: str) -> None:
     browser.open(url)
-    ready = f"location.href === {json.dumps(url)} && document.readyState === 'complete' && document.querySelector('h1')?.innerText === {title!r}"
+    there = f"location.href === {json.dumps(url)} && document.readyState === 'complete'"
+    ready = f"{there} && document.querySelector('h1')?.innerText === {title!r}"
     wait_for(f"the page {url}", lambda: browser.evaluate(ready), every=0.05)
 
 
@@ -99,10 +100,7 @@ def click(browser: Browser, element: str, then: str) -> None:
 
 def relation(warehouse: Path, asset: str) -> list[dict[str, Any]]:
     files = sorted((warehouse / "lake" / asset).glob("*=*/*.parquet"))
-    manifests = {
-        f.parent: {x["name"] for x in json.loads((f.parent / "manifest.json").read_bytes())["files"] if x["rows"] is not None}
-        for f in files
-    }
+    listed = {f.parent: json.loads((f.parent / "manifest.json").read_bytes())["files"] for f in files}
     return [
         row
         for f in files
@@ -189,9 +187,9 @@ def test_figures_on_the_pages_equal_the_relations(ran: Ran, browser: Browser, tm
                 same(shown[value], row, FORECAST)
 
         column = "document.querySelectorAll('#groups thead th button')[4]"
-        click(browser, column, "document.querySelector('#groups th[aria-sort=ascending]')")
+        click(browser, column, "document.querySelector('#groups th[aria-sort=descending]') !== null")
         rows = [int(v) for v in browser.evaluate("[...document.querySelectorAll('#groups tbody data[data-name=rows]')].map(d => d.value)")]
-        assert rows == sorted(rows)
+        assert rows == sorted(rows, reverse=True)
 
         open_page(browser, served.url + "/trust", "Can I trust it")
         same(
