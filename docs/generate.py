@@ -21,8 +21,8 @@ from pydantic.fields import FieldInfo
 
 from ltv_assets.core.asset_specs import ASSET_NAMES, CONFIG_KEYS, RELATIONS
 from ltv_assets.core.check_specs import check_bounds, check_specs, standing_checks
-from ltv_assets.core.columns import RAW_COLUMNS, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS, Column, Role
 from ltv_assets.core.config import PROJECT_ROOT, Config, walk_keys
+from ltv_assets.core.contract import Column, Contract, load_contract
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
 from ltv_assets.modeling.evaluation.segments import metrics_markdown
@@ -30,18 +30,7 @@ from ltv_assets.modeling.evaluation.segments import metrics_markdown
 DOCS = PROJECT_ROOT / "docs"
 BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
 
-ROLES: Mapping[Role, str] = {
-    "key": "Keys",
-    "label": "Labels: known only after the impression, never a feature",
-    "context": "Context: the impression itself",
-    "behaviour": "Behaviour: how much and when the user is active",
-    "installs": "Installs: apps on the device",
-    "histograms": "Histograms: where and on what the user was seen",
-    "ads": "Ads: what the user's impressions cost and how often they were clicked",
-    "purchases": "Purchases: what the user bought before the impression",
-    "actions": "Actions: what the user did inside apps",
-    "whales": "Whales: the user's rank among the heavy spenders of each app",
-}
+LABELS = "Labels: known only after the impression, never a feature"
 
 
 # ------------------------------------------------------------------------------------------------------------- Markdown
@@ -186,23 +175,24 @@ def checks() -> str:
 
 
 def raw_columns() -> str:
-    """The columns of an impression, by role."""
-    pages = []
-    for role, title in ROLES.items():
-        columns = [c for c in RAW_COLUMNS if c.role == role]
+    """The columns of an impression, by role and group."""
+    contract, pages = load_contract(), []
+    titles = {"Keys": [c for c in contract.columns if c.is_key], LABELS: [c for c in contract.columns if c.is_label]}
+    titles |= {title: [c for c in contract.inputs if c.group == group] for group, title in contract.groups.items()}
+    for title, columns in titles.items():
         header = ("column", "type", "unit", "missing", "meaning")
-        pages.append(f"### {title}\n\n" + table(header, [_raw_row(c) for c in columns]))
+        pages.append(f"### {title}\n\n" + table(header, [_raw_row(c, contract) for c in columns]))
     return "\n\n".join(pages)
 
 
-def _raw_row(column: Column) -> list[str]:
+def _raw_row(column: Column, contract: Contract) -> list[str]:
     notes = [column.description]
     if column.keyed_by:
         what = "elements" if column.type.startswith("list") else "outer keys" if column.type.startswith("map<string,map") else "keys"
         notes.append(f"{what}: {column.keyed_by.replace('_', ' ')}")
-    if column.name in REQUIRED_TEST_COLUMNS:
+    if column.name in contract.required(labelled=False):
         notes.append("**required**")
-    elif column.name in REQUIRED_TRAIN_COLUMNS:
+    elif column.name in contract.required(labelled=True):
         notes.append("**required in train/**")
     rate = column.missing_rate
     missing = "" if not rate else "below 0.1%" if rate < 0.001 else f"{rate:.1%}"

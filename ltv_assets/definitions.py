@@ -8,10 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.defs import automation, jobs, partitions, schedules, sensors
+from ltv_assets.defs import assets, automation, jobs, partitions, schedules, sensors
 from ltv_assets.defs.asset_checks import registry as checks
-from ltv_assets.defs.assets import evaluation, ingestion, models, sampling
-from ltv_assets.defs.assets import predictions as scoring
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
 from ltv_assets.state.project import Project
 
@@ -25,15 +23,7 @@ def build_defs(*, resource_overrides: Mapping[str, Any] | None = None) -> dg.Def
     days = partitions.day_partitions(project.config, project.horizon)
     windows = partitions.window_partitions(project.config, project.horizon)
     return dg.Definitions(
-        assets=automation.automated(
-            [
-                *ingestion.build(project, days),
-                *sampling.build(project, windows),
-                *models.build(project, windows),
-                *evaluation.build(project, windows),
-                *scoring.build(project, days),
-            ]
-        ),
+        assets=automation.automated(assets.build(project, days, windows)),
         asset_checks=checks.build(days, windows),
         jobs=jobs.build(days, windows),
         sensors=sensors.build(project.config, days),

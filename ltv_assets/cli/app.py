@@ -11,7 +11,7 @@ from __future__ import annotations
 import click
 
 from ltv_assets import __version__
-from ltv_assets.cli import champion, dashboard, data, maintenance, models, run
+from ltv_assets.cli import champion, dashboard, data, init, maintenance, models, run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +30,7 @@ def main() -> None:
 for command in (
     run.run,
     run.status,
+    init.init,
     data.simulate,
     data.check_data,
     data.lake_group,

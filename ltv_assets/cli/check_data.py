@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import DataError, LtvError
 from ltv_assets.core.memory import flatten_threads
 from ltv_assets.ingestion.calendar import discover, uncovered_hours
@@ -81,7 +82,7 @@ def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> 
     try:
         result = flatten_files(
             [RawFile(config.data.root / f.path, f.datetime) for f in usable],
-            registry=load_registry(config.features),
+            registry=load_registry(config.features, contract_of(config)),
             labelled=inventory.split == "train",
             out=folder / "day.parquet",
             threads=flatten_threads(config.compute),

@@ -107,6 +107,7 @@ class Column(_Frozen):
     calendar: bool = Field(False, description="it moves with the calendar by itself, which is no drift")
     missing_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="share of missing values seen in real files")
     source: str | None = Field(None, min_length=1, description="name of the column in files; null = its name")
+    example: str | None = Field(None, description="a value as a request may have it; null = an invented one")
     description: str = Field("", description="what it says, in a line")
 
     @property
@@ -237,6 +238,16 @@ class Contract(_Frozen):
         return time_layout(self.time.layout) if self.time.layout is not None else None
 
     @property
+    def has_hours(self) -> bool:
+        """Whether the hour of a row is known, not only its day."""
+        return self.layout is None or self.layout.has_hours
+
+    @property
+    def cold_start_segment(self) -> str:
+        """What the segment of values that training never saw is called, after the last word of their column."""
+        return f"cold_{(self.cold_start or '').rpartition('_')[2]}"
+
+    @property
     def hour_key(self) -> str | None:
         """The column with the row's own hour of the day, if maps are keyed by hours."""
         return self.own_keys.get(HOUR_DOMAIN)
@@ -265,7 +276,7 @@ class Contract(_Frozen):
     def fingerprint(self) -> str:
         """Hash of everything that decides what is read and flattened (16 hex digits); segments and headings do not."""
         left_out = {"name": True, "segments": True, "cold_start": True, "groups": True, "encodings": True}
-        columns = {"columns": {"__all__": {"missing_rate", "group", "calendar"}}}
+        columns = {"columns": {"__all__": {"missing_rate", "group", "calendar", "example"}}}
         return json_hash(self.model_dump(mode="json", exclude={**left_out, **columns}, exclude_defaults=True))
 
 

@@ -136,12 +136,13 @@ class Dashboard:
                 "day": day,
                 "row_id": row_id,
                 "pasted": pasted,
-                "example": one.example(),
+                "example": one.example(snap.project.contract),
                 "offered": (),
                 "explained": None,
                 "stored": None,
                 "fault": "",
                 "champion": snap.champion,
+                "alike": ", ".join(words.segment_words(name) for name in snap.project.contract.segments),
             }
             try:
                 content["offered"] = one.offered_rows(snap.warehouse, day) if day else ()

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.contract import Contract
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.memory import release_memory
 from ltv_assets.dashboard.reading import PublishedWarehouse
-from ltv_assets.features.impressions import HOUR_COLUMN, read_impressions
+from ltv_assets.features.impressions import example_impression, read_impressions
 from ltv_assets.features.schema import feature_names
 from ltv_assets.state.project import Project
 
@@ -40,9 +40,6 @@ MAX_SCANNED_ROWS = 200_000
 BATCH_ROWS = 1024
 NEAREST, SHOWN_NEIGHBOURS, SHOWN_TERMS = 50, 6, 8
 OFFERED_TOP, OFFERED_SPREAD = 5, 7
-LABEL = "iap_revenue_d7"
-ALIKE_COLUMNS = ("country", "advertiser_category", "dev_os")
-"""Columns by which a neighbour is introduced, where the features have them."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,7 @@ class Explainer:
             found = found[0]
         if not isinstance(found, dict):
             raise DataError(f"expected one JSON object with an impression's columns, found {type(found).__name__}; paste one impression")
-        if HOUR_COLUMN not in found:
-            raise DataError(f'the impression has no {HOUR_COLUMN}; add its hour, such as "{HOUR_COLUMN}": "2025-10-08-13-00"')
-        impressions = read_impressions({str(name): [value] for name, value in found.items()}, 1)
+        impressions = read_impressions({str(name): [value] for name, value in found.items()}, 1, self.project.contract)
         if impressions.problems:
             raise DataError(impressions.problems[0])
         return self._flattener.features(impressions.table)
@@ -162,8 +157,8 @@ class Explainer:
         return tuple(Term(c, self._meaning(c), self._values(c, sorted(used[c], reverse=True), row), sums[c]) for c in largest)
 
     def _meaning(self, column: str) -> str:
-        if column in BY_NAME:
-            return BY_NAME[column].description
+        if column in self.project.contract.by_name:
+            return self.project.contract.by_name[column].description
         if "_x_" in column:
             return " and ".join(part.replace("_", " ") for part in column.split("_x_")) + " taken together"
         return self._described.get(column, ("", ""))[0]
@@ -189,7 +184,7 @@ class Explainer:
         """Rows of the holdout day (row_id, label, features), their contributions and expected revenue."""
         from ltv_assets.modeling.design_matrix import encode
 
-        columns = ["row_id", LABEL, *self.names]
+        columns = ["row_id", self.project.contract.target, *self.names]
         table = self.warehouse.read("flattened_features", self.window, lambda files: spread_rows(files, columns, SAMPLE_ROWS))
         release_memory()
         frame = table.select(self.names).to_pandas()
@@ -203,8 +198,8 @@ class Explainer:
             return (), 0, 0, 0.0, 0.0, self.window, 0
         distance = np.sqrt(((others - pushes) ** 2).sum(axis=1))
         nearest = np.lexsort((np.arange(len(distance)), distance))[: min(NEAREST, len(distance) // 10 or 1)]
-        paid = np.nan_to_num(table[LABEL].to_numpy().astype(np.float64))
-        about = [name for name in ALIKE_COLUMNS if name in table.column_names]
+        paid = np.nan_to_num(table[self.project.contract.target].to_numpy().astype(np.float64))
+        about = [name for name in self.project.contract.segments if name in table.column_names]
         shown = tuple(
             Neighbour(
                 str(table["row_id"][int(i)].as_py()),
@@ -309,8 +304,6 @@ def stored_score(warehouse: PublishedWarehouse, day: str, row_id: str) -> dict[s
     return rows[0]
 
 
-def example() -> str:
-    """An invented impression as JSON, in the contract's columns."""
-    from ltv_assets.features.impressions import example_impression
-
-    return json.dumps(example_impression(), indent=1)
+def example(contract: Contract) -> str:
+    """An invented impression as JSON, in the columns of a contract."""
+    return json.dumps(example_impression(contract), indent=1)

@@ -153,7 +153,7 @@ def _recent_days(snap: Snapshot) -> list[dict[str, Any]]:
             row |= {"rows": total["rows"], "expected": total["expected_revenue_usd"]}
             row |= {"low": total["revenue_low_usd"], "high": total["revenue_high_usd"]}
         if outcome is not None:
-            row["actual"] = outcome["revenue_usd"]
+            row["actual"] = outcome["revenue_capped_usd"]
         elif day in snap.windows:
             expected, actual = _holdout_money(snap, day)
             row["actual"] = actual
@@ -232,7 +232,7 @@ def money_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
                 "mille_low": _ratio(1000 * r["revenue_low_usd"], r["rows"]),
                 "mille_high": _ratio(1000 * r["revenue_high_usd"], r["rows"]),
                 "bar": charts.interval_bar(r["expected_revenue_usd"], r["revenue_low_usd"], r["revenue_high_usd"], top, told=told),
-                "actual": known.get(r["value"], {}).get("revenue_usd"),
+                "actual": known.get(r["value"], {}).get("revenue_capped_usd"),
             }
         )
     return {
@@ -391,11 +391,11 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Share of outcomes inside their interval, bias and weighted error; None where nothing has come out yet."""
     if not rows:
         return None
-    inside = sum(r["revenue_low_usd"] <= r["revenue_usd"] <= r["revenue_high_usd"] for r in rows)
-    payers = sum(r["payers_low"] <= r["payers"] <= r["payers_high"] for r in rows)
-    actual = sum(r["revenue_usd"] for r in rows)
+    inside = sum(bool(r["revenue_inside"]) for r in rows)
+    payers = sum(bool(r["payers_inside"]) for r in rows)
+    actual = sum(r["revenue_capped_usd"] for r in rows)
     expected = sum(r["expected_revenue_usd"] for r in rows)
-    errors = sum(abs(r["expected_revenue_usd"] - r["revenue_usd"]) for r in rows)
+    errors = sum(abs(r["expected_revenue_usd"] - r["revenue_capped_usd"]) for r in rows)
     return {
         "n": len(rows),
         "inside": inside,

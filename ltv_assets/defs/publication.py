@@ -1,7 +1,6 @@
 """What every asset does around its one call into the core: verify inputs, publish atomically, describe what it made."""
 
-from __future__ import annotations
-
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, OutputColumn, Upst
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, NoSpaceError, TransientError, explained
 from ltv_assets.defs.partitions import holdout_mapping, training_days_mapping
-from ltv_assets.defs.resources import CatalogueResource, ProjectResource
+from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
 from ltv_assets.state.project import Project
 from ltv_assets.storage.files import sweep_staging
 from ltv_assets.storage.manifest import Manifest
+from ltv_assets.tracking.client import Tracker
 
 OWNERS = ["team:ltv"]
 MAX_RETRIES = 2
@@ -47,25 +47,21 @@ def readable_failures() -> Iterator[None]:
 
 @dataclass
 class Publication:
-    """One asset partition being made: the opened project, its verified inputs, and a stopwatch."""
+    """One asset partition being made: the opened project, its verified inputs, whom to tell of it, and a stopwatch."""
 
     project: Project
     catalogue: CatalogueResource
+    tracker: Tracker
     asset: str
     key: str
+    run_id: str
     inputs: dict[str, str]
     started: float
 
-    @classmethod
-    def begin(cls, resource: ProjectResource, catalogue: CatalogueResource, asset: str, key: str) -> Publication:
-        """Open the project and verify that every input is fresh and passed its checks.
-
-        Raises StaleError naming the input at fault and the command that repairs it.
-        """
-        project = resource.open()
-        sweep_staging(project.warehouse.root)
-        project.warehouse.writable()
-        return cls(project, catalogue, asset, key, project.lineage().require_ready(asset, key), time.perf_counter())
+    @property
+    def log(self) -> logging.Logger:
+        """The log of this run."""
+        return dg.get_dagster_logger()
 
     def publish(self, fill: Fill, facts: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None) -> Manifest:
         """Write the partition and show it in the catalogue; a locked catalogue is left to the next sync.
@@ -123,6 +119,38 @@ class Publication:
             },
             data_version=dg.DataVersion(manifest.fingerprint),
         )
+
+
+def asset(
+    name: str,
+    project: Project,
+    partitions: dg.PartitionsDefinition | None,
+    make: Callable[[Publication], dg.MaterializeResult],
+) -> dg.AssetsDefinition:
+    """The asset that `AssetSpec` declares under this name; ``make`` publishes one partition of it.
+
+    Before that the champion is settled where the asset follows it, the warehouse is found writable, and every input is found fresh
+    and checked; what is not is named in one message with the command that repairs it.
+    """
+
+    @dg.asset(**declared(name, project), partitions_def=partitions)
+    def made(
+        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        with readable_failures():
+            opened = project_resource.open()
+            if any(above.days == "champion" for above in SPECS[name].upstream):
+                from ltv_assets.promotion.promotion import settle_champion
+
+                settle_champion(opened)
+            key = context.partition_key if context.has_partition_key else opened.submission_key
+            sweep_staging(opened.warehouse.root)
+            opened.warehouse.writable()
+            inputs = opened.lineage().require_ready(name, key)
+            tracker = tracking.open(opened)
+            return make(Publication(opened, catalogue, tracker, name, key, context.run_id, inputs, time.perf_counter()))
+
+    return made
 
 
 def column_schema(columns: tuple[OutputColumn, ...]) -> dg.TableSchema:

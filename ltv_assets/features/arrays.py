@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import Column
+from ltv_assets.core.contract import Column
 from ltv_assets.features.canonical import FLOAT32_MAX
 from ltv_assets.features.sql import DISTANT_TIMESTAMP, OLDEST_TIMESTAMP
-from ltv_assets.features.statistics import kind_of
+from ltv_assets.features.statistics import Kind, kind_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.signedinteger[Any]]
@@ -107,8 +107,9 @@ class Entries:
         return Sparse(self.present_rows, self.lengths[self.present_rows])
 
     def is_own(self, own: OwnKey) -> NDArray[np.bool_]:
-        """Return for each entry whether its key is the row's own."""
-        return self.code == own.codes_in(self.dictionary)[self.row]
+        """Return for each entry whether its key is the row's own; an element that is NULL is nobody's."""
+        mine = own.codes_in(self.dictionary)[self.row]
+        return (self.code == mine) & (mine >= 0)
 
     def has_own(self, own: OwnKey) -> Sparse:
         """Return 1 or 0 where both the column and the own key are known."""
@@ -177,11 +178,19 @@ def column_statistics(
     names of the SQL's bookkeeping columns.
     """
     entries, outer = read_entries(column, array)
-    kind = kind_of(column)
-    name = column.name
+    return entry_statistics(kind_of(column), column.name, entries, outer, own, hour_start, counts), entries
+
+
+def entry_statistics(
+    kind: Kind, name: str, entries: Entries, outer: Entries | None, own: OwnKey | None, hour_start: Ints, counts: dict[str, int]
+) -> dict[str, Sparse]:
+    """Return every statistic of a kind of column from its entries; ``outer`` are those of the outer level of nested maps.
+
+    A row of ``entries`` need not be an impression: ``one_row.py`` hands over one impression whose columns of a kind are the rows.
+    """
     with np.errstate(all="ignore"):
         if kind == "list":
-            return _list_statistics(entries, own), entries
+            return _list_statistics(entries, own)
         if kind in ("timestamp_map", "nested_timestamps"):
             statistics = _timestamp_statistics(name, entries, own, hour_start, counts)
         else:
@@ -200,7 +209,7 @@ def column_statistics(
                     "own_n_actions": _own_actions(entries, outer, own),
                     "own_total": statistics.pop("own"),
                 }
-    return statistics, entries
+    return statistics
 
 
 def shared_elements(of: Entries, within: Entries) -> Sparse:

@@ -10,7 +10,7 @@ Next to read: ``arrays.py``.
 | text | dictionary of string, valid UTF-8 |
 | list of text | list of such text |
 | map, map of maps | map from such text to double, to a map |
-| row_id | string, valid UTF-8 |
+| identifier | string, valid UTF-8 |
 
 ``reads`` calls ``read_column`` on zero rows, so the two always agree.
 """
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import Column
+from ltv_assets.core.contract import HOUR_DOMAIN, Column
 from ltv_assets.features.statistics import kind_of
 
 FLOAT32_MAX = 3.4028234663852886e38
@@ -89,7 +89,7 @@ EXAMPLE_LENGTH = 60
 
 def canonical_type(column: Column) -> pa.DataType:
     """Return the Arrow type that `read_column` yields for a column."""
-    if column.role == "key":
+    if column.is_key:
         return pa.string()
     if column.is_label:
         return pa.float64()
@@ -105,7 +105,7 @@ def canonical_type(column: Column) -> pa.DataType:
 
 def described(column: Column) -> str:
     """Return the kind of a column's values, in words for a message."""
-    if column.role == "key":
+    if column.is_key:
         return "text"
     if column.is_label:
         return "a number"
@@ -138,7 +138,7 @@ def read_column(column: Column, array: pa.Array, query: Query) -> tuple[pa.Array
     reading = _Reading(query, Findings())
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), canonical_type(column)), reading.findings
-    if column.role == "key":
+    if column.is_key:
         values = reading.identifiers(array)
     elif column.is_label:
         # Not finite stays what it is: a row with such a label is quarantined later.
@@ -153,7 +153,7 @@ def read_column(column: Column, array: pa.Array, query: Query) -> tuple[pa.Array
             "nested_counts": lambda a: reading.maps(a, lambda inner: reading.maps(inner, reading.numbers), nested=True),
             "nested_timestamps": lambda a: reading.maps(a, lambda inner: reading.maps(inner, reading.timestamps), nested=True),
             "timestamp_map": lambda a: reading.maps(a, reading.timestamps),
-        }.get(kind, lambda a: reading.maps(a, reading.numbers, hours=column.keyed_by == "hour"))(array)
+        }.get(kind, lambda a: reading.maps(a, reading.numbers, hours=column.keyed_by == HOUR_DOMAIN))(array)
     return values, reading.findings
 
 

@@ -14,21 +14,19 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from ltv_assets.core.columns import LABEL_NAMES, RAW_COLUMNS, Column
+from ltv_assets.core.contract import HOUR, Column, Contract, load_contract
+from ltv_assets.core.errors import DataError
+from ltv_assets.core.time_layout import HOUR_KEY
 from ltv_assets.features.canonical import parse_number, parse_timestamp
 from ltv_assets.features.statistics import Kind, kind_of
 
-HOUR_FORMAT = "%Y-%m-%d-%H-00"
-HOUR_COLUMN = "datetime"
-COLUMNS: tuple[Column, ...] = tuple(c for c in RAW_COLUMNS if c.name not in LABEL_NAMES and c.name not in ("row_id", HOUR_COLUMN))
-"""The columns an impression is scored from; ``row_id`` and ``datetime`` are separate."""
-
+HOUR_COLUMN = HOUR
 _NUMBERS = pa.map_(pa.string(), pa.float64())
 _TYPES: dict[Kind, pa.DataType] = {
     "number": pa.float64(),
@@ -41,6 +39,10 @@ _TYPES: dict[Kind, pa.DataType] = {
     "nested_counts": pa.map_(pa.string(), _NUMBERS),
     "nested_timestamps": pa.map_(pa.string(), _NUMBERS),
 }
+_NUMBER_TYPES, _TEXT_TYPES = frozenset((float, int, type(None))), frozenset((str, type(None)))
+_MOMENT = "a timestamp (unix seconds or ISO 8601 text)"
+LATEST_MOMENT = 253_402_300_800.0
+"""The year 10000 in unix seconds."""
 _PAIRS = "an object, a list of pairs, or the JSON text of either"
 
 
@@ -52,40 +54,83 @@ class MalformedValue(ValueError):
         self.expected, self.found, self.where = expected, found, where
 
 
+class MalformedRow(DataError):
+    """An impression that cannot be scored: one sentence for each of its malformed values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Impressions:
     """Impressions in the contract's types, and the problems of those that cannot be scored.
 
     ``table`` has one row for each impression, ``row_id`` (its position), ``hour_start`` (unix seconds) and every column of
-    ``COLUMNS``; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected and found.
+    ``inputs`` of the contract; ``problems`` maps the position of a malformed row to one sentence that names row, column, expected
+    and found.
     """
 
     table: pa.Table
     problems: Mapping[int, str]
 
 
-def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int) -> Impressions:
+def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int, contract: Contract | None = None, first: int = 0) -> Impressions:
     """Turn columns of JSON values into Arrow; an absent column is missing in every row, unknown ones are ignored.
 
-    None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``.
+    The time of a row is ``datetime``, an hour or a day as text; where files say it in a column, that column is read as well.
+    Without a contract the columns are those of the shipped one.
+    None and NaN are missing values. No value raises: an unreadable one is NULL in the table and named in ``problems``, by the
+    number of its row, of which the first is ``first``.
     """
     problems: dict[int, list[str]] = {}
-    hours = _converted(HOUR_COLUMN, columns.get(HOUR_COLUMN, [None] * rows), _hour, problems, missing="is missing")
-    arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array((h or 0 for h in hours), pa.int64())]
-    for column in COLUMNS:
+    contract = contract or load_contract()
+    told = [columns.get(name, [None] * rows) for name in time_columns(contract)]
+    hours = _converted(zip(*told, strict=True), partial(_read_hour, contract), problems, first)
+    arrays = [pa.array(map(str, range(rows)), pa.string()), pa.array(hours, pa.int64())]
+    for column in contract.inputs:
         kind = _TYPES[kind_of(column)]
         if column.name not in columns:
             arrays.append(pa.nulls(rows, kind))
             continue
-        cells = _converted(column.name, columns[column.name], _READERS[kind_of(column)], problems)
-        arrays.append(pa.array(cells, kind))
-    names = ["row_id", "hour_start", *(column.name for column in COLUMNS)]
+        values = columns[column.name]
+        array = _plain_array(values, kind)
+        if array is None:
+            read = partial(read_cell, column.name, reader_of(column))
+            array = pa.array(_converted(values, read, problems, first), kind)
+        arrays.append(array)
+    names = ["row_id", "hour_start", *(column.name for column in contract.inputs)]
     return Impressions(pa.table(arrays, names=names), {row: "; ".join(texts) for row, texts in sorted(problems.items())})
 
 
-def example_impression() -> dict[str, Any]:
-    """An invented impression with every column in its simplest form: a runnable example."""
-    texts = {"country": "us", "dev_os": "android", "dev_osv": "14.1.0", "hour": "13", "release_date": "2024_march"}
+def reader_of(column: Column) -> Callable[[Any], Any]:
+    """The reader of a column's values: a float, a text, a list, or pairs of key and value; raises MalformedValue for any other."""
+    return _READERS[kind_of(column)]
+
+
+def read_cell(name: str, read: Callable[[Any], Any], value: Any, row: int, problems: list[str]) -> Any:
+    """The value of column ``name`` as its reader gives it, None where missing.
+
+    A value that the reader refuses is None, and a sentence about it joins ``problems``.
+    """
+    try:
+        return None if _is_missing(value) else read(value)
+    except MalformedValue as error:
+        problems.append(f"row {row}, column {name}{error}")
+    except Exception as error:  # an object that cannot be inspected must not affect other rows
+        problems.append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
+    return None
+
+
+def time_columns(contract: Contract) -> tuple[str, ...]:
+    """The columns of a request that may say when an impression was: the hour, and the moment where files have a column of it."""
+    return (HOUR_COLUMN,) if contract.time.layout is not None or contract.time.column is None else (HOUR_COLUMN, contract.time.column)
+
+
+def read_hour(contract: Contract, row: Mapping[str, Any], number: int, problems: list[str]) -> int:
+    """Unix seconds of an impression's hour; 0, and a sentence in ``problems``, if it is missing or unreadable."""
+    return _read_hour(contract, [row.get(name) for name in time_columns(contract)], number, problems)
+
+
+def example_impression(contract: Contract | None = None) -> dict[str, Any]:
+    """An invented impression with every column in its simplest form: a runnable example. Without a contract, of the shipped one."""
+    contract = contract or load_contract()
     plain: dict[Kind, Any] = {
         "number": 1.0,
         "timestamp": 1759000000,
@@ -96,30 +141,82 @@ def example_impression() -> dict[str, Any]:
         "nested_counts": {"some.app": {"purchase": 2}},
         "nested_timestamps": {"some.app": {"purchase": 1759000000}},
     }
-    values = {c.name: texts.get(c.name, plain.get(kind_of(c), f"some {c.name}")) for c in COLUMNS}
-    return {"row_id": "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
+    values = {c.name: c.example or plain.get(kind_of(c), f"some {c.name}") for c in contract.inputs}
+    return {contract.identifier: "example", HOUR_COLUMN: "2025-10-07-13-00", **values}
 
 
 # ------------------------------------------------------------------------------------------------------------- values
 
 
-def _converted(
-    name: str, values: Iterable[Any], convert: Callable[[Any], Any], problems: dict[int, list[str]], missing: str | None = None
-) -> list[Any]:
+def _read_hour(contract: Contract, told: Sequence[Any], row: int, problems: list[str]) -> int:
+    """The hour from the values of ``time_columns``: what ``datetime`` says goes before the moment."""
+    said = len(problems)
+    hour = told[0]
+    if not contract.has_hours and isinstance(hour, str) and len(hour) == len("2025-10-07"):
+        hour = f"{hour}-00-00"
+    found = read_cell(HOUR_COLUMN, _hour, hour, row, problems)
+    if len(told) > 1:
+        began = read_cell(time_columns(contract)[1], _hour_of_moment, told[1], row, problems)
+        found = began if found is None else found
+    if found is None and len(problems) == said:
+        problems.append(f"row {row}, column {time_columns(contract)[-1]}: expected {_HOUR}, found nothing")
+    return found or 0
+
+
+def _hour_of_moment(value: Any) -> int:
+    moment = _timestamp(value)
+    if moment is None or not abs(moment) < LATEST_MOMENT:
+        raise MalformedValue(_MOMENT, value)
+    return int(moment // 3600 * 3600)
+
+
+def _converted(values: Iterable[Any], read: Callable[[Any, int, list[str]], Any], problems: dict[int, list[str]], first: int) -> list[Any]:
     out: list[Any] = []
-    for row, value in enumerate(values):
-        cell = None
-        try:
-            if not _is_missing(value):
-                cell = convert(value)
-            elif missing is not None:
-                problems.setdefault(row, []).append(f"row {row}, column {name}: expected {_HOUR}, found nothing")
-        except MalformedValue as error:
-            problems.setdefault(row, []).append(f"row {row}, column {name}{error}")
-        except Exception as error:  # an object that cannot be inspected must not affect other rows
-            problems.setdefault(row, []).append(f"row {row}, column {name}: cannot be read ({type(error).__name__})")
-        out.append(cell)
+    found: list[str] = []
+    for row, value in enumerate(values, first):
+        out.append(read(value, row, found))
+        if found:
+            problems.setdefault(row, []).extend(found)
+            found.clear()
     return out
+
+
+def _plain_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array | None:
+    """A column in its simplest form, whose values need no reading one by one; None if a value has any other form."""
+    try:
+        if pa.types.is_map(kind):
+            return _plain_maps(values) if kind == _NUMBERS else None
+        cells = values if not pa.types.is_list(kind) else [x for value in values if value is not None for x in _plain_list(value)]
+        plain = _NUMBER_TYPES if kind == pa.float64() else _TEXT_TYPES
+        return pa.array(values, kind, from_pandas=True) if plain.issuperset(map(type, cells)) else None
+    except (_NotPlain, pa.ArrowException, ValueError, OverflowError):  # of which Arrow's own are some, and text that UTF-8 cannot hold
+        return None
+
+
+def _plain_maps(values: Sequence[Any]) -> pa.Array:
+    keys: list[str] = []
+    items: list[Any] = []
+    offsets: list[int | None] = []
+    for value in values:
+        offsets.append(None if value is None else len(keys))
+        if value is not None:
+            if type(value) is not dict:
+                raise _NotPlain
+            keys += value
+            items += value.values()
+    if not _NUMBER_TYPES.issuperset(map(type, items)):
+        raise _NotPlain
+    return pa.MapArray.from_arrays(pa.array([*offsets, len(keys)], pa.int32()), pa.array(keys, pa.string()), pa.array(items, pa.float64()))
+
+
+def _plain_list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise _NotPlain
+    return value
+
+
+class _NotPlain(Exception):
+    """A value that has to be read by itself."""
 
 
 def _is_missing(value: Any) -> bool:
@@ -138,7 +235,7 @@ def _hour(value: Any) -> int:
 
 @lru_cache(maxsize=1024)
 def _hour_start(text: str) -> int:
-    return int(datetime.strptime(text, HOUR_FORMAT).replace(tzinfo=UTC).timestamp())
+    return int(datetime.strptime(text, HOUR_KEY).replace(tzinfo=UTC).timestamp())
 
 
 def _text(value: Any) -> str:
@@ -181,7 +278,7 @@ def _timestamp(value: Any) -> float | None:
     except (AttributeError, TypeError, ValueError, OverflowError):
         found = None
     if found is None:
-        raise MalformedValue("a timestamp (unix seconds or ISO 8601 text)", value)
+        raise MalformedValue(_MOMENT, value)
     return float(found)
 
 

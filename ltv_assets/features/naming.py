@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.contract import Contract
 
 ALIKE = 0.85
 """Similarity from which two names are suggested for one another."""
 
 
-def contract_names(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def contract_names(names: Sequence[str], contract: Contract) -> tuple[dict[str, str], list[str]]:
     """Match the names of a file to columns of the contract.
 
     Returns ({column of the contract: its name in the file}, problems). A problem is a duplicate column in
@@ -25,12 +25,12 @@ def contract_names(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         spellings.setdefault(name.casefold(), []).append(name)
     found: dict[str, str] = {}
     problems: list[str] = []
-    for column in BY_NAME:
-        written = spellings.get(column, [])
+    for column in contract.columns:
+        written = spellings.get(column.in_files.casefold(), [])
         if len(written) > 1:
-            problems.append(_repeated(column, written))
+            problems.append(_repeated(column.in_files, written))
         elif written:
-            found[column] = written[0]
+            found[column.name] = written[0]
     return found, problems
 
 

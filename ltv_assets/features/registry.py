@@ -15,14 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from ltv_assets.core.columns import BY_NAME, NOT_FEATURES
 from ltv_assets.core.config import complaint, placed
+from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.errors import ConfigError
 from ltv_assets.core.hashing import short_hash
 from ltv_assets.core.yaml_text import YamlText
-from ltv_assets.features.statistics import OWN_KEY, available
+from ltv_assets.features.statistics import available
 
 _KEYWORDS = ("and", "or", "not", "case", "when", "then", "else", "end", "is", "null", "between")
 _FUNCTIONS = ("abs", "coalesce", "nullif", "exp", "ln", "sqrt", "log10", "pow", "floor", "ceil", "round", "sin", "cos")
@@ -31,6 +31,10 @@ SQL_WORDS = frozenset((*_KEYWORDS, *_FUNCTIONS))
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+NO_FEATURE = "an identifier says nothing about the user; it seeds draws and joins results"
+"""Why no feature is made of the identifier."""
 
 
 class _UnknownNames(ValueError):
@@ -104,18 +108,28 @@ class Group(_Frozen):
 
 
 class Registry(_Frozen):
-    """The whole registry; every name is validated against the contract and the catalogue of statistics."""
+    """The whole registry; every name is validated against the contract and the catalogue of statistics.
+
+    The contract is given as the context of the validation, ``{"contract": ...}``; without one it is the shipped contract.
+    """
 
     price_tiers: Annotated[tuple[float, ...], Field(min_length=1)]
     groups: Annotated[dict[str, Group], Field(min_length=1)]
+    _contract: Contract = PrivateAttr()
 
     @field_validator("price_tiers", mode="before")
     @classmethod
     def _tiers_are_a_tuple(cls, value: object) -> object:
         return tuple(float(v) if type(v) is int else v for v in value) if isinstance(value, list) else value
 
+    @property
+    def contract(self) -> Contract:
+        """The columns the features are made of."""
+        return self._contract
+
     @model_validator(mode="after")
-    def _names_are_known(self) -> Registry:
+    def _names_are_known(self, info: ValidationInfo) -> Registry:
+        self._contract = (info.context or {}).get("contract") or load_contract()
         problems = self._problems()
         if problems:
             raise _UnknownNames(problems)
@@ -123,23 +137,26 @@ class Registry(_Frozen):
 
     def _problems(self) -> list[str]:
         problems: list[str] = []
+        by_name = self.contract.by_name
         if not all(a < b for a, b in zip((0.0, *self.price_tiers), (*self.price_tiers, math.inf), strict=True)):
             problems.append("price_tiers: expected strictly ascending prices in USD above 0")
         for group_name, group in self.groups.items():
             where = f"groups.{group_name}"
             for column_name, statistics in group.columns.items():
-                problems += _column_problems(f"{where}.columns.{column_name}", column_name, statistics)
+                problems += _column_problems(self.contract, f"{where}.columns.{column_name}", column_name, statistics)
             for overlap in group.overlaps:
                 problems += [
                     f"{where}.overlaps: {name!r} is not a list column of the contract"
                     for name in (overlap.of, overlap.within)
-                    if name not in BY_NAME or BY_NAME[name].type != "list<string>"
+                    if name not in by_name or by_name[name].type != "list<string>"
                 ]
             for indicator, columns in group.indicators.items():
                 key = f"{where}.indicators.{indicator}"
                 if not _NAME.fullmatch(indicator) or not columns:
                     problems.append(f"{key}: expected a lower-case name and at least one column")
-                problems += [f"{key}: {name!r} is not a non-label column of the contract" for name in columns if not _is_input(name)]
+                problems += [
+                    f"{key}: {name!r} is not a non-label column of the contract" for name in columns if not _is_input(self.contract, name)
+                ]
             for name, interaction in group.expressions.items():
                 key = f"{where}.expressions.{name}"
                 if not _NAME.fullmatch(name):
@@ -149,7 +166,7 @@ class Registry(_Frozen):
                 problems += [
                     f"{key}: {word!r} is neither a possible feature nor an allowed function"
                     for word in interaction.inputs
-                    if not _is_statistic(word)
+                    if not _is_statistic(self.contract, word)
                 ]
         names = Counter(feature.name for feature in self._all_features(enabled_only=False))
         problems += [f"feature {name!r} is declared {count} times" for name, count in names.items() if count > 1]
@@ -161,7 +178,7 @@ class Registry(_Frozen):
             if enabled_only and not group.enabled:
                 continue
             for column_name, statistics in group.columns.items():
-                column = BY_NAME.get(column_name)
+                column = self.contract.by_name.get(column_name)
                 if column is None or column.is_label:
                     continue
                 for statistic in statistics:
@@ -209,11 +226,14 @@ class Registry(_Frozen):
             used.update(name for overlap in group.overlaps for name in (overlap.of, overlap.within))
             used.update(name for columns in group.indicators.values() for name in columns)
             used.update(word.split("__", 1)[0] for interaction in group.expressions.values() for word in interaction.inputs)
-        return tuple(name for name in BY_NAME if name in used)
+        return tuple(name for name in self.contract.by_name if name in used)
 
     def fingerprint(self) -> str:
         """Return a hash of everything that determines the flattened columns' names and values (16 hex digits)."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        said = self.model_dump(mode="json")
+        if not self.contract.is_shipped:
+            said["contract"] = self.contract.fingerprint()
+        text = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return short_hash(text)
 
 
@@ -222,37 +242,37 @@ def feature_name(column: str, statistic: str) -> str:
     return column if statistic == "value" else f"{column}__{statistic}"
 
 
-def _is_input(name: str) -> bool:
-    return name in BY_NAME and not BY_NAME[name].is_label and name not in NOT_FEATURES
+def _is_input(contract: Contract, name: str) -> bool:
+    column = contract.by_name.get(name)
+    return column is not None and not column.is_label and column.role != "identifier"
 
 
-def _is_statistic(name: str) -> bool:
+def _is_statistic(contract: Contract, name: str) -> bool:
     column, _, statistic = name.partition("__")
-    if not _is_input(column):
+    if not _is_input(contract, column):
         return False
-    spec = available(BY_NAME[column]).get(statistic or "value")
+    spec = available(contract.by_name[column]).get(statistic or "value")
     return spec is not None and not spec.categorical
 
 
-def _column_problems(key: str, name: str, statistics: tuple[str, ...]) -> list[str]:
-    if name in BY_NAME and BY_NAME[name].is_label:
-        return [f"{key}: {name!r} is a label, known only after the impression; it can never be a feature"]
-    if name in NOT_FEATURES:
-        return [f"{key}: {name!r} is never a feature: {NOT_FEATURES[name]}"]
-    if name not in BY_NAME:
+def _column_problems(contract: Contract, key: str, name: str, statistics: tuple[str, ...]) -> list[str]:
+    column = contract.by_name.get(name)
+    if column is None:
         return [f"{key}: no such column in the contract"]
-    if name == "datetime":
+    if column.is_label:
+        return [f"{key}: {name!r} is a label, known only after the impression; it can never be a feature"]
+    if column.role == "identifier":
+        return [f"{key}: {name!r} is never a feature: {NO_FEATURE}"]
+    if column.role == "time":
         return [f"{key}: use hour and weekday, the hour itself is a key"]
-    known = available(BY_NAME[name])
+    known = available(column)
     if not statistics:
         return [f"{key}: expected at least one of {', '.join(known)}"]
-    return [
-        f"{key}: unknown statistic {s!r} for {BY_NAME[name].type}; expected one of {', '.join(known)}" for s in statistics if s not in known
-    ]
+    return [f"{key}: unknown statistic {s!r} for {column.type}; expected one of {', '.join(known)}" for s in statistics if s not in known]
 
 
-def load_registry(path: Path) -> Registry:
-    """Read and validate a registry file.
+def load_registry(path: Path, contract: Contract | None = None) -> Registry:
+    """Read a registry file and validate it against a contract, by default the shipped one.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or names a column, statistic or key that does not exist.
@@ -264,18 +284,11 @@ def load_registry(path: Path) -> Registry:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the feature registry: {error.strerror}") from error
     tree = source.tree
-    lost = sorted(set(OWN_KEY.values()) - set(BY_NAME))
-    if lost:
-        domains = ", ".join(domain for domain, name in OWN_KEY.items() if name in lost)
-        raise ConfigError(
-            f"ltv_assets/core/columns.py: column {lost[0]} is not declared, but features/statistics.py takes the impression's own key of "
-            f"{domains} from it; declare it (files may lack it), or remove its line from OWN_KEY"
-        )
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys price_tiers and groups, found {type(tree).__name__}")
     tree.pop("x-statistics", None)
     try:
-        return Registry.model_validate(tree)
+        return Registry.model_validate(tree, context={"contract": contract})
     except ValidationError as error:
         # An unknown key comes first: it is usually the misspelled form of a key that is reported as missing.
         found = [

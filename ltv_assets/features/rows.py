@@ -65,6 +65,7 @@ class RowFlattener:
     """Flattens impressions in memory; safe to call from several threads, each call uses its own cursor."""
 
     def __init__(self, registry: Registry, threads: int = 1) -> None:
+        self.registry = registry
         self._names = feature_names(registry)
         schema = flattened_schema(registry)
         self._types = [schema.field(name).type for name in self._names]

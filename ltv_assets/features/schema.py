@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.contract import HOUR, ROW_ID
 from ltv_assets.features.registry import Feature, Registry
-from ltv_assets.features.sql import STORED_LABELS
 
 CATEGORICAL = pa.dictionary(pa.int32(), pa.string())
+IDENTIFIER, HOUR_OF_ROW = "identifier of the row", "hour of the row, YYYY-MM-DD-HH-00; 00 where only its day is known"
+"""What is said of the keys where the contract says nothing."""
 _LABEL_TYPES = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64()}
 
 
 def flattened_schema(registry: Registry) -> pa.Schema:
     """Return the schema of a flattened day: keys, labels, features, each field with ``role``, ``unit`` and ``description``."""
+    contract = registry.contract
+    row, hour = contract.by_name[contract.identifier], contract.by_name.get(contract.time.column or "")
     fields = [
-        _field("row_id", pa.string(), "key", BY_NAME["row_id"].unit, BY_NAME["row_id"].description),
-        _field("datetime", CATEGORICAL, "key", BY_NAME["datetime"].unit, BY_NAME["datetime"].description),
+        _field(ROW_ID, pa.string(), "key", row.unit, row.description or IDENTIFIER),
+        _field(HOUR, CATEGORICAL, "key", hour.unit if hour else None, (hour and hour.description) or HOUR_OF_ROW),
     ]
-    fields += [_field(n, _LABEL_TYPES[BY_NAME[n].type], "label", BY_NAME[n].unit, BY_NAME[n].description) for n in STORED_LABELS]
+    labels = [contract.by_name[name] for name in contract.stored_labels]
+    fields += [_field(c.name, _LABEL_TYPES[c.type], "label", c.unit, c.description) for c in labels]
     fields += [_field(f.name, _feature_type(f), "feature", f.unit, f.description) for f in registry.features]
     return pa.schema(fields, metadata={"registry": registry.fingerprint()})
 

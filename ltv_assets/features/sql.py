@@ -19,11 +19,11 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS, REVENUE_LABELS, Column
+from ltv_assets.core.contract import HOUR, Column, Contract
 from ltv_assets.core.errors import ConfigError
 from ltv_assets.features.canonical import FLOAT32_MAX
 from ltv_assets.features.registry import Registry, feature_name
-from ltv_assets.features.statistics import CYCLE_LENGTH, MONTHS, OWN_KEY, available, kind_of, own_key_of
+from ltv_assets.features.statistics import MONTHS, available, kind_of
 
 OLDEST_TIMESTAMP = 946684800
 """2000-01-01 00:00:00 UTC: earlier timestamps are placeholders, not events."""
@@ -37,28 +37,40 @@ ROUNDING_USD = 0.005
 
 ROUNDING_SHARE = 1e-6
 
-TARGET = REVENUE_LABELS[0]
-STORED_LABELS: tuple[str, ...] = tuple(name for name in LABEL_NAMES if name != "registration" and not name.startswith("retention"))
-"""Label columns that are kept, by role, for training and evaluation."""
-
-DEFAULT_SOURCE = (
-    "SELECT *, epoch(strptime(datetime, '%Y-%m-%d-%H-00'))::BIGINT AS hour_start"
-    " FROM read_parquet('train/*/*.parquet', hive_partitioning = true, hive_types_autocast = false)"
-)
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_WORD_OR_QUOTED = re.compile(f"{_QUOTED.pattern}|{_WORD.pattern}")
 
 Steps = dict[str, str]
 
 
-def flatten_sql(registry: Registry, *, source: str = DEFAULT_SOURCE) -> str:
+def files_sql(contract: Contract) -> str:
+    """Return a query over all raw files of ``train/`` with ``hour_start``, to be run at the data root."""
+    if contract.layout is None:
+        moment = _quote(contract.by_name[contract.time.column or ""].in_files)
+        return f"SELECT *, epoch(date_trunc('hour', {moment}::TIMESTAMP))::BIGINT AS hour_start FROM read_parquet('train/**/*.parquet')"
+    folders = "/".join(["*"] * contract.layout.depth)
+    if contract.layout.pattern == f"{HOUR}=%Y-%m-%d-%H-00":
+        return (
+            f"SELECT *, epoch(strptime({HOUR}, '%Y-%m-%d-%H-00'))::BIGINT AS hour_start"
+            f" FROM read_parquet('train/{folders}/*.parquet', hive_partitioning = true, hive_types_autocast = false)"
+        )
+    named = f"array_to_string(string_split(filename, '/')[-{contract.layout.depth + 1}:-2], '/')"
+    return (
+        f"SELECT *, epoch(strptime({named}, '{contract.layout.pattern}'))::BIGINT AS hour_start"
+        f" FROM read_parquet('train/{folders}/*.parquet', hive_partitioning = false, filename = true)"
+    )
+
+
+def flatten_sql(registry: Registry, *, source: str | None = None) -> str:
     """Return the one query that computes ``row_id`` and every feature from a source with the contract's own types.
 
-    The source must have ``hour_start`` (unix seconds, BIGINT) and the raw columns.
+    The source, by default all raw files, must have ``hour_start`` (unix seconds, BIGINT) and the raw columns.
     """
+    source = source or files_sql(registry.contract)
     outputs = {"row_id": "raw_row_id"} | {feature.name: _output_sql(feature.name, feature.categorical) for feature in registry.features}
-    return _assemble(_contract_steps(), _derived_steps(registry), outputs, source)
+    return _assemble(_contract_steps(registry.contract), _derived_steps(registry), outputs, source)
 
 
 def row_sql(registry: Registry, *, source: str, labelled: bool) -> str:
@@ -68,22 +80,25 @@ def row_sql(registry: Registry, *, source: str, labelled: bool) -> str:
     own key (``_own_hour``), a hash of the identifier (``_row_hash``, NULL where there is none) and the inputs of interactions
     (``_input_<f>``). Text features are the canonical text itself.
     """
-    scalars = [name for name in registry.source_columns if not BY_NAME[name].is_nested]
-    outputs = _keys_and_labels(labelled) | verdict(labelled) | counts(scalars)
-    outputs["_own_hour"] = own_keys()["hour"]
+    contract = registry.contract
+    scalars = [name for name in registry.source_columns if not contract.by_name[name].is_nested]
+    outputs = _keys_and_labels(contract, labelled) | verdict(contract, labelled) | counts(contract, scalars)
+    if contract.hour_key is not None:
+        outputs["_own_hour"] = own_keys(contract)[contract.hour_key]
     outputs["_row_hash"] = "CASE WHEN raw_row_id <> '' THEN hash(raw_row_id) END"
     outputs |= _column_outputs(registry, scalars)
-    return _assemble(_canonical_steps(labelled), _derived_steps(registry), outputs, source)
+    return _assemble(_canonical_steps(contract, labelled), _derived_steps(registry), outputs, source)
 
 
 def row_columns(registry: Registry, labelled: bool) -> tuple[str, ...]:
     """Return the scalar columns of the contract that a row is made of: identifier, labels, sources of features, own keys."""
-    scalars = (name for name in registry.source_columns if not BY_NAME[name].is_nested)
-    return tuple(dict.fromkeys(("row_id", *(STORED_LABELS if labelled else ()), *scalars, *own_keys())))
+    contract = registry.contract
+    scalars = (name for name in registry.source_columns if not contract.by_name[name].is_nested)
+    return tuple(dict.fromkeys((contract.identifier, *(contract.stored_labels if labelled else ()), *scalars, *own_keys(contract))))
 
 
-def _keys_and_labels(labelled: bool) -> Steps:
-    return {"row_id": "raw_row_id"} | {name: _label_sql(name, labelled) for name in STORED_LABELS}
+def _keys_and_labels(contract: Contract, labelled: bool) -> Steps:
+    return {"row_id": "raw_row_id"} | {name: _label_sql(contract, name, labelled) for name in contract.stored_labels}
 
 
 def _column_outputs(registry: Registry, columns: Sequence[str]) -> Steps:
@@ -101,9 +116,9 @@ def _column_of(feature: str) -> str:
     return feature.split("__", 1)[0]
 
 
-def own_keys() -> dict[str, str]:
+def own_keys(contract: Contract) -> dict[str, str]:
     """Return the SQL of the impression's own key (VARCHAR) by the column it is taken from."""
-    return {name: "hour_key" if name == "hour" else f"raw_{name}" for name in OWN_KEY.values()}
+    return {name: "hour_key" if name == contract.hour_key else f"raw_{name}" for name in contract.own_key_columns}
 
 
 def interaction_inputs(registry: Registry) -> tuple[str, ...]:
@@ -131,76 +146,123 @@ def explain_sql(registry: Registry, column: str) -> str:
     else:
         chosen = [feature for feature in registry.features if feature.name == column or feature.name.startswith(f"{column}__")]
     if not chosen:
-        near = get_close_matches(column, [*by_name, *BY_NAME], n=3)
+        near = get_close_matches(column, [*by_name, *registry.contract.by_name], n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"{column}: no such feature, and no enabled feature is made of a raw column of this name{hint}")
+    contract = registry.contract
     comments = [f"-- {feature.name} [{feature.unit or 'no unit'}]: {feature.description}" for feature in chosen]
     outputs = {"row_id": "raw_row_id", **{f.name: _output_sql(f.name, f.categorical) for f in chosen}}
-    return "\n".join([*comments, _assemble(_contract_steps(), _derived_steps(registry), outputs, DEFAULT_SOURCE)])
+    return "\n".join([*comments, _assemble(_contract_steps(contract), _derived_steps(registry), outputs, files_sql(contract))])
 
 
-def counts(columns: Sequence[str]) -> Steps:
+def scalar_features(registry: Registry) -> Steps:
+    """Return the SQL of every numeric feature of a scalar column, written out over ``row_inputs``."""
+    combined = {name for group in registry.groups.values() for name in group.expressions}
+    scalars = {name for name in registry.source_columns if not registry.contract.by_name[name].is_nested}
+    wanted = (f.name for f in registry.features if not f.categorical and f.name not in combined and _column_of(f.name) in scalars)
+    return _written_out(registry, {name: name for name in wanted})
+
+
+def written_own_keys(registry: Registry) -> tuple[str, ...]:
+    """Return the SQL of the impression's own keys, in the order of ``own_keys``, written out over ``row_inputs``."""
+    return tuple(_written_out(registry, own_keys(registry.contract)).values())
+
+
+def interactions(registry: Registry) -> Steps:
+    """Return the SQL of every enabled interaction, written out over ``row_inputs`` and the statistics of nested columns."""
+    enabled = (group for group in registry.groups.values() if group.enabled)
+    return _written_out(registry, {name: name for group in enabled for name in group.expressions})
+
+
+def row_inputs(contract: Contract) -> dict[str, str]:
+    """Return the logical scalar columns that a row's features are made of, in the contract's order, with their SQL types."""
+    scalars = (c for c in contract.inputs if not c.is_nested)
+    return {"hour_start": "BIGINT"} | {f"raw_{c.name}": "VARCHAR" if kind_of(c) == "text" else "DOUBLE" for c in scalars}
+
+
+def _written_out(registry: Registry, chosen: Mapping[str, str]) -> Steps:
+    """Replace every step in the chosen expressions by its own SQL, down to logical columns and statistics of nested columns."""
+    steps = _derived_steps(registry)
+    nested = [c for c in registry.contract.inputs if c.is_nested]
+    last = {feature_name(c.name, statistic) for c in nested for statistic in available(c)} | row_inputs(registry.contract).keys()
+
+    def written(sql: str) -> str:
+        def replaced(found: re.Match[str]) -> str:
+            word = found.group()
+            return f"({written(steps[word])})" if word in steps and word not in last else word
+
+        return _WORD_OR_QUOTED.sub(replaced, sql)
+
+    return {name: written(sql) for name, sql in chosen.items()}
+
+
+def counts(contract: Contract, columns: Sequence[str]) -> Steps:
     """Return the columns that count impossible timestamps: ``_future_<c>`` after the hour began, ``_distant_<c>`` too large for seconds,
     ``_ancient_<c>`` before 2000."""
-    moments = [name for name in columns if kind_of(BY_NAME[name]) == "timestamp"]
+    moments = [name for name in columns if kind_of(contract.by_name[name]) == "timestamp"]
     return {f"_{when}_{name}": f"{when}_{name}" for name in moments for when in ("future", "distant", "ancient")}
 
 
-def verdict(labelled: bool) -> Steps:
+def verdict(contract: Contract, labelled: bool) -> Steps:
     """Return the columns that validate a row: ``_reason`` for its quarantine, ``_value`` is the invalid value.
 
     On labelled days ``_disagree`` is true where the payer flag contradicts the revenue, ``_no_flag`` where it is neither 0
     nor 1, and ``_rounded_<label>`` where a horizon was raised to the shorter one; all are only counted.
     """
-    reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons() if labelled else [])]
+    reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons(contract) if labelled else [])]
     whens = " ".join(f"WHEN {test} THEN '{reason}'" for test, reason, _ in reasons)
     values = " ".join(f"WHEN {test} THEN {value}::VARCHAR" for test, _, value in reasons)
     outputs = {"_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}
     if labelled:
-        outputs["_disagree"] = "raw_buyer_d7 = 0 AND label_iap_revenue_d7 > 0"
-        outputs["_no_flag"] = "raw_buyer_d7 NOT IN (0, 1)"
-        outputs |= {f"_rounded_{name}": f"(label_{name} <> raw_{name})::INTEGER" for name in REVENUE_LABELS}
+        if contract.payer is not None:
+            outputs["_disagree"] = f"raw_{contract.payer} = 0 AND label_{contract.target} > 0"
+            outputs["_no_flag"] = f"raw_{contract.payer} NOT IN (0, 1)"
+        outputs |= {f"_rounded_{name}": f"(label_{name} <> raw_{name})::INTEGER" for name in contract.revenue}
     return outputs
 
 
-def _label_steps() -> Steps:
+def _label_steps(contract: Contract) -> Steps:
     """Return revenue as it is used: a longer horizon that is lower by rounding only becomes the shorter one."""
 
     def raised(x: str, to: str) -> str:
         near = f"{to} - {x} <= greatest({ROUNDING_USD!r}, {ROUNDING_SHARE!r} * {to})"
         return f"CASE WHEN {x} < {to} AND {near} THEN {to} ELSE {x} END"
 
-    d7, d14, d28 = REVENUE_LABELS
-    return {
-        f"label_{d7}": raised(f"raw_{d7}", "0.0"),
-        f"label_{d14}": raised(f"raw_{d14}", f"label_{d7}"),
-        f"label_{d28}": raised(f"raw_{d28}", f"coalesce(label_{d14}, label_{d7})"),
-    }
+    steps: Steps = {}
+    for name in contract.revenue:
+        # The longest shorter horizon that is known; the first always is.
+        shorter = list(reversed(steps))
+        steps[f"label_{name}"] = raised(
+            f"raw_{name}", "0.0" if not shorter else shorter[0] if len(shorter) == 1 else f"coalesce({', '.join(shorter)})"
+        )
+    return steps
 
 
-def _label_reasons() -> list[tuple[str, str, str]]:
-    d7, d14, d28 = (f"label_{name}" for name in REVENUE_LABELS)
-    reasons = [
-        (f"{d7} IS NULL", "iap_revenue_d7 missing", d7),
-        ("raw_buyer_d7 IS NULL", "buyer_d7 missing", "raw_buyer_d7"),
-    ]
-    for name in REVENUE_LABELS:
+def _label_reasons(contract: Contract) -> list[tuple[str, str, str]]:
+    target, first = contract.target, f"label_{contract.target}"
+    reasons = [(f"{first} IS NULL", f"{target} missing", first)]
+    if contract.payer is not None:
+        reasons.append((f"raw_{contract.payer} IS NULL", f"{contract.payer} missing", f"raw_{contract.payer}"))
+    for name in contract.revenue:
         x = f"label_{name}"
         reasons += [
             (f"NOT isfinite({x})", f"{name} not finite", x),
             (f"{x} < 0", f"{name} negative", x),
             (f"{x} > {ABSURD_REVENUE:.0f}", f"{name} above {ABSURD_REVENUE:.0e} USD", x),
         ]
-    reasons += [
-        (f"{d14} < {d7}", "iap_revenue_d14 below iap_revenue_d7", d14),
-        (f"{d28} < greatest({d7}, coalesce({d14}, {d7}))", "iap_revenue_d28 below a shorter horizon", d28),
-    ]
+    for place, name in enumerate(contract.revenue[1:], start=1):
+        x, between = f"label_{name}", contract.revenue[1:place]
+        if not between:
+            reasons.append((f"{x} < {first}", f"{name} below {target}", x))
+        else:
+            shorter = ", ".join(f"coalesce(label_{other}, {first})" for other in between)
+            reasons.append((f"{x} < greatest({first}, {shorter})", f"{name} below a shorter horizon", x))
     return reasons
 
 
-def _label_sql(name: str, labelled: bool) -> str:
-    kind = {"int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE"}[BY_NAME[name].type]
-    prefix = "label" if name in REVENUE_LABELS else "raw"
+def _label_sql(contract: Contract, name: str, labelled: bool) -> str:
+    kind = {"int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE"}[contract.by_name[name].type]
+    prefix = "label" if name in contract.revenue else "raw"
     return f"try_cast({prefix}_{name} AS {kind})" if labelled else f"NULL::{kind}"
 
 
@@ -213,27 +275,25 @@ def _quote(name: str) -> str:
     return f'"{name}"'
 
 
-def _canonical_steps(labelled: bool) -> Steps:
+def _canonical_steps(contract: Contract, labelled: bool) -> Steps:
     """Return the first layer over canonical scalars, which need no conversion."""
-    steps: Steps = {"hour_start": "hour_start"}
-    for column in RAW_COLUMNS:
-        if column.name in STORED_LABELS and labelled:
+    steps: Steps = {"hour_start": "hour_start", "raw_row_id": _quote(contract.identifier)}
+    for column in contract.columns:
+        if column.name in contract.stored_labels and labelled:
             # In the longer horizons and the flag some writers use NaN for NULL; a row with a NaN target is quarantined.
-            known = column.name == TARGET
+            known = column.name == contract.target
             steps[f"raw_{column.name}"] = _quote(column.name) if known else f"CASE WHEN NOT isnan({column.name}) THEN {column.name} END"
-        elif not column.is_label and not column.is_nested and column.name != "datetime":
+        elif not column.is_label and not column.is_nested and not column.is_key:
             steps[f"raw_{column.name}"] = _quote(column.name)
     return steps
 
 
-def _contract_steps() -> Steps:
+def _contract_steps(contract: Contract) -> Steps:
     """Return the first layer over columns that have the contract's own types."""
-    steps: Steps = {"hour_start": "hour_start"}
-    for column in RAW_COLUMNS:
-        name, quoted = column.name, _quote(column.name)
-        kind = "text" if column.role == "key" else kind_of(column)
-        if column.is_label or name == "datetime":
-            continue
+    steps: Steps = {"hour_start": "hour_start", "raw_row_id": _quote(contract.by_name[contract.identifier].in_files)}
+    for column in contract.inputs:
+        name, quoted = column.name, _quote(column.in_files)
+        kind = kind_of(column)
         if kind in ("text", "list"):
             steps[f"raw_{name}"] = quoted
         elif kind in ("number", "timestamp"):
@@ -249,10 +309,12 @@ def _contract_steps() -> Steps:
 
 def _derived_steps(registry: Registry) -> Steps:
     """Return every step that a feature may need; unused steps are dropped when the query is assembled."""
-    steps: Steps = {"hour_key": "lpad(try_cast(raw_hour AS INTEGER)::VARCHAR, 2, '0')", **_label_steps()}
-    for column in RAW_COLUMNS:
-        if not column.is_label and column.role != "key":
-            steps |= _column_steps(column, registry)
+    contract = registry.contract
+    steps = _label_steps(contract)
+    if contract.hour_key is not None:
+        steps["hour_key"] = f"lpad(try_cast(raw_{contract.hour_key} AS INTEGER)::VARCHAR, 2, '0')"
+    for column in contract.inputs:
+        steps |= _column_steps(column, registry)
     for group in registry.groups.values():
         for overlap in group.overlaps:
             # list_intersect treats NULL as an empty list, hence the test.
@@ -260,14 +322,15 @@ def _derived_steps(registry: Registry) -> Steps:
             steps[overlap.name] = f"CASE WHEN raw_{overlap.of} IS NOT NULL AND raw_{overlap.within} IS NOT NULL THEN {shared} END"
             steps[f"{overlap.name}_share"] = f"{overlap.name} / nullif({overlap.of}__n_unique, 0)"
         for indicator, columns in group.indicators.items():
-            tests = " AND ".join(f"{_presence(BY_NAME[name])} IS NULL" for name in columns)
+            tests = " AND ".join(f"{_presence(contract.by_name[name])} IS NULL" for name in columns)
             steps[f"missing__{indicator}"] = f"({tests})::INTEGER"
         steps |= {name: interaction.sql for name, interaction in group.expressions.items()}
     return steps
 
 
 def _column_steps(column: Column, registry: Registry) -> Steps:
-    c, own, kind = column.name, _own_sql(column), kind_of(column)
+    c, kind = column.name, kind_of(column)
+    own = own_keys(registry.contract)[column.own_key] if column.own_key is not None else None
     steps: Steps = {}
     values = f"raw_{c}_values"
     if kind.startswith("nested"):
@@ -288,7 +351,7 @@ def _column_steps(column: Column, registry: Registry) -> Steps:
         steps[f"valid_{c}"] = f"raw_{c}"
     tier = _tier_sql(f"valid_{c}", registry.price_tiers)
     for name, statistic in available(column).items():
-        steps[feature_name(c, name)] = statistic.sql.format(c=c, own=own, period=CYCLE_LENGTH.get(c), tier=tier, months=list(MONTHS))
+        steps[feature_name(c, name)] = statistic.sql.format(c=c, own=own, period=column.cycle, tier=tier, months=list(MONTHS))
     return steps
 
 
@@ -331,11 +394,6 @@ def _own_entries(c: str, own: str, values: str, reduce: str) -> str:
     # The test first: most rows lack their own key, and only rows with it need the filter.
     entries = f"list_filter({values}, lambda x, i: raw_{c}_keys[i] = {own})"
     return f"CASE WHEN list_contains(raw_{c}_keys, {own}) THEN {reduce.format(entries)} END"
-
-
-def _own_sql(column: Column) -> str | None:
-    own = own_key_of(column)
-    return own_keys()[own] if own is not None else None
 
 
 def _presence(column: Column) -> str:

@@ -9,8 +9,8 @@ Conventions, the same for every column:
 * a NULL column gives NULL statistics; an empty map or list gives ``n_keys`` / ``length`` 0 and NULL for the rest;
 * ``n_keys`` counts entries, so repeated keys and keys with a NULL value count too;
 * NULL, NaN and infinite values are ignored by every other statistic (and non-finite ones are counted by the flattener);
-* ``own`` looks up the impression's own key (advertiser bundle, category, taxonomy level, country, region, OS version,
-  hour), sums the finite values of its entries and is NULL when the key is absent;
+* ``own`` looks up the impression's own key, which another column holds (``own_keys`` of the contract), sums the finite values
+  of its entries and is NULL when the key is absent;
 * shares and entropy use the positive values, so a share lies in 0..1; they are NULL when nothing is positive;
 * ``std`` divides by n (ddof 0); entropy is in nats; days are counted back from the start of the impression's hour.
 """
@@ -20,20 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ltv_assets.core.columns import Column, KeyDomain
+from ltv_assets.core.contract import Column
 
 Kind = Literal["number_map", "timestamp_map", "histogram", "nested_counts", "nested_timestamps", "list", "timestamp", "number", "text"]
-
-OWN_KEY: dict[KeyDomain, str] = {
-    "bundle": "advertiser_bundle",
-    "category": "advertiser_category",
-    "taxonomy": "advertiser_bottom_taxonomy_level",
-    "country": "country",
-    "region": "region",
-    "os_version": "dev_osv",
-    "hour": "hour",
-}
-"""The scalar column that holds the impression's own key for maps and lists keyed by each domain."""
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")
 
@@ -140,9 +129,6 @@ STATISTICS: dict[Kind, dict[str, Statistic]] = {
     },
 }
 
-CYCLE_LENGTH: dict[str, int] = {"hour": 24, "weekday": 7}
-"""Columns with a cyclical encoding and the length of their cycle."""
-
 
 def kind_of(column: Column) -> Kind:
     """Return the kind of a non-label column, which selects its statistics."""
@@ -159,15 +145,9 @@ def kind_of(column: Column) -> Kind:
     return "text" if column.type == "string" and column.meaning != "number" else "number"
 
 
-def own_key_of(column: Column) -> str | None:
-    """Return the scalar column holding the impression's own key for a map or list, or None where there is no counterpart."""
-    return OWN_KEY.get(column.keyed_by) if column.keyed_by is not None else None
-
-
 def available(column: Column) -> dict[str, Statistic]:
     """Return the available statistics of a column: name -> statistic."""
-    cyclical = column.name in CYCLE_LENGTH
-    own = own_key_of(column)
+    cyclical, own = column.cycle is not None, column.own_key
     return {
         name: statistic
         for name, statistic in STATISTICS[kind_of(column)].items()

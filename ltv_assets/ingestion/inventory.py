@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import Contract, contract_of, load_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.core.hashing import short_hash
 from ltv_assets.features.naming import contract_names, similar_name
@@ -222,7 +222,9 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
     """
     split = horizon.split_of(day)
     folders = _folders_of(config, split, day)
-    return inspect_hours(config.data.root, split, day, [(key, data_files(folder)) for key, folder in folders.items()], cache)
+    return inspect_hours(
+        config.data.root, split, day, [(key, data_files(folder)) for key, folder in folders.items()], cache, contract=contract_of(config)
+    )
 
 
 def inspect_hours(
@@ -233,25 +235,28 @@ def inspect_hours(
     cache: HashCache | None = None,
     *,
     expected: Sequence[int] = HOURS,
+    contract: Contract | None = None,
 ) -> DayInventory:
     """Open and hash the files of one day, given as (hour key, files) in their order, anywhere below ``root``.
 
     Args:
         split: ``train`` if the files must have labels.
         expected: hours of the day that are reported as missing if they are not given.
+        contract: the columns that are expected; by default those of the shipped contract.
     """
+    contract = contract or load_contract()
     cache = cache if cache is not None else HashCache()
     records: list[FileRecord] = []
     schemas: dict[str, pa.Schema] = {}
     for key, candidates in hours:
-        records += [_inspect_file(root, split, str(day), key, path, cache, schemas) for path in candidates]
+        records += [_inspect_file(root, split, str(day), key, path, cache, schemas, contract) for path in candidates]
     records = _mark_duplicates(records)
     cache.save()
     given = {key for key, _ in hours}
     missing_hours = tuple(h for h in (f"{day:%Y-%m-%d}-{hour:02d}-00" for hour in expected) if h not in given)
     empty = tuple(key for key, candidates in hours if not candidates)
     good = [r for r in records if r.is_good]
-    missing, unexpected, errors, warnings = _compare_schemas(split, good, schemas)
+    missing, unexpected, errors, warnings = _compare_schemas(contract, split, good, schemas)
     if missing_hours:
         warnings.append(f"day {day}: {len(missing_hours)} of 24 hours are missing: {_shorten(missing_hours)}")
     if empty:
@@ -275,7 +280,9 @@ def data_files(folder: Path) -> list[Path]:
     return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(HIDDEN) and not e.name.endswith(IGNORED_SUFFIXES))
 
 
-def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cache: HashCache, schemas: dict[str, pa.Schema]) -> FileRecord:
+def _inspect_file(
+    root: Path, split: Split, day: str, key: str, path: Path, cache: HashCache, schemas: dict[str, pa.Schema], contract: Contract
+) -> FileRecord:
     relative = name_below(root, path)
     size = path.lstat().st_size
 
@@ -304,7 +311,7 @@ def _inspect_file(root: Path, split: Split, day: str, key: str, path: Path, cach
     except OSError as error:
         # The hash detects a repair that does not change the size.
         return quarantined(f"not a readable parquet file: {str(error).splitlines()[0]:.160}", _digest_or_none(path, cache))
-    problem = footer if isinstance(footer, str) else _naming_problem(footer.schema)
+    problem = footer if isinstance(footer, str) else _naming_problem(footer.schema, contract)
     if isinstance(footer, str) or problem is not None:
         return quarantined(str(problem), digest)
     schemas[relative] = footer.schema
@@ -330,12 +337,12 @@ def _digest_or_none(path: Path, cache: HashCache) -> str | None:
         return None
 
 
-def _naming_problem(schema: pa.Schema) -> str | None:
+def _naming_problem(schema: pa.Schema, contract: Contract) -> str | None:
     """Problem of an ambiguous column: a duplicate column of the contract, or one with the name of an engine column; else None."""
     reserved = sorted(name for name in schema.names if name.casefold() in ENGINE_COLUMNS)
     if reserved:
         return f"column {reserved[0]} has a name that is reserved; deliver the file without it"
-    problems = contract_names(schema.names)[1]
+    problems = contract_names(schema.names, contract)[1]
     return problems[0] if problems else None
 
 
@@ -359,10 +366,12 @@ def schema_fingerprint(schema: pa.Schema) -> str:
 
 
 def _compare_schemas(
-    split: Split, good: list[FileRecord], schemas: Mapping[str, pa.Schema]
+    contract: Contract, split: Split, good: list[FileRecord], schemas: Mapping[str, pa.Schema]
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[str], list[str]]:
-    required = REQUIRED_TRAIN_COLUMNS if split == "train" else REQUIRED_TEST_COLUMNS
-    wanted = set(BY_NAME) - {"datetime", *required, *(LABEL_NAMES if split == "test" else ())}
+    required = contract.required(split == "train")
+    # With folders that say the hour, a column of it is not needed, nor read.
+    moment = contract.time.column if contract.layout is not None else None
+    wanted = set(contract.by_name) - {moment, *required, *(contract.label_names if split == "test" else ())}
     present: set[str] = set()
     unknown: set[str] = set()
     errors: list[str] = []
@@ -370,18 +379,19 @@ def _compare_schemas(
     renamed_in: dict[tuple[str, str], list[str]] = {}
     for record in good:
         names = schemas[record.path].names
-        found, _ = contract_names(names)
+        found, _ = contract_names(names, contract)
         present |= found.keys()
         unknown |= set(names) - set(found.values())
         for name in required:
             if name not in found:
                 errors.append(
-                    f"{record.path}: required column {name} is missing; expected it in every file of {split}/; deliver the file again"
+                    f"{record.path}: required column {contract.by_name[name].in_files} is missing; "
+                    f"expected it in every file of {split}/; deliver the file again"
                 )
         for name in wanted - found.keys():
             missing_in.setdefault(name, []).append(record.path)
         for name, written in found.items():
-            if written != name:
+            if written != contract.by_name[name].in_files:
                 renamed_in.setdefault((name, written), []).append(record.path)
 
     def where(files: list[str]) -> str:
@@ -392,12 +402,12 @@ def _compare_schemas(
         similar = similar_name(name, unknown)
         hint = f"; {similar} has a similar name, and is ignored" if similar is not None else ""
         warnings.append(f"column {name} is missing in {where(files)}: read as NULL{hint}")
-    if "datetime" in present:
-        warnings.append("column datetime is ignored: the hour of an impression is that of its folder's name")
+    if moment in present:
+        warnings.append(f"column {moment} is ignored: the hour of an impression is that of its folder's name")
     if unknown:
         warnings.append(f"unexpected columns are ignored: {_shorten(sorted(unknown))}")
-    if split == "test" and present & set(LABEL_NAMES):
-        warnings.append(f"label columns in test/ are ignored: {_shorten(sorted(present & set(LABEL_NAMES)))}")
+    if split == "test" and present & set(contract.label_names):
+        warnings.append(f"label columns in test/ are ignored: {_shorten(sorted(present & set(contract.label_names)))}")
     return tuple(sorted(missing_in)), tuple(sorted(unknown)), errors, warnings
 
 

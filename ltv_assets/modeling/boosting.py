@@ -25,6 +25,7 @@ from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix, bin_params
 from ltv_assets.modeling.lightgbm_params import repeatable_params
 from ltv_assets.modeling.serialization import Files, from_json, seal_text, to_json, unseal_text
+from ltv_assets.modeling.single_row import SingleRowPredictor
 
 Params = dict[str, Any]
 Metric = Callable[[Floats, Floats], float]
@@ -62,17 +63,25 @@ class TreeModel:
             return np.zeros(0)
         if values.shape[1] != len(self.names):
             raise ModelFileError(f"model expects {len(self.names)} columns, found {values.shape[1]}: it belongs to another encoder")
-        used, booster = self._narrow
-        threads = 1 if len(values) <= ONE_THREAD_ROWS else self.threads
-        raw = np.asarray(booster.predict(np.take(values, used, axis=1), raw_score=True, num_threads=threads), dtype=np.float64)
+        used, booster, single = self._narrow
+        if len(values) == 1:
+            raw = np.array([single.score(values[0], used)])
+        else:
+            threads = 1 if len(values) <= ONE_THREAD_ROWS else self.threads
+            raw = np.asarray(booster.predict(np.take(values, used, axis=1), raw_score=True, num_threads=threads), dtype=np.float64)
         # LightGBM's raw scores of a random forest are sums over trees, not the average that a forest is.
-        return base + (raw / self.n_trees if "\naverage_output\n" in self.text[:2000] else raw)
+        return base + (raw / self.n_trees if self._averages else raw)
 
     @cached_property
-    def _narrow(self) -> tuple[NDArray[np.int64], lgb.Booster]:
+    def _averages(self) -> bool:
+        return "\naverage_output\n" in self.text[:2000]
+
+    @cached_property
+    def _narrow(self) -> tuple[NDArray[np.int64], lgb.Booster, SingleRowPredictor]:
         """Columns that occur in a split, and the same trees on those columns alone: LightGBM copies every column of every row."""
         used, text = narrowed(self.text)
-        return used, lgb.Booster(model_str=text)
+        booster = lgb.Booster(model_str=text)
+        return used, booster, SingleRowPredictor(booster, len(used))
 
     def importance(self) -> dict[str, dict[str, float]]:
         """Total gain and number of splits of each feature that is used."""

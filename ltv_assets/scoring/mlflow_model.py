@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import ModelFileError, StaleError
 from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.features.impressions import example_impression
 from ltv_assets.features.registry import load_registry
-from ltv_assets.scoring.online import ERROR_COLUMN, INPUT_COLUMNS, LISTING, MODELS, REGISTRY, SCHEMA_VERSION, OnlineModel
+from ltv_assets.scoring.online import CONTRACT, ERROR_COLUMN, LISTING, MODELS, REGISTRY, SCHEMA_VERSION, OnlineModel, input_columns
 from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def write_model(config: Config, warehouse: Warehouse, window: str, folder: Path)
     from mlflow import pyfunc
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
-    example = pd.DataFrame([example_impression()])
+    example = pd.DataFrame([example_impression(contract_of(config))])
     with tempfile.TemporaryDirectory(prefix="ltv-model-") as temporary:
         data = Path(temporary) / "ltv"
         write_files(config, warehouse, window, data)
@@ -66,7 +67,7 @@ def write_model(config: Config, warehouse: Warehouse, window: str, folder: Path)
             str(folder),
             loader_module="ltv_assets.scoring.online",
             data_path=str(data),
-            signature=signature(),
+            signature=signature(contract_of(config)),
             input_example=example,
             # Said, not guessed: guessing loads the model in a process of its own, which takes many seconds.
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
@@ -74,10 +75,10 @@ def write_model(config: Config, warehouse: Warehouse, window: str, folder: Path)
 
 
 def write_files(config: Config, warehouse: Warehouse, window: str, folder: Path) -> None:
-    """Write the verified files of a window's served model, its feature registry and the list of both with their hashes."""
+    """Write the verified files of a window's served model, its feature registry, its contract and the list of all with their hashes."""
     files = {f"{MODELS}/{name}": data for name, data in warehouse.artifacts("served_model", window).items()}
     _require_same_features(config, warehouse, window)
-    files[REGISTRY] = config.features.read_bytes()
+    files |= {REGISTRY: config.features.read_bytes(), CONTRACT: config.contract.read_bytes()}
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -94,7 +95,7 @@ def _require_same_features(config: Config, warehouse: Warehouse, window: str) ->
     """Refuse a registry that differs from the one the window's last day was flattened with."""
     if warehouse.manifest("flattened_features", window) is None:
         return
-    expected = load_registry(config.features).fingerprint()
+    expected = load_registry(config.features, contract_of(config)).fingerprint()
     for path in warehouse.files("flattened_features", window, verify=False):
         metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
         if metadata.get(b"registry", b"").decode() != expected:
@@ -104,7 +105,7 @@ def _require_same_features(config: Config, warehouse: Warehouse, window: str) ->
             )
 
 
-def signature() -> ModelSignature:
+def signature(contract: Contract) -> ModelSignature:
     """The model's inputs and outputs.
 
     Every input is optional and of any type, because a nested column may arrive in several JSON forms and one malformed
@@ -118,6 +119,6 @@ def signature() -> ModelSignature:
     kinds: dict[str, Any] = {"DOUBLE": "double", "BOOLEAN": "boolean", "VARCHAR": "string"}
     outputs = [ColSpec(kinds[c.type], c.name, required=False) for c in RELATIONS["predictions"] if c.name != "day"]
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in INPUT_COLUMNS]),
+        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in input_columns(contract)]),
         outputs=Schema([*outputs, ColSpec("string", ERROR_COLUMN, required=False)]),
     )

@@ -8,16 +8,19 @@ registering it (``registered.py``), features and models, which are the batch pat
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ltv_assets.core.contract import ROW_ID, Contract, load_contract
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.core.hashing import sha256_hex
-from ltv_assets.features.impressions import COLUMNS, HOUR_COLUMN, read_impressions
+from ltv_assets.features.impressions import HOUR_COLUMN, MalformedRow, example_impression, read_impressions, time_columns
+from ltv_assets.features.one_row import OneRow
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
 from ltv_assets.modeling.model_set import SCORED_COLUMNS, WindowModels
@@ -28,18 +31,40 @@ if TYPE_CHECKING:
 
 LISTING = "serving.json"
 REGISTRY = "features.yaml"
+CONTRACT = "contract.yaml"
 MODELS = "models"
 SCHEMA_VERSION = 1
-INPUT_COLUMNS: tuple[str, ...] = ("row_id", HOUR_COLUMN, *(column.name for column in COLUMNS))
 ERROR_COLUMN = "error"
+NOTHING: Mapping[str, None] = dict.fromkeys(SCORED_COLUMNS)
+"""What is said of a row that cannot be scored."""
+FEW_ROWS = 64
+"""Up to this many rows are scored one by one: the engine takes as long for a table of one."""
+SAME = 1e-9
+"""Largest relative difference between the two ways to score a row."""
+
+Answer = dict[str, Any]
+
+
+def input_columns(contract: Contract) -> tuple[str, ...]:
+    """What a request may say of a row; everything else is ignored."""
+    return (contract.identifier, *time_columns(contract), *(column.name for column in contract.inputs))
 
 
 class OnlineModel:
-    """A window's served model with the feature registry it was trained on; loaded once, safe to call from several threads."""
+    """A window's served model with the feature registry it was trained on; loaded once, safe to call from several threads.
 
-    def __init__(self, models: WindowModels, flattener: RowFlattener) -> None:
+    Up to ``FEW_ROWS`` rows are scored one by one without the engine, more of them together; either way a row has the same number.
+    """
+
+    def __init__(self, models: WindowModels, flattener: RowFlattener, contract: Contract | None = None) -> None:
+        self._contract = contract or load_contract()
+        self._inputs = dict.fromkeys(input_columns(self._contract))
         self._models = models
         self._flattener = flattener
+        self._one = OneRow(flattener.registry)
+        self._score_one = models.row_scorer(self._one.numeric, self._one.categorical)
+        self.by_engine = 0
+        """Single rows that needed the engine after all."""
 
     @classmethod
     def load(cls, folder: Path) -> OnlineModel:
@@ -49,33 +74,91 @@ class OnlineModel:
         """
         files = _verified(folder)
         models = WindowModels.from_files({n.removeprefix(f"{MODELS}/"): data for n, data in files.items() if n.startswith(f"{MODELS}/")})
-        return cls(models, RowFlattener(load_registry(folder / REGISTRY)))
+        contract = load_contract(folder / CONTRACT) if CONTRACT in files else load_contract()
+        return cls(models, RowFlattener(load_registry(folder / REGISTRY, contract)), contract)
+
+    def warm_up(self) -> None:
+        """Score the invented example alone and among others: what is built on first use is there, and both agree.
+
+        Raises ModelFileError if they do not.
+        """
+        example = example_impression(self._contract)
+        alone, among = self.answer(example), self._together([example] * 2)[1]
+        if alone[ERROR_COLUMN] is not None:
+            raise ModelFileError(f"the model cannot score the example: {alone[ERROR_COLUMN]}")
+        differing = [name for name in SCORED_COLUMNS if not math.isclose(alone[name], among[name], rel_tol=SAME)]
+        if differing:
+            name = differing[0]
+            raise ModelFileError(f"the example alone has {name} {alone[name]!r}, in a table {among[name]!r}; expected the same number")
+
+    def answer(self, row: Any, number: int = 0) -> Answer:
+        """Score one impression: ``row_id`` if it was given, the columns of ``SCORED_COLUMNS``, and ``error``.
+
+        A malformed row has nulls and a sentence in ``error`` that names row ``number``, column, expected and found.
+        """
+        if not isinstance(row, Mapping):
+            found = f"row {number}: expected an object with the columns of an impression, found {type(row).__name__}"
+            return self._answer({}, NOTHING, found)
+        try:
+            flat = self._one.features(row, number)
+            return self._answer(row, self._score_one(flat.numbers, flat.texts), None)
+        except MalformedRow as error:
+            return self._answer(row, NOTHING, str(error))
+        except Exception:  # the engine decides what can be scored
+            self.by_engine += 1
+            return self._together([row], number)[0]
+
+    def answers(self, rows: Sequence[Any]) -> list[Answer]:
+        """Score impressions, each answered as by `answer`; what is wrong with one never costs those beside it."""
+        if len(rows) > FEW_ROWS and all(isinstance(row, dict) for row in rows):
+            return self._together(rows)
+        return [self.answer(row, number) for number, row in enumerate(rows)]
 
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Score impressions: ``row_id`` if it was given, the columns of ``SCORED_COLUMNS``, and ``error``.
+        """Score a frame of impressions, as MLflow asks for: the columns of `answer`, ``row_id`` if the frame has it.
 
-        A malformed row has nulls and a sentence in ``error`` that names row, column, what was expected and what was found;
-        the rows beside it are scored. Raises DataError when the request has no column of an impression at all.
+        Raises DataError when the request has no column of an impression at all, or one of them twice.
         """
         import pandas as pd
 
-        given = [name for name in model_input.columns if name in INPUT_COLUMNS]
+        given = [name for name in model_input.columns if name in self._inputs]
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
             raise DataError(f"the request has column {twice[0]} more than once; expected each column once")
         if not given:
-            raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {COLUMNS[0].name}")
-        values = model_input[given].to_numpy(dtype=object)
-        impressions = read_impressions({name: values[:, j].tolist() for j, name in enumerate(given)}, len(model_input))
+            first = self._contract.inputs[0].name
+            raise DataError(f"the request has no column of an impression; expected {HOUR_COLUMN} and columns such as {first}")
+        values = model_input[given].to_numpy(dtype=object).tolist()
+        answers = self.answers([dict(zip(given, row, strict=True)) for row in values])
+        refused = any(answer[ERROR_COLUMN] is not None for answer in answers)
+        columns = {name: [answer[name] for answer in answers] for name in SCORED_COLUMNS}
+        frame = pd.DataFrame(columns, index=model_input.index, dtype=object if refused else None)
+        if (identifier := self._contract.identifier) in given:
+            frame.insert(0, ROW_ID, pd.Series(_nullable(model_input[identifier]), index=frame.index, dtype=object))
+        frame[ERROR_COLUMN] = pd.Series([answer[ERROR_COLUMN] for answer in answers], index=frame.index, dtype=object)
+        return frame
+
+    def _together(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> list[Answer]:
+        """Score impressions as one table; the first of them has number ``first`` in the request."""
+        given = [name for name in self._inputs if any(name in row for row in rows)]
+        impressions = read_impressions({name: [row.get(name) for row in rows] for name in given}, len(rows), self._contract, first)
         problems = dict(impressions.problems)
-        good = np.array([row not in problems for row in range(len(model_input))], dtype=bool)
-        scores = self._scores(impressions.table if good.all() else impressions.table.filter(good), np.flatnonzero(good), problems)
-        good &= np.array([row not in problems for row in range(len(good))], dtype=bool)
-        answer = pd.DataFrame({name: _spread(values, good) for name, values in scores.items()}, index=model_input.index)
-        if "row_id" in given:
-            answer.insert(0, "row_id", pd.Series(_nullable(model_input["row_id"]), index=answer.index, dtype=object))
-        answer[ERROR_COLUMN] = pd.Series([problems.get(row) for row in range(len(good))], index=answer.index, dtype=object)
-        return answer
+        good = np.array([first + i not in problems for i in range(len(rows))], dtype=bool)
+        numbers = first + np.flatnonzero(good)
+        scores = self._scores(impressions.table if good.all() else impressions.table.filter(good), numbers, problems)
+        columns = [scores[name].tolist() for name in SCORED_COLUMNS]
+        found = iter(zip(*columns, strict=True))
+        return [
+            self._answer(row, NOTHING, problems[number])
+            if number in problems
+            else self._answer(row, dict(zip(SCORED_COLUMNS, next(found), strict=True)), None)
+            for number, row in enumerate(rows, first)
+        ]
+
+    def _answer(self, row: Mapping[str, Any], scored: Mapping[str, Any], error: str | None) -> Answer:
+        identifier = self._contract.identifier
+        given = {ROW_ID: row[identifier]} if identifier in row else {}
+        return {**given, **scored, ERROR_COLUMN: error}
 
     def _scores(self, table: pa.Table, rows: np.ndarray, problems: dict[int, str]) -> dict[str, np.ndarray]:
         """Scores of the rows that can be scored; the others, whose numbers ``rows`` gives, join ``problems``.
@@ -97,15 +180,6 @@ class OnlineModel:
             return {name: np.empty(0) for name in SCORED_COLUMNS}
         scores = self._models.score(self._flattener.features(table).to_pandas())
         return {name: scores[name].to_numpy() for name in SCORED_COLUMNS}
-
-
-def _spread(values: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Values of the good rows in their places; the places between are None, which JSON can say and NaN it cannot."""
-    if good.all():
-        return values
-    out = np.full(len(good), None, dtype=object)
-    out[good] = values.tolist()
-    return out
 
 
 def _nullable(column: pd.Series) -> list[Any]:

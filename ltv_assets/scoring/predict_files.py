@@ -14,6 +14,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ltv_assets.core.config import DataConfig
+from ltv_assets.core.contract import Contract
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.files import published_file
 from ltv_assets.core.memory import flatten_threads
@@ -46,7 +47,7 @@ class Scored:
     warnings: list[str] = field(default_factory=list)
 
 
-def inspect_source(source: Path) -> tuple[list[DayInventory], list[str]]:
+def inspect_source(source: Path, contract: Contract | None = None) -> tuple[list[DayInventory], list[str]]:
     """(inventories of the days below ``source`` in order, warnings); by the rules of a day of the graph, wherever the hours lie.
 
     ``source`` is a folder above hourly folders, one hourly folder or one file in it, or a symbolic link to one of them.
@@ -64,7 +65,7 @@ def inspect_source(source: Path) -> tuple[list[DayInventory], list[str]]:
         raise DataError(f"{source}: no impressions found; expected datetime=YYYY-MM-DD-HH-00/*.parquet below it")
     root = found[0][1].parent if single else source
     expected = () if single else HOURS
-    inventories = [inspect_hours(root, "test", day, hours, expected=expected) for day, hours in sorted(days.items())]
+    inventories = [inspect_hours(root, "test", day, hours, expected=expected, contract=contract) for day, hours in sorted(days.items())]
     return inventories, [f"{not_an_hour(path)}; it is left out" for path in left_out]
 
 
@@ -83,7 +84,7 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
         raise StaleError(f"no champion in {project.warehouse.root} yet; run `ltv run` first, or name a window with --window")
     models = read_served(project.warehouse, window or (champion.window if champion else ""))
     features = feature_names(project.registry)
-    days, warnings = inspect_source(source)
+    days, warnings = inspect_source(source, project.contract)
     refuse_unusable(project.config.data, days)
     scored = Scored(warnings=warnings)
     config = project.config.compute

@@ -1,7 +1,7 @@
 """Published marginals of the real impressions, as far as the simulator imitates them.
 
 What belongs here: observed figures and nothing else. What does not: anything drawn or invented (``population.py``).
-Missing shares and types are part of the data contract (``ltv_assets/core/columns.py``) and not repeated here.
+Missing shares and types are part of the data contract (``config/contract.yaml``) and not repeated here.
 
 Source: public notebooks on the Smadex predict-the-revenue data (one hour of 121,887 rows for the distinct counts, the
 first training day of 3,347,176 rows for the category and country rates). Next to read: ``population.py``.

@@ -16,6 +16,7 @@ import duckdb
 
 from ltv_assets.core.asset_specs import OutputColumn
 from ltv_assets.core.config import Config, load_config
+from ltv_assets.core.contract import Contract, contract_of, load_contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import StaleError, TransientError
 from ltv_assets.ingestion.calendar import Horizon, discover
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=4)
-def _load_registry(path: Path, mtime_ns: int) -> Registry:
+def _load_registry(path: Path, mtime_ns: int, contract: Path, contract_mtime_ns: int) -> Registry:
     from ltv_assets.features.registry import load_registry
 
-    return load_registry(path)
+    return load_registry(path, load_contract(contract))
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,15 @@ class Project:
     @cached_property
     def registry(self) -> Registry:
         """The feature registry of the configuration; raises ConfigError if it is wrong."""
-        path = self.config.features
-        return _load_registry(path, path.stat().st_mtime_ns if path.is_file() else 0)
+        self.contract  # noqa: B018 - what is wrong with it is said before what is wrong with the registry
+        places = (self.config.features, self.config.contract)
+        times = [path.stat().st_mtime_ns if path.is_file() else 0 for path in places]
+        return _load_registry(places[0], times[0], places[1], times[1])
+
+    @property
+    def contract(self) -> Contract:
+        """What a row of the data is; raises ConfigError if the contract is wrong."""
+        return contract_of(self.config)
 
     @cached_property
     def lake(self) -> Lake | None:

@@ -25,7 +25,6 @@ from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.modeling.serialization import from_json
 from ltv_assets.state.project import Project
 from ltv_assets.storage.manifest import read_files
-from ltv_assets.training.evaluation import SEGMENT_COLUMNS
 
 _ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64()}
 _MONEY = "revenue_regressor/revenue_regressor.json"
@@ -102,9 +101,9 @@ def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:
 
 def segment_frame(project: Project, day: str) -> pd.DataFrame:
     """The columns by whose values the rows of a flattened day are grouped, in the order of its rows."""
-    named = [c for c in SEGMENT_COLUMNS if c in feature_names(project.registry)]
+    named = [c for c in project.contract.segments if c in feature_names(project.registry)]
     frame = _read(project, "flattened_features", day, ["datetime", *named])
-    return frame[named].assign(hour=_hours(frame["datetime"]))
+    return frame[named].assign(hour=_hours(frame["datetime"])) if project.contract.has_hours else frame[named]
 
 
 def _hours(datetimes: pd.Series) -> NDArray[Any]:

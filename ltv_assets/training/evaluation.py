@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltv_assets import plots as pictures
+from ltv_assets.core.contract import Contract
 from ltv_assets.ingestion.footers import Footer, read_footer
 from ltv_assets.modeling.evaluation.segments import ALL, cold_start, decile_table, evaluate
 from ltv_assets.modeling.model_set import WindowModels
@@ -28,8 +29,6 @@ from ltv_assets.storage.warehouse import SCORES_FILE
 from ltv_assets.training.stored_rows import Rows
 from ltv_assets.training.windows import WindowRows, window_context
 
-SEGMENT_COLUMNS = ("country", "advertiser_category", "dev_os")
-COLD_START_COLUMN = "advertiser_bundle"
 TRUTH_ROWS = 2_000_000
 """Rows of a simulation's truth that are in memory at a time."""
 
@@ -71,7 +70,7 @@ def evaluate_window(project: Project, key: str) -> Holdout:
     window.forget_encodings()  # of the window only its labels and bundles are needed any more
     models = read_evaluated(project.warehouse, key)
     rows = WindowRows(project, key).holdout_rows()
-    seen = window.data.X.get(COLD_START_COLUMN)
+    seen = window.data.X.get(project.contract.cold_start or "")
     return measure(project, models, rows, constant_log=float(window.data.log_d7.mean()), seen=seen)
 
 
@@ -85,7 +84,7 @@ def measure(project: Project, models: WindowModels, rows: Rows, *, constant_log:
         scores,
         rows.revenue,
         cap_usd=models.cap_usd,
-        segments=_segments(rows, seen),
+        segments=_segments(project.contract, rows, seen),
         oracle_log=oracle,
         constant_log=constant_log,
         min_segment_rows=settings.min_segment_rows,
@@ -97,11 +96,12 @@ def measure(project: Project, models: WindowModels, rows: Rows, *, constant_log:
     return Holdout(rows, scores, figures, deciles, oracle, models.cap_usd)
 
 
-def _segments(rows: Rows, seen: pd.Series | None) -> pd.DataFrame:
-    segments = pd.DataFrame({c: rows.X[c] for c in SEGMENT_COLUMNS if c in rows.X})
-    segments["hour"] = rows.hour
-    if seen is not None and COLD_START_COLUMN in rows.X:
-        segments["cold_bundle"] = cold_start(rows.X[COLD_START_COLUMN], seen)
+def _segments(contract: Contract, rows: Rows, seen: pd.Series | None) -> pd.DataFrame:
+    segments = pd.DataFrame({c: rows.X[c] for c in contract.segments if c in rows.X}, index=rows.revenue.index)
+    if contract.has_hours:
+        segments["hour"] = rows.hour
+    if seen is not None and (column := contract.cold_start or "") in rows.X:
+        segments[contract.cold_start_segment] = cold_start(rows.X[column], seen)
     return segments
 
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import REVENUE_LABELS
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import HOUR, ROW_ID, contract_of
 from ltv_assets.core.memory import rows_in_memory
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
 from ltv_assets.modeling.dataset import RowStore
@@ -26,7 +26,7 @@ from ltv_assets.modeling.dataset import RowStore
 
 @dataclass(frozen=True)
 class Rows:
-    """Flattened rows of some days: features, revenue (three horizons in USD, NaN where absent or immature), row_id, day, hour.
+    """Flattened rows of some days: features, revenue (one column for each horizon, NaN where absent or immature), row_id, day, hour.
 
     ``row_id`` stays with Arrow: as Python strings the identifiers would take five times their bytes.
     """
@@ -49,7 +49,8 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
     large = count_rows(files) + beside > rows_in_memory(config.compute, len(features)) // 2  # the other half is for the folds
     stored = StoredRows(paths_in_order, features) if large else None
     tables, days = [], []
-    columns = ["row_id", "datetime", *REVENUE_LABELS, *(() if stored else features)]
+    contract = contract_of(config)
+    columns = [ROW_ID, HOUR, *contract.revenue, *(() if stored else features)]
     for day, paths in sorted(files.items()):
         for path in paths:
             table = pq.read_table(path, columns=columns)
@@ -59,18 +60,18 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
     del tables
     frame = stored if stored is not None else together.select(list(features)).to_pandas(split_blocks=True)
     day_of_row = np.concatenate(days)
-    revenue = together.select(list(REVENUE_LABELS)).to_pandas().astype(np.float64)
+    revenue = together.select(list(contract.revenue)).to_pandas().astype(np.float64)
     for day in sorted(files):
         known = mature_horizons(config, parse_day(day))
-        for horizon, name in zip((7, 14, 28), REVENUE_LABELS, strict=True):
+        for horizon, name in contract.labels.revenue.items():
             if horizon not in known:
                 revenue.loc[day_of_row == day, name] = np.nan
-    hours = pa.concat_arrays(together["datetime"].chunks)
+    hours = pa.concat_arrays(together[HOUR].chunks)
     hour_names = np.array([key[11:13] for key in hours.dictionary.to_pylist()], dtype=object)
     return Rows(
         frame,
         revenue,
-        together["row_id"],
+        together[ROW_ID],
         day_of_row,
         hour_names[hours.indices.to_numpy()],
     )

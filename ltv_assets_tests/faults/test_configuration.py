@@ -241,15 +241,17 @@ def test_wrong_environment_is_refused(
     "configuration",
     "own-key column removed from the contract",
     answer="reject",
-    message="ltv_assets/core/columns.py: column <column> is not declared, but features/statistics.py takes the impression's own key of "
-    "<domain> from it; declare it (files may lack it), or remove its line from OWN_KEY",
+    message="contract.yaml:<line>: own_keys.<domain>: no column '<column>' is declared under columns; declare it, or correct the name",
 )
-def test_contract_without_an_own_key_is_refused(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltv_assets.core.config import PROJECT_ROOT
-    from ltv_assets.core.errors import ConfigError
-    from ltv_assets.features import registry
+def test_contract_without_an_own_key_is_refused(fault: Fault) -> None:
+    from pathlib import Path
 
-    monkeypatch.setattr(registry, "BY_NAME", {n: c for n, c in registry.BY_NAME.items() if n != "country"})
+    from ltv_assets.core.contract import SHIPPED, parse_contract
+    from ltv_assets.core.errors import ConfigError
+
+    text = SHIPPED.read_text()
+    lost = next(line for line in text.splitlines() if line.startswith("  - {name: region,"))
     with pytest.raises(ConfigError) as caught:
-        registry.load_registry(PROJECT_ROOT / "config" / "features.yaml")
-    assert fault.told(str(caught.value)) == {"column": "country", "domain": "country"}
+        parse_contract(text.replace(lost, lost.replace("name: region", "name: district")), Path("contract.yaml"))
+    line = text[: text.index("  region: region")].count("\n") + 1
+    assert fault.told(str(caught.value)) == {"line": str(line), "column": "region", "domain": "region"}

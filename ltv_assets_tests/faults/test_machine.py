@@ -420,6 +420,7 @@ def test_partition_made_of_two_versions_of_its_input_is_not_published(
 ) -> None:
     from ltv_assets.defs.publication import Publication
     from ltv_assets.defs.resources import CatalogueResource
+    from ltv_assets.tracking.client import Tracker
 
     warehouse = Warehouse(place(simulated_small))
 
@@ -429,7 +430,8 @@ def test_partition_made_of_two_versions_of_its_input_is_not_published(
     backfill("1")
     project = Project.open()
     inputs = project.lineage().inputs("flattened_features", DAY)
-    work = Publication(project, CatalogueResource(), "flattened_features", DAY, inputs, time.perf_counter())
+    tracker = Tracker(project.config, project.warehouse)
+    work = Publication(project, CatalogueResource(), tracker, "flattened_features", DAY, "run", inputs, time.perf_counter())
 
     def replaced_meanwhile(folder: Path) -> dict[str, int | None]:
         listed = notes(note="made of both")(folder)

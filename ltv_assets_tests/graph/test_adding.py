@@ -78,10 +78,10 @@ def added_check(project: Project, key: str) -> Outcome:
 '''
 METRIC = """        "added_metric": Metric("rows", "a metric that was added", "none", lambda f: float(f.n), headline=(99, "added metric")),
 """
-ASSET_FUNCTION = """    @dg.asset(**declared("added_asset", project), partitions_def=days)
-    def added_asset() -> None: ...
+ASSET_FUNCTION = """
 
-    return [raw_partitions, flattened_features, added_asset]
+def added_asset(work: Publication) -> dg.MaterializeResult:
+    return work.result(work.publish(lambda folder: {}))
 """
 SEEN = """
 import json, sys
@@ -146,8 +146,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # an asset: two places
     insert(specs, '    AssetSpec(\n        "histos_train",', ASSET)
     ingestion = package / "defs/assets/ingestion.py"
-    insert(ingestion, "    return [raw_partitions, flattened_features]\n", ASSET_FUNCTION)
-    ingestion.write_text(ingestion.read_text().replace("    return [raw_partitions, flattened_features]\n", ""))
+    ingestion.write_text(ingestion.read_text() + ASSET_FUNCTION)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("LTV_")},
         "PYTHONPATH": str(root),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.core.columns import BY_NAME
-from ltv_assets.features.impressions import COLUMNS
+from ltv_assets.core.columns import INPUTS as COLUMNS
 from ltv_assets.features.statistics import kind_of
 from ltv_assets.modeling.model_set import SCORED_COLUMNS
 from ltv_assets.scoring.mlflow_model import write_files

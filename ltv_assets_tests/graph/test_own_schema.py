@@ -30,11 +30,9 @@ def edited_copy(root: Path) -> Path:
     for name in ("ltv_assets", "config"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "dagster.yaml", root)
-    declared = next(b for b in blocks(DOCS / "data.md", "python") if "# in BEHAVIOUR" in b)
-    contract = root / "ltv_assets" / "core" / "columns.py"
-    opening = "BEHAVIOUR: tuple[Column, ...] = (\n"
-    contract.write_text(contract.read_text().replace(opening, opening + declared))
-    asked = next(b for b in blocks(DOCS / "data.md", "yaml") if "loyalty_points" in b)
+    declared, asked = (b for b in blocks(DOCS / "data.md", "yaml") if "loyalty_points" in b)
+    contract = root / "config" / "contract.yaml"
+    contract.write_text(contract.read_text().rstrip("\n") + "\n" + declared)
     features = root / "config" / "features.yaml"
     features.write_text(
         re.sub(r"(\n  behaviour:\n.*?    columns:\n)", lambda m: m[1] + asked, features.read_text(), count=1, flags=re.DOTALL)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import RAW_COLUMNS, Column
+from ltv_assets.core.columns import RAW_COLUMNS
+from ltv_assets.core.contract import Column
 
 Layout = Literal["map", "entries", "json_object", "json_pairs", "json_entries"]
 Row = dict[str, Any]

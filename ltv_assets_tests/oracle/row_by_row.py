@@ -32,7 +32,7 @@ def features_of(row: dict[str, Any], hour: str) -> dict[str, Any]:
     start = datetime.strptime(hour, "%Y-%m-%d-%H-00").replace(tzinfo=UTC)
     out: dict[str, Any] = {}
     for column in RAW_COLUMNS:
-        if column.is_label or column.role == "key":
+        if column.is_label or column.is_key:
             continue
         value, name = row[column.name], column.name
         own = row[OWN[column.keyed_by]] if column.keyed_by in OWN else None

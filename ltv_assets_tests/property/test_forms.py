@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.columns import RAW_COLUMNS, Column
+from ltv_assets.core.columns import RAW_COLUMNS
+from ltv_assets.core.contract import Column
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.statistics import kind_of

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltv_assets.core.columns import RAW_COLUMNS, Column
+from ltv_assets.core.columns import RAW_COLUMNS
+from ltv_assets.core.contract import Column
 from ltv_assets.features.canonical import canonical_type, parse_number, parse_timestamp, read_column, reads
 from ltv_assets_tests.cells import query
 

@@ -19,7 +19,7 @@ from ltv_assets.modeling.model_set import SCORED_COLUMNS
 def test_contract_has_the_85_columns_of_the_data() -> None:
     assert len(contract.RAW_COLUMNS) == len(contract.BY_NAME) == 85
     assert sum(c.is_nested for c in contract.RAW_COLUMNS) == 42
-    assert len(contract.LABELS) == 17
+    assert len(contract.LABEL_NAMES) == 17
     assert sum(not c.is_label for c in contract.RAW_COLUMNS) == 68
 
 
@@ -149,15 +149,3 @@ def test_folders_are_read_as_the_pattern_writes_them(pattern: str, names: list[s
     assert layout.read(names) == found
     if found is not None:
         assert layout.folder(*found) == "/".join(names)
-
-
-def test_the_file_says_what_the_tuples_say() -> None:
-    for old, new in zip(contract.RAW_COLUMNS, load_contract().columns, strict=True):
-        said = [getattr(old, name) for name in ("name", "type", "meaning", "description", "missing_rate", "unit", "keyed_by")]
-        assert said == [new.name, new.type, new.meaning, new.description, new.missing_rate, new.unit, new.keyed_by]
-        assert old.role == (new.group or ("label" if new.is_label else "key"))
-    assert load_contract().revenue == contract.REVENUE_LABELS
-    assert [load_contract().required(labelled) for labelled in (True, False)] == [
-        contract.REQUIRED_TRAIN_COLUMNS,
-        contract.REQUIRED_TEST_COLUMNS,
-    ]

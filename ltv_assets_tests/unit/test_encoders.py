@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ltv_assets.core.contract import load_contract
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
-from ltv_assets.modeling.encoding.window_encoder import MAX_CATEGORIES, SPEND_COLUMNS, WindowEncoder
+from ltv_assets.modeling.encoding.window_encoder import MAX_CATEGORIES, WindowEncoder
 
-SPEND = SPEND_COLUMNS[0]
+SPEND = load_contract().encodings.ranked[0]
 
 
 def window(n: int = 4000, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ltv_assets.core.columns import LABEL_NAMES, NOT_FEATURES, RAW_COLUMNS
+from ltv_assets.core.columns import LABEL_NAMES, RAW_COLUMNS
 from ltv_assets.core.errors import ConfigError
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import categorical_names, column_table, feature_names, flattened_schema
@@ -34,7 +34,7 @@ def test_every_column_contributes_or_the_contract_says_why_not(registry: Registr
     assert len(inputs) == 68
     silent = {name for name in inputs if not any(f == name or f.startswith(f"{name}__") for f in feature_names(registry))}
     # The hour itself is what every recency and the device's age are counted from; the flattener's tests show that it matters.
-    assert silent == {*NOT_FEATURES, "datetime"}
+    assert silent == {"row_id", "datetime"}
 
 
 def test_there_are_many_features_and_no_label_among_them(registry: Registry) -> None:

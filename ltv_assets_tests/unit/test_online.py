@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.core.columns import INPUTS as COLUMNS
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import read_column
-from ltv_assets.features.impressions import COLUMNS, example_impression, read_impressions
+from ltv_assets.features.impressions import example_impression, read_impressions
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
 from ltv_assets.features.schema import feature_names
@@ -222,19 +223,26 @@ def online() -> OnlineModel:
     return OnlineModel(LTVModel(models=SMALL).fit(X, revenue, period=np.arange(200) // 50).models_, flattener)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"bcat": "[" * 100_000},
-        {"bcat": nested(50_000)},
-        {"release_msrp": 10**5000},
-        {"release_msrp": 13.0},
-        {"row_id": "\udcff", "country": "\udcff"},
-        {"last_buy": datetime.max, "datetime": "9999-12-31-24-00"},
-    ],
-    ids=["text without end", "value without end", "number without end", "what the engine refuses", "half a pair", "hour that is none"],
-)
-def test_one_bad_row_of_a_request_never_costs_its_neighbours(online: OnlineModel, bad: dict[str, Any]) -> None:
+BAD: dict[str, dict[str, Any]] = {
+    "text without end": {"bcat": "[" * 100_000},
+    "value without end": {"bcat": nested(50_000)},
+    "number without end": {"release_msrp": 10**5000},
+    "what the engine refuses": {"release_msrp": 13.0},
+    "half a pair": {"row_id": "\udcff", "country": "\udcff"},
+    "hour that is none": {"last_buy": datetime.max, "datetime": "9999-12-31-24-00"},
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+@pytest.mark.parametrize("name", BAD)
+def test_one_bad_row_of_a_request_never_costs_its_neighbours(
+    online: OnlineModel, name: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = BAD[name]
+    if together:
+        monkeypatch.setattr("ltv_assets.scoring.online.FEW_ROWS", 0)
+    elif name == "what the engine refuses":
+        monkeypatch.setattr(online._one, "features", lambda row, number: 1 / (row["release_msrp"] - 13.0))
     alone = online.predict(pd.DataFrame([EXAMPLE]))
     rows = [EXAMPLE, EXAMPLE, {**EXAMPLE, **bad}, EXAMPLE, EXAMPLE]
     answer = online.predict(pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in EXAMPLE}))

@@ -5,7 +5,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
-from ltv_assets.core.columns import LABEL_NAMES
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.inventory import files_problem, rows_problem
 from ltv_assets.state.project import Project
@@ -79,15 +78,13 @@ def row_ids_new(project: Project, key: str) -> Outcome:
 def no_label_among_features(project: Project, key: str) -> Outcome:
     """No feature column is a label, or derived from one, by role and by name; all labels kept are marked as labels."""
     found: list[dict[str, Any]] = []
-    features = 0
+    features, contract = 0, project.contract
     for path in project.warehouse.files("flattened_features", key, verify=False):
         for column in pq.read_schema(path):
             role = (column.metadata or {}).get(b"role", b"").decode()
             features += role == "feature"
             stem = column.name.split("__")[0]
-            if stem in LABEL_NAMES and role != "label":
-                found.append({"column": column.name, "role": role or "none"})
-            if stem.startswith("retention") or stem == "registration":
+            if stem in contract.label_names and (role != "label" or stem not in contract.stored_labels):
                 found.append({"column": column.name, "role": role or "none"})
     if found:
         return Outcome(
@@ -146,6 +143,7 @@ def adversarial_drift(project: Project, key: str) -> Outcome:
             project.warehouse.files("flattened_features", key, verify=False),
             feature_names(project.registry),
             seed=project.config.seed,
+            contract=project.contract,
             threads=project.config.compute.threads,
             memory_limit=project.config.compute.duckdb_limit,
         )

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
-from ltv_assets.core.columns import LABEL_NAMES, REVENUE_LABELS
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.state.project import Project
@@ -45,7 +44,7 @@ def leaks(project: Project, window: str, scored: Sequence[str], subject: str) ->
         training,
         there,
         feature_names(project.registry),
-        REVENUE_LABELS[0],
+        project.contract.target,
         auc_max=checks.leak_auc_max,
         exclusive_max=checks.leak_exclusive_max,
     )
@@ -83,7 +82,7 @@ def no_label_in_model(project: Project, key: str) -> Outcome:
     """No input of the classifier is a label column."""
     files = project.warehouse.artifacts("buyer_classifier", key)
     names = [n for f, data in files.items() if f == "encoder.json" for n in json.loads(data)["columns"]]
-    found = [{"column": n} for n in names if n.split("__")[0] in LABEL_NAMES]
+    found = [{"column": n} for n in names if n.split("__")[0] in project.contract.label_names]
     if found:
         return Outcome(False, f"window {key}: label column {found[0]['column']} is an input of the models", {"inputs": len(names)}, found)
     return Outcome(bool(names), f"{len(names)} inputs, no label among them", {"inputs": len(names)})

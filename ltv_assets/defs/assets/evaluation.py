@@ -5,61 +5,40 @@ from typing import Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
-from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
+from ltv_assets.defs.publication import Publication, markdown_table, picture_metadata
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import Champion
 
 
-def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """Evaluation and refit on the windows' clock."""
+def holdout_metrics(work: Publication) -> dg.MaterializeResult:
+    """Measure the evaluated model on the holdout day, and write the report."""
+    from ltv_assets.reporting.report import write_report
+    from ltv_assets.tracking.records import log_window
+    from ltv_assets.training.evaluation import evaluate_window, holdout_pictures, write_holdout
 
-    @dg.asset(**declared("holdout_metrics", project), partitions_def=windows)
-    def holdout_metrics(
-        context: dg.AssetExecutionContext,
-        project_resource: ProjectResource,
-        catalogue: CatalogueResource,
-        tracking: TrackingResource,
-    ) -> dg.MaterializeResult:
-        from ltv_assets.reporting.report import write_report
-        from ltv_assets.tracking.records import log_window
-        from ltv_assets.training.evaluation import evaluate_window, holdout_pictures, write_holdout
+    holdout = evaluate_window(work.project, work.key)
+    manifest = work.publish(lambda folder: write_holdout(folder, work.key, holdout))
+    drawn = holdout_pictures(holdout)
+    report = write_report(work.project, work.key, drawn)
+    documents = {report.name: report.read_bytes()}
+    log_window(work.tracker, work.project, work.key, holdout, drawn, documents, run_id=work.run_id, seconds=work.seconds)
+    return work.result(manifest, _evaluation_metadata(holdout, drawn, report, work.tracker.run_id(work.key)))
 
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "holdout_metrics", context.partition_key)
-            holdout = evaluate_window(work.project, work.key)
-            manifest = work.publish(lambda folder: write_holdout(folder, work.key, holdout))
-            drawn = holdout_pictures(holdout)
-            report = write_report(work.project, work.key, drawn)
-            tracker = tracking.open(work.project)
-            documents = {report.name: report.read_bytes()}
-            log_window(tracker, work.project, work.key, holdout, drawn, documents, run_id=context.run_id, seconds=work.seconds)
-            return work.result(manifest, _evaluation_metadata(holdout, drawn, report, tracker.run_id(work.key)))
 
-    @dg.asset(**declared("served_model", project), partitions_def=windows)
-    def served_model(
-        context: dg.AssetExecutionContext,
-        project_resource: ProjectResource,
-        catalogue: CatalogueResource,
-        tracking: TrackingResource,
-    ) -> dg.MaterializeResult:
-        from ltv_assets.promotion.promotion import update_champion
-        from ltv_assets.reporting.model_card import describe_champion
-        from ltv_assets.training.refit import refit_window, write_served
+def served_model(work: Publication) -> dg.MaterializeResult:
+    """Fit the model that scores new days, and let it compete for champion."""
+    from ltv_assets.promotion.promotion import update_champion
+    from ltv_assets.reporting.model_card import describe_champion
+    from ltv_assets.training.refit import refit_window, write_served
 
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "served_model", context.partition_key)
-            models = refit_window(work.project, work.key)
-            manifest = work.publish(lambda folder: write_served(folder, work.key, models))
-            champion = update_champion(work.project)
-            context.log.info(champion.why)
-            tracker = tracking.open(work.project)
-            for problem in (describe_champion(work.project), tracker.mirror_champion(champion)):
-                if problem is not None:
-                    context.log.warning(problem)
-            return work.result(manifest, _champion_metadata(work.project, champion))
-
-    return [holdout_metrics, served_model]
+    models = refit_window(work.project, work.key)
+    manifest = work.publish(lambda folder: write_served(folder, work.key, models))
+    champion = update_champion(work.project)
+    work.log.info(champion.why)
+    for problem in (describe_champion(work.project), work.tracker.mirror_champion(champion)):
+        if problem is not None:
+            work.log.warning(problem)
+    return work.result(manifest, _champion_metadata(work.project, champion))
 
 
 def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, run_id: str | None) -> dict[str, Any]:

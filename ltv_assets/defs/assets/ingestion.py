@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pyarrow.parquet as pq
 
-from ltv_assets.defs.publication import (
-    Publication,
-    declared,
-    markdown_table,
-    readable_failures,
-)
-from ltv_assets.defs.resources import CatalogueResource, ProjectResource
+from ltv_assets.defs.publication import Publication, markdown_table
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import parse_day, uncovered_hours
 from ltv_assets.ingestion.inventory import DayInventory, HashCache, inspect_day, refuse_unsound
@@ -30,39 +24,27 @@ if TYPE_CHECKING:
 FLATTENED_FILE = "part-00000.parquet"
 
 
-def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The two assets of this room on the given clock."""
+def raw_partitions(work: Publication) -> dg.MaterializeResult:
+    """Look at every file of a day and say what it is good for."""
+    day = parse_day(work.key)
+    cache = HashCache.load(hash_cache_path(work.project.warehouse, day))
+    inventory = inspect_day(work.project.config, work.project.horizon, day, cache)
+    set_files_aside(work.project, inventory)
+    uncovered = uncovered_hours(work.project.config, work.project.horizon, day)
+    facts = {**inventory_facts(inventory), "hours_uncovered": list(uncovered)}
+    manifest = work.publish(lambda folder: _write_inventory(inventory, folder), facts)
+    for warning in (*inventory.warnings, *uncovered):
+        work.log.warning(warning)
+    return work.result(manifest, {**_inventory_metadata(inventory), "hours_uncovered": "; ".join(uncovered) or "none"})
 
-    @dg.asset(**declared("raw_partitions", project), partitions_def=days)
-    def raw_partitions(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
-    ) -> dg.MaterializeResult:
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "raw_partitions", context.partition_key)
-            day = context.partition_time_window.start.date()
-            cache = HashCache.load(hash_cache_path(work.project.warehouse, day))
-            inventory = inspect_day(work.project.config, work.project.horizon, day, cache)
-            set_files_aside(work.project, inventory)
-            uncovered = uncovered_hours(work.project.config, work.project.horizon, day)
-            facts = {**inventory_facts(inventory), "hours_uncovered": list(uncovered)}
-            manifest = work.publish(lambda folder: _write_inventory(inventory, folder), facts)
-            for warning in (*inventory.warnings, *uncovered):
-                context.log.warning(warning)
-            return work.result(manifest, {**_inventory_metadata(inventory), "hours_uncovered": "; ".join(uncovered) or "none"})
 
-    @dg.asset(**declared("flattened_features", project), partitions_def=days)
-    def flattened_features(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
-    ) -> dg.MaterializeResult:
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "flattened_features", context.partition_key)
-            day = FlattenedDay(work.project, work.key)
-            manifest = work.publish(day.write, day.facts)
-            for warning in manifest.facts["warnings"]:
-                context.log.warning(warning)
-            return work.result(manifest, flatten_metadata(work, manifest))
-
-    return [raw_partitions, flattened_features]
+def flattened_features(work: Publication) -> dg.MaterializeResult:
+    """Turn a day's impressions into one flat row each."""
+    day = FlattenedDay(work.project, work.key)
+    manifest = work.publish(day.write, day.facts)
+    for warning in manifest.facts["warnings"]:
+        work.log.warning(warning)
+    return work.result(manifest, flatten_metadata(work, manifest))
 
 
 # ------------------------------------------------------------------------------------------------------- raw_partitions
@@ -241,7 +223,11 @@ def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
     reference = project.warehouse.files("flattened_features", earlier[-1], verify=False)
     current = project.warehouse.files("flattened_features", key, verify=False)
     compute = project.config.compute
-    shifts = _shifts(reference, current, tuple(feature_names(project.registry)), compute.threads, compute.duckdb_limit)
+    from ltv_assets.monitoring.psi import without_calendar
+
+    shifts = _shifts(
+        reference, current, without_calendar(feature_names(project.registry), project.contract), compute.threads, compute.duckdb_limit
+    )
     return [{**row, "compared with": earlier[-1]} for row in shifts]
 
 
@@ -249,12 +235,11 @@ def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
 def _shifts(
     reference: tuple[Path, ...], current: tuple[Path, ...], features: tuple[str, ...], threads: int, memory_limit: str
 ) -> tuple[dict[str, Any], ...]:
-    """PSI by feature without the calendar, largest first; remembered because the asset page and the drift check ask for the same days.
+    """PSI by feature, largest first; remembered because the asset page and the drift check ask for the same days.
 
     File names carry hashes, so other content is another key.
     """
-    from ltv_assets.monitoring.psi import population_stability, without_calendar
+    from ltv_assets.monitoring.psi import population_stability
 
-    compared = without_calendar(features)
-    frame = population_stability(reference, current, compared, threads=threads, memory_limit=memory_limit)
+    frame = population_stability(reference, current, features, threads=threads, memory_limit=memory_limit)
     return tuple({"feature": str(r.feature), "psi": float(r.psi)} for r in frame.itertuples())

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.core.asset_specs import MODEL_ASSETS
-from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
-from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
-from ltv_assets.state.project import Project
+from ltv_assets.defs.publication import Publication, markdown_table, picture_metadata
 
 if TYPE_CHECKING:
     from ltv_assets.modeling.stages import WindowContext
@@ -29,36 +26,21 @@ def _needed(work: Publication, name: str, window: "WindowContext") -> Any:
     return read_stage(work.project.warehouse, name, work.key)
 
 
-def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The stages on the windows' clock."""
-    return [_bind(name, project, windows) for name in MODEL_ASSETS]
+def stage(work: Publication) -> dg.MaterializeResult:
+    """Fit the stage that has the asset's name."""
+    from ltv_assets.modeling.model_store import write_stage
+    from ltv_assets.modeling.stages import STAGE_SPECS
+    from ltv_assets.tracking.records import log_stage, stage_evidence
+    from ltv_assets.training.windows import window_context
 
-
-def _bind(name: str, project: Project, windows: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(**declared(name, project), partitions_def=windows)
-    def stage_asset(
-        context: dg.AssetExecutionContext,
-        project_resource: ProjectResource,
-        catalogue: CatalogueResource,
-        tracking: TrackingResource,
-    ) -> dg.MaterializeResult:
-        from ltv_assets.modeling.model_store import write_stage
-        from ltv_assets.modeling.stages import STAGE_SPECS
-        from ltv_assets.tracking.records import log_stage, stage_evidence
-        from ltv_assets.training.windows import window_context
-
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, name, context.partition_key)
-            window = window_context(work.project, work.key)
-            spec = STAGE_SPECS[name]
-            stage = spec.fit(window, *(_needed(work, needed, window) for needed in spec.needs))
-            evidence = stage_evidence(name, stage, window)
-            # Recorded before it is published: a run killed in between is repeated, record and all; a fresh stage never is.
-            log_stage(tracking.open(work.project), work.project, name, work.key, evidence, run_id=context.run_id, seconds=work.seconds)
-            manifest = work.publish(lambda folder: write_stage(folder, work.key, stage))
-            return work.result(manifest, {**_metadata(stage, evidence.pictures), **_gate_metadata(stage), **_components(stage)})
-
-    return stage_asset
+    window = window_context(work.project, work.key)
+    spec = STAGE_SPECS[work.asset]
+    fitted = spec.fit(window, *(_needed(work, needed, window) for needed in spec.needs))
+    evidence = stage_evidence(work.asset, fitted, window)
+    # Recorded before it is published: a run killed in between is repeated, record and all; a fresh stage never is.
+    log_stage(work.tracker, work.project, work.asset, work.key, evidence, run_id=work.run_id, seconds=work.seconds)
+    manifest = work.publish(lambda folder: write_stage(folder, work.key, fitted))
+    return work.result(manifest, {**_metadata(fitted, evidence.pictures), **_gate_metadata(fitted), **_components(fitted)})
 
 
 def _gate_metadata(stage: Any) -> dict[str, dg.JsonMetadataValue]:

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import Publication, declared, markdown_table, picture_metadata, readable_failures
-from ltv_assets.defs.resources import CatalogueResource, ProjectResource
-from ltv_assets.state.project import Project
+from ltv_assets.defs.publication import Publication, markdown_table, picture_metadata
 
 if TYPE_CHECKING:
     from ltv_assets.training.cohorts import CohortForecast
@@ -16,44 +14,23 @@ SHOWN_GROUPS = 20
 """Groups of which most is expected, in the picture and the table of a forecast's page."""
 
 
-def build(project: Project, days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """Scores by day, and the submission, which has no partitions."""
+def predictions(work: Publication) -> dg.MaterializeResult:
+    """Score every impression of a day."""
+    manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
+    return work.result(manifest, _prediction_metadata(work))
 
-    @dg.asset(**declared("predictions", project), partitions_def=days)
-    def predictions(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
-    ) -> dg.MaterializeResult:
-        from ltv_assets.promotion.promotion import settle_champion
 
-        with readable_failures():
-            settle_champion(project_resource.open())
-            work = Publication.begin(project_resource, catalogue, "predictions", context.partition_key)
-            manifest = work.publish(lambda folder: _score(work, folder), {"champion": _champion_window(work)})
-            return work.result(manifest, _prediction_metadata(work))
+def cohort_forecast(work: Publication) -> dg.MaterializeResult:
+    """Add the scores of a day up by group, with intervals."""
+    from ltv_assets.training.cohorts import forecast_day, write_forecast
 
-    @dg.asset(**declared("cohort_forecast", project), partitions_def=days)
-    def cohort_forecast(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
-    ) -> dg.MaterializeResult:
-        from ltv_assets.training.cohorts import forecast_day, write_forecast
+    forecast = forecast_day(work.project, work.key)
+    return work.result(work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts()), _forecast_metadata(forecast))
 
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "cohort_forecast", context.partition_key)
-            forecast = forecast_day(work.project, work.key)
-            manifest = work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts())
-            return work.result(manifest, _forecast_metadata(forecast))
 
-    @dg.asset(**declared("submission", project))
-    def submission(
-        context: dg.AssetExecutionContext, project_resource: ProjectResource, catalogue: CatalogueResource
-    ) -> dg.MaterializeResult:
-        with readable_failures():
-            key = project_resource.open().submission_key
-            work = Publication.begin(project_resource, catalogue, "submission", key)
-            manifest = work.publish(lambda folder: _write_submission(work, folder))
-            return work.result(manifest, _submission_metadata(work))
-
-    return [predictions, cohort_forecast, submission]
+def submission(work: Publication) -> dg.MaterializeResult:
+    """Write the scores of all test days as one file."""
+    return work.result(work.publish(lambda folder: _write_submission(work, folder)), _submission_metadata(work))
 
 
 def _champion_window(work: Publication) -> str:

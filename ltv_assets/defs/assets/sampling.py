@@ -1,5 +1,6 @@
 """Sampling plans of a window: ``histos_train`` (how often a row is shown) and ``hhistus_buyers`` (which payers are kept)."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,9 +8,7 @@ import dagster as dg
 import numpy as np
 import pyarrow.parquet as pq
 
-from ltv_assets.defs.publication import Publication, declared, picture_metadata, readable_failures
-from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
-from ltv_assets.state.project import Project
+from ltv_assets.defs.publication import Publication, picture_metadata
 
 if TYPE_CHECKING:
     from ltv_assets.modeling.stages import WindowContext
@@ -17,46 +16,24 @@ if TYPE_CHECKING:
     from ltv_assets.sampling.histos import HistosPlan
 
 
-def build(project: Project, windows: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The two plans on the windows' clock."""
+def histos_train(work: Publication) -> dg.MaterializeResult:
+    """Plan how often each training row is shown to the classifier."""
+    return _plan(work, _write_histos, _histos_facts)
 
-    @dg.asset(**declared("histos_train", project), partitions_def=windows)
-    def histos_train(
-        context: dg.AssetExecutionContext,
-        project_resource: ProjectResource,
-        catalogue: CatalogueResource,
-        tracking: TrackingResource,
-    ) -> dg.MaterializeResult:
-        from ltv_assets.modeling.stages import histos_plan
-        from ltv_assets.training.windows import window_context
 
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "histos_train", context.partition_key)
-            window = window_context(work.project, work.key)
-            plan = histos_plan(window)
-            shown = _recorded(work, tracking, context.run_id, *_histos_facts(window, plan))
-            manifest = work.publish(lambda folder: _write_histos(work, window, plan, folder))
-            return work.result(manifest, shown)
+def hhistus_buyers(work: Publication) -> dg.MaterializeResult:
+    """Plan which payers the regressor sees, and with which weight."""
+    return _plan(work, _write_hhistus, _hhistus_facts)
 
-    @dg.asset(**declared("hhistus_buyers", project), partitions_def=windows)
-    def hhistus_buyers(
-        context: dg.AssetExecutionContext,
-        project_resource: ProjectResource,
-        catalogue: CatalogueResource,
-        tracking: TrackingResource,
-    ) -> dg.MaterializeResult:
-        from ltv_assets.modeling.stages import hhistus_plan
-        from ltv_assets.training.windows import window_context
 
-        with readable_failures():
-            work = Publication.begin(project_resource, catalogue, "hhistus_buyers", context.partition_key)
-            window = window_context(work.project, work.key)
-            plan = hhistus_plan(window)
-            shown = _recorded(work, tracking, context.run_id, *_hhistus_facts(window, plan))
-            manifest = work.publish(lambda folder: _write_hhistus(work, window, plan, folder))
-            return work.result(manifest, shown)
+def _plan(work: Publication, write: Callable[..., Mapping[str, int | None]], facts: Callable[..., Any]) -> dg.MaterializeResult:
+    from ltv_assets.modeling.stages import PLANS
+    from ltv_assets.training.windows import window_context
 
-    return [histos_train, hhistus_buyers]
+    window = window_context(work.project, work.key)
+    plan = PLANS[work.asset](window)
+    shown = _recorded(work, *facts(window, plan))
+    return work.result(work.publish(lambda folder: write(work, window, plan, folder)), shown)
 
 
 def _write_histos(work: Publication, window: "WindowContext", plan: "HistosPlan | None", folder: Path) -> dict[str, int | None]:
@@ -83,14 +60,12 @@ def _write_hhistus(work: Publication, window: "WindowContext", plan: "HhistusPla
     return {"plan.parquet": len(rows)}
 
 
-def _recorded(
-    work: Publication, tracking: TrackingResource, run_id: str, plan: str, figures: dict[str, float], picture: bytes | None
-) -> dict[str, Any]:
+def _recorded(work: Publication, plan: str, figures: dict[str, float], picture: bytes | None) -> dict[str, Any]:
     """Tell MLflow of a plan, before it is published; returns the same for the asset page."""
     from ltv_assets.tracking.records import StageEvidence, log_stage
 
     evidence = StageEvidence(figures, pictures={"histogram.png": picture} if picture else {})
-    log_stage(tracking.open(work.project), work.project, work.asset, work.key, evidence, run_id=run_id, seconds=work.seconds)
+    log_stage(work.tracker, work.project, work.asset, work.key, evidence, run_id=work.run_id, seconds=work.seconds)
     return {**figures, "plan": plan, **picture_metadata(evidence.pictures)}
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ltv_assets.core.columns import BY_NAME, LABEL_NAMES
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import described, reads
 from ltv_assets.features.flatten.blocks import FlatBlock
@@ -23,7 +22,6 @@ from ltv_assets.features.flatten.row_group_writer import RowGroupWriter
 from ltv_assets.features.flatten.sources import Source
 from ltv_assets.features.registry import Registry
 from ltv_assets.features.schema import flattened_schema
-from ltv_assets.features.sql import STORED_LABELS
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
 
 NOT_UTF8 = "row_id is not UTF-8"
@@ -78,15 +76,16 @@ def note_schema_findings(sources: Sequence[Source], registry: Registry, labelled
         for name, where in columns.items():
             result.warnings.append(f"{name}: {text} in {len(where)} of {len(sources)} files, first {where[0].file.path}")
 
+    contract = registry.contract
     unusable: dict[str, list[Source]] = {}
     ignored: dict[str, list[Source]] = {}
     for source in sources:
-        for name in (*registry.source_columns, *(STORED_LABELS if labelled else ())):
+        for name in (*registry.source_columns, *(contract.stored_labels if labelled else ())):
             kind = source.types.get(name)
-            if kind is not None and not reads(BY_NAME[name], kind):
+            if kind is not None and not reads(contract.by_name[name], kind):
                 unusable.setdefault(f"{name} ({kind})", []).append(source)
         if not labelled:
-            for name in LABEL_NAMES:
+            for name in contract.label_names:
                 if name in source.types and not pa.types.is_null(source.types[name]):
                     ignored.setdefault(name, []).append(source)
     note(unusable, "type cannot be read, taken as missing,")
@@ -227,7 +226,7 @@ class RowAccounting:
         self._add_warnings()
 
     def _add_warnings(self) -> None:
-        result = self._result
+        result, contract = self._result, self._registry.contract
         for counts, text in (
             (result.future_timestamps, "timestamps after the impression's hour began, taken as missing"),
             (result.ancient_timestamps, "timestamps before 2000, taken as missing"),
@@ -243,13 +242,13 @@ class RowAccounting:
             if key.startswith("_distant_") and n
         ]
         result.warnings += [
-            f"{name}: {count} values cannot be read as {described(BY_NAME[name])}, taken as missing; first {example}"
+            f"{name}: {count} values cannot be read as {described(contract.by_name[name])}, taken as missing; first {example}"
             for name, (count, example) in result.lost_values.items()
         ]
         if unlike := int(self._counts["_no_flag"]):
-            result.warnings.append(f"buyer_d7: {unlike} rows are neither 0 nor 1; the revenue decides who is a payer")
+            result.warnings.append(f"{contract.payer}: {unlike} rows are neither 0 nor 1; the revenue decides who is a payer")
         if disagree := int(self._counts["_disagree"]):
-            result.warnings.append(f"buyer_d7: {disagree} rows say 0 although iap_revenue_d7 is positive")
+            result.warnings.append(f"{contract.payer}: {disagree} rows say 0 although {contract.target} is positive")
 
     def _set_aside(self, row_id: pa.ChunkedArray, files: np.ndarray, first: int, reason: pa.ChunkedArray, value: pa.ChunkedArray) -> None:
         rows = np.flatnonzero(pc.is_valid(reason).to_numpy())

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.contract import Column
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.features.arrays import Entries, OwnKey, Sparse, column_statistics, shared_elements
 from ltv_assets.features.canonical import TEXT, Findings, UnreadableTypeError, canonical_type, read_column
@@ -24,7 +24,6 @@ from ltv_assets.features.flatten.blocks import Block, FlatBlock
 from ltv_assets.features.flatten.decoding import UndecodableError, decoding, one_line
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.sql import interaction_inputs, interaction_sql, own_keys, row_columns, row_sql
-from ltv_assets.features.statistics import own_key_of
 
 DECODED_AT_ONCE = 32 << 20
 """Bytes of nested columns, as the files' footers state them, that a block decodes at once."""
@@ -38,14 +37,20 @@ class FlattenEngine:
     def __init__(self, connection: duckdb.DuckDBPyConnection, registry: Registry, labelled: bool) -> None:
         self._connection = connection
         self._registry = registry
+        self._contract = contract = registry.contract
         self._inputs = frozenset(interaction_inputs(registry))
         self._overlaps = [overlap for group in registry.groups.values() if group.enabled for overlap in group.overlaps]
         self._wanted = frozenset(feature.name for feature in registry.features)
         self._scalars = row_columns(registry, labelled)
-        self._texts = tuple(name for name in self._scalars if not BY_NAME[name].is_label and canonical_type(BY_NAME[name]) == TEXT)
-        self._nested = [name for name in registry.source_columns if BY_NAME[name].is_nested]
+        self._texts = tuple(
+            name for name in self._scalars if not self._column(name).is_label and canonical_type(self._column(name)) == TEXT
+        )
+        self._nested = [name for name in registry.source_columns if contract.by_name[name].is_nested]
         self._row_sql = row_sql(registry, source="SELECT * FROM cells", labelled=labelled)
         self._interaction_sql = interaction_sql(registry, "cells") if self._inputs else ""
+
+    def _column(self, name: str) -> Column:
+        return self._contract.by_name[name]
 
     def query(self, sql: str, cells: pa.Table) -> pa.Table:
         """Run SQL over a table that the SQL calls ``cells``; rows keep their order."""
@@ -88,11 +93,11 @@ class FlattenEngine:
                 flat.note(name, findings, start)
                 parts.append(values)
                 start += len(array)
-            columns[name] = _together(parts or [pa.nulls(0, canonical_type(BY_NAME[name]))])
+            columns[name] = _together(parts or [pa.nulls(0, canonical_type(self._column(name)))])
         return columns
 
     def _canonical(self, name: str, array: pa.Array, file: str) -> tuple[pa.Array, Findings]:
-        column = BY_NAME[name]
+        column = self._column(name)
         try:
             return read_column(column, array, self.query)
         except UnreadableTypeError:
@@ -136,8 +141,10 @@ class FlattenEngine:
             else:
                 flat.columns[name] = column
         flat.columns |= {name: columns[name] for name in self._texts if name in self._wanted}
-        hours = flat.columns.pop("_own_hour").combine_chunks().dictionary_encode()
-        return {name: OwnKey.of(hours if name == "hour" else columns[name]) for name in own_keys()}
+        own = {name: OwnKey.of(columns[name]) for name in own_keys(self._contract) if name != self._contract.hour_key}
+        if self._contract.hour_key is not None:
+            own[self._contract.hour_key] = OwnKey.of(flat.columns.pop("_own_hour").combine_chunks().dictionary_encode())
+        return own
 
     def _reduce(self, block: Block, columns: Mapping[str, pa.Array], own: Mapping[str, OwnKey], flat: FlatBlock) -> None:
         """Add the statistics of nested columns and of the lists among them that are compared."""
@@ -146,8 +153,8 @@ class FlattenEngine:
         distinct: dict[str, np.ndarray] = {}
         compared = {name for overlap in self._overlaps for name in (overlap.of, overlap.within)}
         for name, array in columns.items():
-            column = BY_NAME[name]
-            statistics, found = column_statistics(column, array, own.get(own_key_of(column) or ""), hour_start, flat.counts)
+            column = self._column(name)
+            statistics, found = column_statistics(column, array, own.get(column.own_key or ""), hour_start, flat.counts)
             flat.absent[name] = ~found.present
             for statistic, sparse in statistics.items():
                 flat.put(feature_name(name, statistic), sparse, self._wanted, self._inputs)

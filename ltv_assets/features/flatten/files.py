@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.contract import Column
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.memory import release_memory
 from ltv_assets.core.parallel import Workers, in_order
@@ -62,7 +62,7 @@ def flatten_files(
         DataError: a file has no readable footer, lacks a key or label column, or its hour cannot be told from its key.
         TransientError: the memory limit or the disk does not suffice.
     """
-    sources = [inspect_file(file, labelled) for file in files]
+    sources = [inspect_file(file, labelled, registry.contract) for file in files]
     aside: list[FileAside] = []
     sample = Sample(sampling_fraction, seed)
     while True:
@@ -122,7 +122,8 @@ def _flatten_sources(
             RowGroupWriter(out, registry) as writer,
         ):
             engine = FlattenEngine(connection, registry, labelled)
-            sink = RowAccounting(registry, sources, lambda: _repeated_rows(engine.query, sources), result, writer, sample)
+            identifier = registry.contract.by_name[registry.contract.identifier]
+            sink = RowAccounting(registry, sources, lambda: _repeated_rows(engine.query, sources, identifier), result, writer, sample)
             if workers is None:
                 flattened = in_order(lambda block: pool.submit(engine.flatten, block), blocks, ahead=threads)
             else:
@@ -139,13 +140,13 @@ def _flatten_sources(
     return result
 
 
-def _repeated_rows(query: Query, sources: Sequence[Source]) -> np.ndarray:
+def _repeated_rows(query: Query, sources: Sequence[Source], identifier: Column) -> np.ndarray:
     """Return the positions (in the day's order) of rows whose row_id occurred before, ascending."""
 
     def identifiers(source: Source) -> pa.Array:
-        with decoding(f"{source.file.path}: row_id"):
-            (column,) = read_columns(source, ["row_id"]).columns
-            return pa.concat_arrays([read_column(BY_NAME["row_id"], chunk, query)[0] for chunk in column.chunks])
+        with decoding(f"{source.file.path}: {identifier.in_files}"):
+            (column,) = read_columns(source, [identifier.name]).columns
+            return pa.concat_arrays([read_column(identifier, chunk, query)[0] for chunk in column.chunks])
 
     # Hashes first: they are a fraction of the ids' memory, and a day without repetitions needs nothing more.
     hashes = [

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ltv_assets.core.columns import BY_NAME, REQUIRED_TEST_COLUMNS, REQUIRED_TRAIN_COLUMNS
+from ltv_assets.core.contract import Contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import reads
@@ -56,33 +56,42 @@ class Source:
     first_row: int = 0
 
 
-def inspect_file(file: RawFile, labelled: bool) -> Source:
+def inspect_file(file: RawFile, labelled: bool, contract: Contract) -> Source:
     """Read the footer of a file; DataError if it cannot be read, or lacks a key or label column or an hour."""
     try:
         with pq.ParquetFile(file.path, coerce_int96_timestamp_unit=INT96_UNIT) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file.path}: cannot be read as parquet: {error}") from error
-    spelled, problems = contract_names(schema.names)
+    spelled, problems = contract_names(schema.names, contract)
     if problems:
         raise DataError(f"{file.path}: {problems[0]}")
     types = {name: schema.field(written).type for name, written in spelled.items()}
-    required = REQUIRED_TRAIN_COLUMNS if labelled else REQUIRED_TEST_COLUMNS
-    for name in required:
-        if name not in types or not reads(BY_NAME[name], types[name]):
-            found = f"found {types[name]}" if name in types else "found none"
+    for column in map(contract.by_name.__getitem__, contract.required(labelled)):
+        kind = types.get(column.name)
+        if kind is None or not reads(column, kind):
+            found = "found none" if kind is None else f"found {kind}"
             raise DataError(
-                f"{file.path}: column {name}: expected {BY_NAME[name].type}, {found}; without it no row of the file can be used"
+                f"{file.path}: column {column.in_files}: expected {column.type}, {found}; without it no row of the file can be used"
             )
     try:
         hour = datetime.strptime(file.datetime_key, "%Y-%m-%d-%H-00").replace(tzinfo=UTC)
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
     sizes = _sizes(metadata, range(metadata.num_row_groups), spelled)
-    return Source(file, metadata.num_rows, spelled, types, int(hour.timestamp()), metadata, _coded_leaves(metadata), sizes)
+    return Source(
+        file,
+        metadata.num_rows,
+        spelled,
+        types,
+        int(hour.timestamp()),
+        metadata,
+        _coded_leaves(metadata, spelled[contract.identifier]),
+        sizes,
+    )
 
 
-def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
+def _coded_leaves(metadata: pq.FileMetaData, identifier: str) -> tuple[str, ...]:
     """Paths of the text leaves whose values Arrow can hand over as dictionary codes.
 
     It cannot where a page is delta-encoded or the text has a type of its own; identifiers repeat too rarely to gain by it.
@@ -91,11 +100,7 @@ def _coded_leaves(metadata: pq.FileMetaData) -> tuple[str, ...]:
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     for index in range(metadata.num_columns):
         leaf = metadata.schema.column(index)
-        if (
-            leaf.physical_type != "BYTE_ARRAY"
-            or leaf.logical_type.type not in ("NONE", "STRING", "ENUM")
-            or leaf.path.casefold() == "row_id"
-        ):
+        if leaf.physical_type != "BYTE_ARRAY" or leaf.logical_type.type not in ("NONE", "STRING", "ENUM") or leaf.path == identifier:
             continue
         encodings = {e for group in groups for e in group.column(index).encodings}
         if not any(encoding.startswith("DELTA") for encoding in encodings):

@@ -38,12 +38,15 @@ def factorize(column: pd.Series) -> tuple[Ints, list[str]]:
     """Codes (-1 = missing) and the texts they stand for; NaN, None, NA and the empty string are missing."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         codes = column.cat.codes.to_numpy()
-        values: Iterable[object] = column.cat.categories
+        values: Iterable[object] = column.cat.categories.to_numpy(dtype=object)  # text of Arrow is slow to iterate over
         if len(column.cat.categories) > len(column):  # a short frame with a long dictionary: look up only what occurs
-            used, codes = np.unique(codes, return_inverse=True)
-            if used.size and used[0] < 0:
-                used, codes = used[1:], codes - 1
-            values = column.cat.categories[used]
+            occurs = np.zeros(len(column.cat.categories) + 1, np.bool_)
+            occurs[codes] = True  # code -1 is the last element
+            used = np.flatnonzero(occurs[:-1])
+            place = np.cumsum(occurs) - 1
+            place[-1] = -1
+            codes = place[codes]
+            values = column.cat.categories[used].to_numpy(dtype=object)
     else:
         try:
             codes, values = pd.factorize(column, use_na_sentinel=True)

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ltv_assets.core.columns import RAW_COLUMNS
+from ltv_assets.core.contract import Encodings, load_contract
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling.encoding.category_map import FIRST_KNOWN, UNSEEN, CategoryMap, Floats, Ints, factorize, is_categorical
 from ltv_assets.modeling.encoding.group_ranks import GroupRanks, rank_name
@@ -45,22 +45,11 @@ MIN_COUNT = 10
 """Values with fewer training rows count as unseen; groups with fewer values of spend are ranked among all rows."""
 MAX_CATEGORIES = 255
 """The most frequent values that keep a code of their own; rarer ones get code 1 but keep their target encoding."""
-PAIRS: tuple[tuple[str, str], ...] = (("advertiser_bundle", "country"), ("advertiser_category", "country"))
-"""Categorical columns that are encoded together where both are there."""
-GROUP_COLUMNS = ("country", "advertiser_category")
-"""Categorical columns within which past spend is ranked, as far as present; the first one present also gives the median."""
-SPEND_COLUMNS: tuple[str, ...] = tuple(
-    f"{c.name}__sum" for c in RAW_COLUMNS if c.role in ("purchases", "whales") and c.meaning == "amount" and c.keyed_by == "bundle"
-)
-"""Past spend of the user, as flattened: numeric columns that are ranked within groups, as far as present."""
 PARAMETERS: Mapping[str, Any] = {
     "aggregates": True,
-    "group_columns": list(GROUP_COLUMNS),
     "max_categories": MAX_CATEGORIES,
     "min_count": MIN_COUNT,
-    "pairs": None,
     "smoothing": "auto",
-    "spend_columns": None,
     "target_encode": None,
 }
 """Fixed choices, as the stored format states them; an encoder stored with others cannot be restored."""
@@ -109,6 +98,13 @@ class WindowEncoder:
     Attributes: ``categorical_features_`` (code columns, to be declared categorical to LightGBM), ``numeric_features_``,
     ``targets_``.
     """
+
+    def __init__(self, encodings: Encodings | None = None) -> None:
+        """``encodings``: which columns are paired and ranked, as far as they are there; by default those of the shipped contract.
+
+        The first column within which is ranked also gives the median.
+        """
+        self._asked = load_contract().encodings if encodings is None else encodings
 
     def fit_blocks(self, template: pd.DataFrame, select: Callable[[list[str]], pd.DataFrame], y: Targets, fold: Ints) -> CrossFitter:
         """Fit on rows that need not be in memory together; returns the cross-fitted encoding of these rows, block by block.
@@ -323,10 +319,10 @@ class WindowEncoder:
 
     def _choose_columns(self) -> None:
         """Resolve which of the columns are paired and ranked."""
-        categorical, numeric = set(self.categorical_features_), set(self.numeric_features_)
-        self._pairs = {f"{a}_x_{b}": (a, b) for a, b in PAIRS if a in categorical and b in categorical}
-        self._groups = [c for c in GROUP_COLUMNS if c in categorical]
-        self._spends = [c for c in SPEND_COLUMNS if c in numeric] if self._groups else []
+        categorical, numeric, asked = set(self.categorical_features_), set(self.numeric_features_), self._asked
+        self._pairs = {f"{a}_x_{b}": (a, b) for a, b in asked.pairs if a in categorical and b in categorical}
+        self._groups = [c for c in asked.ranked_within if c in categorical]
+        self._spends = [c for c in asked.ranked if c in numeric] if self._groups else []
 
     def _column_names(self) -> list[str]:
         names = list(self._columns)
@@ -392,7 +388,12 @@ class WindowEncoder:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "parameters": dict(PARAMETERS),
+            "parameters": {
+                **PARAMETERS,
+                "group_columns": list(self._asked.ranked_within),
+                "pairs": [list(pair) for pair in self._asked.pairs],
+                "spend_columns": list(self._asked.ranked),
+            },
             "columns": list(self._columns),
             "kept": list(self._names),
             "named": True,
@@ -426,9 +427,14 @@ class WindowEncoder:
 
     @classmethod
     def _restore(cls, stored: Mapping[str, Any]) -> Self:
-        if dict(stored["parameters"]) != PARAMETERS:
-            raise ValueError(f"parameters: expected {PARAMETERS}, found {stored['parameters']}")
-        self = cls()
+        parameters = dict(stored["parameters"])
+        within, pairs, ranked = (parameters.pop(name) for name in ("group_columns", "pairs", "spend_columns"))
+        if parameters != PARAMETERS:
+            raise ValueError(f"parameters: expected {PARAMETERS}, found {parameters}")
+        # Encoders that do not say their pairs and their ranked features have those of the shipped contract.
+        pairs = load_contract().encodings.pairs if pairs is None else tuple(tuple(pair) for pair in pairs)
+        ranked = load_contract().encodings.ranked if ranked is None else tuple(ranked)
+        self = cls(Encodings(pairs=pairs, ranked_within=tuple(within), ranked=ranked))
         self._columns = list(stored["columns"])
         categories = stored["categories"]
         self.categorical_features_ = [c for c in self._columns if c in categories]
