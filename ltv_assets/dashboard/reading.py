@@ -35,6 +35,7 @@ class PublishedWarehouse(Warehouse):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._remembered: dict[str, Any] = {}
+        self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
 
     def write(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused."""
@@ -49,13 +50,29 @@ class PublishedWarehouse(Warehouse):
         return super().files(asset, key, verify=False)
 
     def manifest(self, asset: str, key: str) -> Manifest | None:
-        """As `Warehouse.manifest`; waits for a partition that is being replaced at this moment where that takes two renames."""
+        """As `Warehouse.manifest`, parsed once for each published file.
+
+        Waits for a partition that is being replaced at this moment where that takes two renames.
+        """
+        folder = self.folder(asset, key)
+        path = folder / MANIFEST_NAME
         for _ in range(ATTEMPTS):
+            try:
+                stat = path.stat()
+            except OSError:
+                if not previous_of(folder).exists():
+                    return None
+                time.sleep(PAUSE_SECONDS)
+                continue
+            mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            known = self._manifests.get(path)
+            if known is not None and known[0] == mark:
+                return known[1]
             found = super().manifest(asset, key)
-            if found is not None or not previous_of(self.folder(asset, key)).exists():
-                break
-            time.sleep(PAUSE_SECONDS)
-        return found
+            if found is not None:
+                self._manifests[path] = (mark, found)
+                return found
+        return None
 
     def _consistently(self, asset: str, key: str, read: Callable[[Manifest], T]) -> T:
         for attempt in range(ATTEMPTS):
