@@ -63,13 +63,14 @@ def _flatten_days(project: Project, data: Path, folder: Path, threads: int) -> t
     """Flattened files of the labelled days, and how long they took."""
     lake: dict[str, tuple[Path, ...]] = {}
     began = time.perf_counter()
-    for (split, day), files in find_days(data).items():
+    for (split, day), files in find_days(data, project.contract).items():
         if split == "train":
             lake[day] = (folder / f"{day}.parquet",)
             limit = project.config.compute.duckdb_limit
             flatten_files(files, registry=project.registry, labelled=True, out=lake[day][0], threads=threads, memory_limit=limit)
     if not lake:
-        raise DataError(f"{data}: expected train/datetime=YYYY-MM-DD-HH-00/*.parquet, found none")
+        layout = project.contract.layout
+        raise DataError(f"{data}: expected train/{layout.example if layout else ''}/*.parquet, found none")
     return lake, time.perf_counter() - began
 
 

@@ -16,10 +16,12 @@ from typing import Any, Literal
 from ltv_assets.core.asset_specs import CODE_VERSIONS, CONFIG_KEYS, SPECS, WINDOW_UPSTREAM
 from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.core.hashing import json_hash, sha256_hex
-from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day, split_folder
-from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, hourly_folders, name_below
+from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day
+from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, name_below
+from ltv_assets.ingestion.raw_days import hourly_folders, split_folder
 from ltv_assets.storage.champion import Champion, champion_in_use
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
@@ -60,6 +62,9 @@ class Lineage:
             for part in name.split("."):
                 value = value[part]
             picked[pattern] = self.registry_fingerprint if name == "features" else value
+        if asset == "raw_partitions" and not (contract := contract_of(self.config)).is_shipped:
+            # What the shipped contract says was part of the code before there were contracts, and days read then are as good.
+            picked["contract"] = contract.fingerprint()
         if asset == "submission" and picked["data.sample_submission"]:
             picked["data.sample_submission"] = sha256_hex(Path(picked["data.sample_submission"]).read_bytes())
         return json_hash(picked)

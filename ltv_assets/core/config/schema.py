@@ -176,12 +176,22 @@ def _known_zone(name: str) -> str:
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
 
 
+FOLDER = r"^(?:\.|[A-Za-z0-9_-][A-Za-z0-9._-]*)$"
+
+
 class DataConfig(Section):
     """Where the impressions are and what of them is accepted."""
 
     root: LocalPath = Field(Path("data"), description="folder with train/ and test/; relative paths start at the project root")
-    train_folder: str = Field("train", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the labelled hours below root")
-    test_folder: str = Field("test", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="folder of the unlabelled hours below root")
+    train_folder: str = Field(
+        "train", pattern=FOLDER, description="folder of the labelled days below root; . = root itself, see test_folder"
+    )
+    test_folder: str = Field(
+        "test",
+        pattern=FOLDER,
+        description="folder of the unlabelled days below root; with both folders . every day stands in root, and a day without labels is "
+        "to be scored",
+    )
     dates: Literal["auto"] | DateRanges = Field("auto", description="auto: every day found under root; or explicit train and test ranges")
     gap_days: tuple[Day, ...] = Field((), description="training days known to be missing; any other missing day inside a window is refused")
     require_all_hours: bool = Field(False, description="true: a day with fewer than 24 hours fails; false: it is a warning")
@@ -193,7 +203,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        if self.train_folder == self.test_folder:
+        if (self.train_folder == ".") != (self.test_folder == "."):
+            raise ValueError("train_folder and test_folder stand in one another; give both a name, or both . for days in one folder")
+        if self.train_folder == self.test_folder != ".":
             raise ValueError(f"train_folder and test_folder are both {self.train_folder!r}; an hour is either labelled or not")
         return self
 

@@ -64,6 +64,8 @@ class FlattenEngine:
     def flatten(self, block: Block) -> FlatBlock:
         """Return every feature of the block with row_id, labels, the reasons to set rows aside, and counts."""
         flat = FlatBlock(block.rows)
+        if self._contract.layout is None:
+            flat.hours = block.hour_start()
         with decoding(block.name):
             shares = self._shares(block)
             # Small files are opened once; of large ones only a share is decoded at a time.
