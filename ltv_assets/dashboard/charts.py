@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 
 from markupsafe import Markup, escape
 
@@ -160,19 +161,19 @@ def _series(frame: _Frame, xs: Sequence[float], line: Line) -> str:
 
 
 def over_days(days: Sequence[str], lines: Sequence[Line], *, title: str, y_label: str, show: Format, from_zero: bool = True) -> Markup:
-    """Series over days (``YYYY-MM-DD``, in order). Pointing at a day shows its values."""
+    """Series over days (``YYYY-MM-DD``, in order, at their true distances). Pointing at a day shows its values."""
     every = [v for line in lines for v in (*_present(line.values), *_present(line.low), *_present(line.high))]
     if not days or not every:
         return Markup("")
     low, high = (0.0 if from_zero and min(every) >= 0 else min(every)), max(every)
     room = (high - low or abs(high) or 1.0) * 0.08
-    frame = _Frame(-0.5, len(days) - 0.5, low if low == 0 else low - room, high + room)
-    step = max(1, math.ceil(len(days) / MOST_DAY_LABELS))
-    shown = [(float(i), days[i][5:]) for i in range(len(days) - 1, -1, -step)]
-    xs = [float(i) for i in range(len(days))]
+    at = [float((date.fromisoformat(day) - date.fromisoformat(days[0])).days) for day in days]
+    frame = _Frame(-0.5, at[-1] + 0.5, low if low == 0 else low - room, high + room)
+    step = max(1, math.ceil((at[-1] + 1) / MOST_DAY_LABELS))
+    shown = [(at[-1] - n, str(date.fromisoformat(days[-1]) - timedelta(days=n))[5:]) for n in range(0, int(at[-1]) + 1, step)]
     body = frame.grid([(t, show(t)) for t in ticks(frame.y0, frame.y1)]) + frame.below(shown)
-    body += "".join(_series(frame, xs, line) for line in lines)
-    half = (WIDTH - LEFT - RIGHT) / len(days) / 2
+    body += "".join(_series(frame, at, line) for line in lines)
+    half = (WIDTH - LEFT - RIGHT) / (at[-1] + 1) / 2
     for i, day in enumerate(days):
         told = [day]
         for line in lines:
@@ -184,7 +185,8 @@ def over_days(days: Sequence[str], lines: Sequence[Line], *, title: str, y_label
                 told.append(f"{line.name}: {show(value)}{spread}")
         if len(told) > 1:
             body += (
-                f'<rect class="hit" x="{_n(frame.x(i) - half)}" y="{_n(TOP)}" width="{_n(2 * half)}" height="{_n(HEIGHT - TOP - BOTTOM)}">'
+                f'<rect class="hit" x="{_n(frame.x(at[i]) - half)}" y="{_n(TOP)}" width="{_n(2 * half)}" '
+                f'height="{_n(HEIGHT - TOP - BOTTOM)}">'
                 f"<title>{escape(chr(10).join(told))}</title></rect>"
             )
     return _wrapped(title, body + _labels("day of the impression", y_label))

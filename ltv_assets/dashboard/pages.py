@@ -21,13 +21,15 @@ from ltv_assets.dashboard import words as w
 from ltv_assets.dashboard.charts import Curve, Line
 from ltv_assets.dashboard.snapshot import WHOLE, Curves, Snapshot
 from ltv_assets.ingestion.calendar import parse_day, today
-from ltv_assets.modeling.evaluation.segments import ALL, HEADLINE, METRICS
+from ltv_assets.modeling.evaluation.segments import ALL, HEADLINE, METRICS, MISSING, OTHER
 
 Choices = Mapping[str, str]
 RECENT_DAYS = 35
 MAX_NOT_FRESH = 12
 MAX_WARNINGS = 12
 COVERAGE_AIM = 0.80
+BASELINES = ("_reference", "_constant", "_zero", "_oracle")
+"""Ends of figures that say something of the day, not of the model."""
 COMPARED = tuple(name for name, _ in HEADLINE)
 
 
@@ -258,7 +260,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def _where_sentence(rows: Sequence[Mapping[str, Any]], segment: str) -> str:
     """The group whose thousand impressions bring most, counted by the lower end of the interval: large and sure before small and lucky."""
-    ranked = [r for r in rows if r["mille_low"] is not None and r["index"] is not None]
+    ranked = [r for r in rows if r["mille_low"] is not None and r["index"] is not None and r["value"] not in (OTHER, MISSING)]
     if len(ranked) < 2:
         return ""
     best = max(ranked, key=lambda r: (r["mille_low"], r["value"]))
@@ -546,7 +548,7 @@ def _side_by_side(snap: Snapshot, name: str, label: str, first: str, second: str
     better = METRICS[name].better
     difference = a[0] - b[0] if a[0] is not None and b[0] is not None else None
     judged = ""
-    if difference:
+    if difference and not name.endswith(BASELINES):
         target = {"near 1": 1.0, "near 0": 0.0}.get(better)
         gain = {"lower": -difference, "higher": difference}.get(better, 0.0)
         if target is not None and a[0] is not None and b[0] is not None:

@@ -74,7 +74,7 @@ def few(value: float | None) -> str:
 
 def cents(value: float | None) -> str:
     """An amount of one impression in US dollars: four decimals below one dollar."""
-    return f"${value:.4f}" if value is not None and abs(value) < 1 else usd(value)
+    return f"${value:.4f}" if value and abs(value) < 1 else usd(value)
 
 
 def usd(value: float | None) -> str:
