@@ -526,7 +526,7 @@ def compare_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, An
         "changed": changed,
         "settings_known": [bool(s) for s in settings],
         "same_settings": len(set(settings[0]) & set(settings[1])) - len(changed) if all(settings) else 0,
-        "comparisons": snap.comparisons[:20],
+        "challenges": snap.comparisons[:20],
         "ablations": [(k, snap.ablation(k)) for k in dict.fromkeys((first, second))],
         "table": [_window_row(snap, k, links) for k in windows],
         "champion": snap.champion.window if snap.champion is not None else "",
