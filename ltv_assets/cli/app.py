@@ -38,6 +38,7 @@ for command in (
     data.catalog,
     data.explain_sql,
     models.predict,
+    models.forecast,
     models.validate_submission,
     models.bench,
     models.ablate,
