@@ -10,6 +10,7 @@ threads, so that one impression need not wait for them.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -182,12 +183,16 @@ def create_app(config: ServingConfig | None = None) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Everything that is imported lives as long as the process: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         await asyncio.to_thread(champion.refresh)
         watching = asyncio.create_task(watch())
         yield
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+        gc.unfreeze()
 
     app = FastAPI(title="ltv serve", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     scorer = Scorer(config, champion, metrics)

@@ -6,7 +6,6 @@ does not: who is champion (``storage/champion.py``). Next to read: ``app.py``.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from dataclasses import dataclass
@@ -85,9 +84,6 @@ class ServedChampion:
         self.problem = self._refused = None
         self._metrics.swaps.labels("swapped").inc()
         log.info("serving window %s, model %s", champion.window, champion.fingerprint)
-        # What a model consists of lives as long as it does: the collector need not walk it for every request.
-        gc.collect()
-        gc.freeze()
         return True
 
     def _load(self, champion: Champion) -> OnlineModel:

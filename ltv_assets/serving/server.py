@@ -33,7 +33,7 @@ HEAD_BYTES = 65_536
 """Largest head of a request: its line and headers."""
 SWITCH_SECONDS = 0.0005
 """How long a thread that scores a list keeps the event loop waiting, at most."""
-WORKER_ANSWER_SECONDS = 60
+WORKER_ANSWER_SECONDS = 20
 """A worker that does not answer its parent for so long is replaced."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LOGGING: dict[str, Any] = {
