@@ -12,8 +12,9 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import DataError, LtvError
 from ltv_assets.core.memory import flatten_threads
-from ltv_assets.ingestion.calendar import discover, uncovered_hours
+from ltv_assets.ingestion.calendar import discover, nothing_found, uncovered_hours
 from ltv_assets.ingestion.inventory import DayInventory, inspect_day, unknown_entries
+from ltv_assets.ingestion.raw_days import Split, shares_root
 
 
 @dataclass
@@ -48,14 +49,13 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
     config = _as_data_root(config, folder)
     horizon = discover(config)
     findings = Findings()
-    for split in ("train", "test"):
+    splits: tuple[Split, ...] = ("train",) if shares_root(config) else ("train", "test")
+    for split in splits:
         findings.problems += unknown_entries(config, split)
     findings.problems += uncovered_hours(config, horizon)
     days = (*horizon.train_days, *horizon.test_days)
     if not days:
-        findings.problems.append(
-            f"{folder}: no hourly folder found; expected {config.data.train_folder}/datetime=YYYY-MM-DD-HH-00/*.parquet"
-        )
+        findings.problems.append(f"{folder}: {nothing_found(config)}")
     for number, day in enumerate(days):
         progress(number, len(days))
         inventory = inspect_day(config, horizon, day)

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import psutil
 
+from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry
-from ltv_assets.ingestion.calendar import Split
 from ltv_assets.ingestion.footers import end_reader
-from ltv_assets.ingestion.inventory import data_files, inspect_hours, scan_hours
+from ltv_assets.ingestion.inventory import inspect_hours
+from ltv_assets.ingestion.raw_days import Split, data_files, scan_hours
 
 SPLITS: tuple[Split, Split] = ("train", "test")
 
@@ -46,9 +47,10 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int, memory_limit:
     Raises:
         DataError: there are no hourly parquet files under ``data``.
     """
-    days = find_days(data)
+    days = find_days(data, registry.contract)
     if not days:
-        raise DataError(f"{data}: expected train/datetime=YYYY-MM-DD-HH-00/*.parquet or test/..., found none")
+        example = registry.contract.layout.example if registry.contract.layout else ""
+        raise DataError(f"{data}: expected train/{example}/*.parquet or test/..., found none")
     rows, flatten_seconds, scan_seconds = 0, 0.0, 0.0
     peak = 0.0
     with tempfile.TemporaryDirectory(prefix="ltv-bench-") as folder:
@@ -81,17 +83,20 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int, memory_limit:
     }
 
 
-def find_days(data: Path) -> dict[tuple[str, str], list[RawFile]]:
+def find_days(data: Path, contract: Contract | None = None) -> dict[tuple[str, str], list[RawFile]]:
     """Return the usable hourly files under a data root or one split's folder by (split, day), in order of hour and name."""
-    data = Path(data)
+    data, contract = Path(data), contract or load_contract()
+    layout = contract.layout
+    if layout is None:
+        raise DataError(f"{data}: the contract has no folders of hours (time.layout is null); measure on data in folders")
     splits: dict[Split, Path] = {name: data / name for name in SPLITS if (data / name).is_dir()} or {
         "test" if data.name == "test" else "train": data
     }
     days: dict[tuple[str, str], list[RawFile]] = {}
     for split, folder in splits.items():
-        for key, hours in groupby(scan_hours(folder)[0].items(), key=lambda hour: hour[0][:10]):
+        for key, hours in groupby(scan_hours(folder, layout)[0].items(), key=lambda hour: hour[0][:10]):
             files = [(hour, data_files(path)) for hour, path in hours]
-            inventory = inspect_hours(folder, split, date.fromisoformat(key), files)
+            inventory = inspect_hours(folder, split, date.fromisoformat(key), files, contract=contract)
             if inventory.good:
                 days[split, key] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
     end_reader()

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from ltv_assets.core.errors import LtvError, TransientError
 from ltv_assets.defs.instance import open_instance
-from ltv_assets.ingestion.calendar import Split, uncovered_hours
+from ltv_assets.ingestion.calendar import uncovered_hours
 from ltv_assets.ingestion.inventory import unknown_entries
+from ltv_assets.ingestion.raw_days import Split
 from ltv_assets.scoring.submission import sample_form
 from ltv_assets.state.plan import Step, Targets, plan, steps, up_to
 from ltv_assets.state.project import Project

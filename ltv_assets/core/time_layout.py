@@ -52,6 +52,12 @@ class TimeLayout:
         return any(token in ("%H", "%-H") for token in _TOKEN.findall(self.pattern))
 
     @property
+    def spelled(self) -> str:
+        """The pattern as people write dates: ``datetime=YYYY-MM-DD-HH-00``."""
+        words = {"%Y": "YYYY", "%m": "MM", "%-m": "M", "%d": "DD", "%-d": "D", "%j": "DDD", "%H": "HH", "%-H": "H", "%%": "%"}
+        return "".join(words.get(token, token) for token in _TOKEN.findall(self.pattern))
+
+    @property
     def example(self) -> str:
         """A folder as this pattern writes it."""
         return self.folder(date(2025, 10, 1), 0)

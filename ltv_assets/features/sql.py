@@ -209,7 +209,10 @@ def verdict(contract: Contract, labelled: bool) -> Steps:
     On labelled days ``_disagree`` is true where the payer flag contradicts the revenue, ``_no_flag`` where it is neither 0
     nor 1, and ``_rounded_<label>`` where a horizon was raised to the shorter one; all are only counted.
     """
-    reasons = [("trim(coalesce(raw_row_id, '')) = ''", "row_id missing", "raw_row_id"), *(_label_reasons(contract) if labelled else [])]
+    reasons = [("trim(coalesce(raw_row_id, '')) = ''", f"{contract.identifier} missing", "raw_row_id")]
+    if contract.layout is None:
+        reasons.append(("hour_start < 0", f"{contract.time.column} missing", "NULL"))
+    reasons += _label_reasons(contract) if labelled else []
     whens = " ".join(f"WHEN {test} THEN '{reason}'" for test, reason, _ in reasons)
     values = " ".join(f"WHEN {test} THEN {value}::VARCHAR" for test, _, value in reasons)
     outputs = {"_reason": f"CASE {whens} END", "_value": f"CASE {values} END"}

@@ -6,17 +6,14 @@ usable, when the day is ingested.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.hashing import short_hash
-from ltv_assets.ingestion.calendar import Horizon, Split, today
-from ltv_assets.ingestion.inventory import IGNORED_SUFFIXES, hourly_folders
-
-HOURS_PER_DAY = 24
+from ltv_assets.ingestion.calendar import Horizon, hours_per_day, today
+from ltv_assets.ingestion.raw_days import Split, hourly_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +29,10 @@ class Landing:
     def waiting_for(self, config: Config, now: float) -> str | None:
         """Why the day has not landed yet, or None if it has; ``now`` in seconds since 1970."""
         settings = config.automation
-        missing = HOURS_PER_DAY - self.hours
+        whole = hours_per_day(config)
+        missing = whole - self.hours
         if missing > settings.allow_missing_hours:
-            return f"{missing} of {HOURS_PER_DAY} hours are missing (automation.allow_missing_hours = {settings.allow_missing_hours})"
+            return f"{missing} of {whole} hours are missing (automation.allow_missing_hours = {settings.allow_missing_hours})"
         quiet = now - self.changed_at
         if quiet < settings.settle_seconds:
             return f"its files changed {max(quiet, 0):.0f} s ago (automation.settle_seconds = {settings.settle_seconds:g})"
@@ -49,15 +47,13 @@ def landings(config: Config, horizon: Horizon) -> tuple[Landing, ...]:
     for split, days in splits:
         entries: dict[date, list[tuple[str, int, int]]] = defaultdict(list)
         hours: dict[date, set[str]] = defaultdict(set)
-        for key, folder in hourly_folders(config, split).items():
+        for key, hour in hourly_folders(config, split).items():
             day = date.fromisoformat(key[:10])
             if day not in days or day > last:
                 continue
-            for entry in os.scandir(folder):
-                if entry.name.startswith((".", "_")) or entry.name.endswith(IGNORED_SUFFIXES):
-                    continue
-                stat = entry.stat(follow_symlinks=False)
-                entries[day].append((f"{key}/{entry.name}", stat.st_size, stat.st_mtime_ns))
+            for path in hour.files():
+                stat = path.lstat()
+                entries[day].append((f"{key}/{path.name}", stat.st_size, stat.st_mtime_ns))
                 hours[day].add(key)
         for day, files in entries.items():
             digest = short_hash(repr(sorted(files)))

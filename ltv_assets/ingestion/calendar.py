@@ -8,19 +8,16 @@ are for training). Next to read: ``defs/partitions.py``, the same for Dagster.
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
-from typing import Literal
 
-from ltv_assets.core.config import FIRST_DAY, LAST_DAY, Config, DateRanges
+from ltv_assets.core.config import Config, DateRanges
 from ltv_assets.core.config import parse_day as day_of
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import ConfigError, DataError, StaleError
+from ltv_assets.ingestion.raw_days import Split, found_hours, hourly_folders, shares_root, split_folder
 
-Split = Literal["train", "test"]
-
-HOUR_FOLDER = re.compile(r"datetime=(\d{4})-(\d{2})-(\d{2})-(\d{2})-00", re.ASCII)
 FALLBACK_FIRST_DAY = date(2025, 10, 1)
 FALLBACK_LAST_DAY = date(2025, 10, 11)
 
@@ -42,28 +39,6 @@ def parse_day(key: str) -> date:
         return day_of(key)
     except ValueError:
         raise DataError(f"partition key {key!r}: expected a day such as 2025-10-06") from None
-
-
-def hour_of_folder(name: str) -> tuple[date, int] | None:
-    """(day, hour) of a folder named ``datetime=YYYY-MM-DD-HH-00``; None for any other name or an invalid hour."""
-    match = HOUR_FOLDER.fullmatch(name)
-    if match is None:
-        return None
-    year, month, day, hour = (int(g) for g in match.groups())
-    try:
-        found = date(year, month, day)
-    except ValueError:
-        return None
-    return (found, hour) if hour < 24 and FIRST_DAY <= found <= LAST_DAY else None
-
-
-def days_in(folder: Path, max_partitions: int | None = None) -> tuple[date, ...]:
-    """Days with at least one hourly folder in ``folder``, among its ``max_partitions`` earliest hours."""
-    if not folder.is_dir():
-        return ()
-    found = (hour_of_folder(entry.name) for entry in folder.iterdir() if entry.is_dir())
-    hours = sorted(hour for hour in found if hour is not None)
-    return tuple(sorted({day for day, _ in hours[:max_partitions]}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +122,9 @@ def _between(first: date, last: date) -> tuple[date, ...]:
     return tuple(first + timedelta(days=i) for i in range((last - first).days + 1))
 
 
-def split_folder(config: Config, split: Split) -> Path:
-    """Folder of one split's hourly folders."""
-    return config.data.root / (config.data.train_folder if split == "train" else config.data.test_folder)
+def days_of(hours: Iterable[str]) -> tuple[date, ...]:
+    """Days of some hour keys, in order."""
+    return tuple(sorted({date.fromisoformat(key[:10]) for key in hours}))
 
 
 def discover(config: Config) -> Horizon:
@@ -158,8 +133,8 @@ def discover(config: Config) -> Horizon:
         train, test = config.data.dates.train.days(), config.data.dates.test.days()
         train = tuple(d for d in train if d not in config.data.gap_days)
     else:
-        train = days_in(split_folder(config, "train"), config.data.train.max_partitions)
-        test = tuple(d for d in days_in(split_folder(config, "test"), config.data.test.max_partitions) if d not in train)
+        train = days_of(hourly_folders(config, "train"))
+        test = tuple(d for d in days_of(hourly_folders(config, "test")) if d not in train)
     return Horizon(
         train,
         test,
@@ -170,33 +145,55 @@ def discover(config: Config) -> Horizon:
     )
 
 
+def nothing_found(config: Config) -> str:
+    """What is said of a data root without any raw file of any day."""
+    contract, data = contract_of(config), config.data
+    where = "" if data.train_folder == "." else f"{data.train_folder}/"
+    if contract.layout is None:
+        return f"no row with a day found; expected {where}**/*.parquet with moments in column {contract.time.column}"
+    kind = "hourly folder" if contract.layout.has_hours else "folder of a day"
+    return f"no {kind} found; expected {where}{contract.layout.spelled}/*.parquet"
+
+
+def hours_per_day(config: Config) -> int:
+    """Folders a whole day has: 24, or 1 where folders or files are of days."""
+    layout = contract_of(config).layout
+    return 24 if layout is not None and layout.has_hours else 1
+
+
 def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -> tuple[str, ...]:
     """A message for each day (or for ``day``) with hourly folders that no partition reads.
 
     A day belongs to one split, so its hours under the other's folder are not read, nor is a day outside explicit dates.
     """
     messages = []
+    whole_hours = hours_per_day(config) > 1
     splits: tuple[tuple[Split, Split, tuple[date, ...]], ...] = (
         ("train", "test", horizon.train_days),
         ("test", "train", horizon.test_days),
     )
+    if shares_root(config):
+        splits = (("train", "test", (*horizon.train_days, *horizon.test_days)),)
     for split, other, own in splits:
         base, others = split_folder(config, split), horizon.test_days if split == "train" else horizon.train_days
         hours: dict[date, list[int]] = {}
-        for found in (hour_of_folder(entry.name) for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else ():
-            if found is not None and found[0] not in own and day in (None, found[0]):
-                hours.setdefault(found[0], []).append(found[1])
+        for key in found_hours(config, split):
+            found = date.fromisoformat(key[:10])
+            if found not in own and day in (None, found):
+                hours.setdefault(found, []).append(int(key[11:13]))
         limit = (config.data.train if split == "train" else config.data.test).max_partitions
         for missed, numbers in sorted(hours.items()):
-            listed = _spans(sorted(numbers))
+            listed = f"its {len(numbers)} hours under {base} are read by nobody: {_spans(sorted(numbers))}"
+            if not whole_hours:
+                listed = f"its files under {base} are read by nobody"
             if missed in others:
                 messages.append(
-                    f"day {missed} counts as {other}, so its {len(numbers)} hours under {base} are read by nobody: {listed}; "
+                    f"day {missed} counts as {other}, so {listed}; "
                     f"move them to {split_folder(config, other)}, or deliver the day under one of the two folders only"
                 )
             elif limit is None and missed not in config.data.gap_days:
                 messages.append(
-                    f"day {missed} lies outside data.dates, so its {len(numbers)} hours under {base} are read by nobody: {listed}; "
+                    f"day {missed} lies outside data.dates, so {listed}; "
                     "add the day to data.dates, or to data.gap_days to leave it out on purpose"
                 )
     return tuple(messages)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -22,13 +22,22 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.contract import Contract, contract_of, load_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.core.hashing import short_hash
+from ltv_assets.core.time_layout import TimeLayout, hour_key
 from ltv_assets.features.naming import contract_names, similar_name
-from ltv_assets.ingestion.calendar import Horizon, Split, hour_of_folder, split_folder
+from ltv_assets.ingestion.calendar import Horizon, hours_per_day
 from ltv_assets.ingestion.footers import read_footer
+from ltv_assets.ingestion.raw_days import (
+    HIDDEN,
+    Memory,
+    RawHour,
+    Split,
+    hour_of_folders,
+    hourly_folders,
+    scan_hours,
+    split_folder,
+)
 from ltv_assets.storage.files import sha256_file, write_atomic
 
-HIDDEN = (".", "_")
-IGNORED_SUFFIXES = (".crc",)
 ENGINE_COLUMNS = ("file_index", "file_row_number")
 """Columns DuckDB adds to every file it reads, unless the file has its own."""
 
@@ -147,41 +156,36 @@ class HashCache:
             write_atomic(self.path, json.dumps(self.entries, sort_keys=True).encode())
 
 
-def scan_hours(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """({hour key YYYY-MM-DD-HH-00: its folder} in order of time, other entries) of one folder.
-
-    Hidden entries, and those that begin with an underscore (markers, uncommitted output of a job), are neither.
-    """
-    if not folder.is_dir():
-        return {}, []
-    hours: dict[str, Path] = {}
-    others: list[Path] = []
-    for entry in os.scandir(folder):
-        # Unlike that of the entry, this answers False for a symbolic link to itself.
-        if hour_of_folder(entry.name) is not None and Path(entry).is_dir():
-            hours[entry.name.removeprefix("datetime=")] = Path(entry.path)
-        elif not entry.name.startswith(HIDDEN):
-            others.append(Path(entry.path))
-    return dict(sorted(hours.items())), sorted(others)
+def key_of_folder(folder: Path, layout: TimeLayout) -> str | None:
+    """Hour key of a folder, by its own name and as many above it as the layout has levels; None if it is no hour."""
+    names = folder.absolute().parts[-layout.depth :]
+    found = hour_of_folders(names, layout)
+    return hour_key(*found) if found is not None else None
 
 
-def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
+def find_hours(source: Path, contract: Contract | None = None) -> tuple[list[tuple[str, Path]], list[Path]]:
     """([(hour key, its folder)], ignored entries) of any folder, in order of path.
 
     The folder may be an hourly one itself. In a folder with hourly folders, other entries are ignored. Folders above them are
-    searched unless they are hidden or begin with an underscore, as folders of running jobs do.
+    searched unless they are hidden or begin with an underscore, as folders of running jobs do. Without a contract, folders are
+    named as the shipped one says. Raises DataError where the contract has no folders of hours.
     """
-    key = hour_of_folder(source.absolute().name)
+    layout = (contract or load_contract()).layout
+    if layout is None:
+        raise DataError(f"{source}: the contract has no folders of hours (time.layout is null)")
+    key = key_of_folder(source, layout)
     if key is not None:
-        return [(source.absolute().name.removeprefix("datetime="), source)], []
+        return [(key, source)], []
     found: list[tuple[str, Path]] = []
     left_out: list[Path] = []
     seen: set[Path] = set()
     waiting = [source]
     while waiting:
         folder = waiting.pop(0)
-        hours, others = scan_hours(folder)
-        found += hours.items()
+        entries = [Path(entry) for entry in os.scandir(folder)] if folder.is_dir() else []
+        hours = {key: path for path in entries if path.is_dir() and (key := key_of_folder(path, layout)) is not None}
+        others = sorted(path for path in entries if path not in hours.values() and not path.name.startswith(HIDDEN))
+        found += sorted(hours.items())
         within = [] if hours else [other for other in others if other.is_dir() and other.resolve() not in seen]
         seen |= {other.resolve() for other in within}
         waiting += within
@@ -189,9 +193,13 @@ def find_hours(source: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
     return found, left_out
 
 
-def not_an_hour(path: Path) -> str:
+def not_an_hour(path: Path, contract: Contract | None = None) -> str:
     """Message for an entry among hourly folders that is not an hour."""
-    return f"{_as_text(path)}: not an hourly folder; expected a name such as datetime=2025-10-01-00-00"
+    layout = (contract or load_contract()).layout
+    if layout is None:
+        return f"{_as_text(path)}: expected a .parquet file"
+    kind = "an hourly folder" if layout.has_hours else "a folder of a day"
+    return f"{_as_text(path)}: not {kind}; expected a name such as {layout.example}"
 
 
 def _as_text(path: Path) -> str:
@@ -204,15 +212,22 @@ def name_below(root: Path, path: Path) -> str:
     return _as_text(path.relative_to(root))
 
 
-def hourly_folders(config: Config, split: Split) -> dict[str, Path]:
-    """{hour key: folder} of one split, in order of time, cut to ``max_partitions`` if it is set."""
-    limit = (config.data.train if split == "train" else config.data.test).max_partitions
-    return dict(list(scan_hours(split_folder(config, split))[0].items())[:limit])
-
-
 def unknown_entries(config: Config, split: Split) -> tuple[str, ...]:
-    """A message for each entry among the hourly folders that is neither hidden, nor a marker, nor an hour."""
-    return tuple(not_an_hour(path) for path in scan_hours(split_folder(config, split))[1])
+    """A message for each entry among the raw files of a split that is neither hidden, nor a marker, nor of an hour or a day."""
+    contract, folder = contract_of(config), split_folder(config, split)
+    if contract.layout is not None:
+        return tuple(not_an_hour(path, contract) for path in scan_hours(folder, contract.layout)[1])
+    memory, messages = Memory.of(config), []
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+        for path in (Path(above, name) for name in sorted(names) if not name.startswith(HIDDEN)):
+            problem = memory.problem(path, contract) if path.suffix == ".parquet" else None
+            if path.suffix != ".parquet":
+                messages.append(not_an_hour(path, contract))
+            elif problem is not None:
+                messages.append(f"{_as_text(path)}: {problem}")
+    memory.save()
+    return tuple(messages)
 
 
 def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | None = None) -> DayInventory:
@@ -221,9 +236,16 @@ def inspect_day(config: Config, horizon: Horizon, day: date, cache: HashCache | 
     Raises DataError if the day belongs to no split.
     """
     split = horizon.split_of(day)
-    folders = _folders_of(config, split, day)
+    found = _hours_of(config, split, day)
     return inspect_hours(
-        config.data.root, split, day, [(key, data_files(folder)) for key, folder in folders.items()], cache, contract=contract_of(config)
+        config.data.root,
+        split,
+        day,
+        [(key, hour.files()) for key, hour in found.items()],
+        cache,
+        expected=HOURS if hours_per_day(config) > 1 else (),
+        contract=contract_of(config),
+        rows={path: rows for hour in found.values() for path, rows in hour.rows.items()},
     )
 
 
@@ -236,6 +258,7 @@ def inspect_hours(
     *,
     expected: Sequence[int] = HOURS,
     contract: Contract | None = None,
+    rows: Mapping[Path, int] | None = None,
 ) -> DayInventory:
     """Open and hash the files of one day, given as (hour key, files) in their order, anywhere below ``root``.
 
@@ -243,6 +266,7 @@ def inspect_hours(
         split: ``train`` if the files must have labels.
         expected: hours of the day that are reported as missing if they are not given.
         contract: the columns that are expected; by default those of the shipped contract.
+        rows: rows of the day in files that have rows of other days as well.
     """
     contract = contract or load_contract()
     cache = cache if cache is not None else HashCache()
@@ -250,6 +274,9 @@ def inspect_hours(
     schemas: dict[str, pa.Schema] = {}
     for key, candidates in hours:
         records += [_inspect_file(root, split, str(day), key, path, cache, schemas, contract) for path in candidates]
+    if rows:
+        own = {name_below(root, path): count for path, count in rows.items()}
+        records = [replace(r, rows=own.get(r.path, r.rows)) if r.rows is not None else r for r in records]
     records = _mark_duplicates(records)
     cache.save()
     given = {key for key, _ in hours}
@@ -265,19 +292,14 @@ def inspect_hours(
     return DayInventory(root, day, split, tuple(records), missing_hours, empty, missing, unexpected, tuple(errors), tuple(warnings))
 
 
-def _folders_of(config: Config, split: Split, day: date) -> dict[str, Path]:
+def _hours_of(config: Config, split: Split, day: date) -> dict[str, RawHour]:
     prefix = f"{day:%Y-%m-%d}-"
-    return {key: path for key, path in hourly_folders(config, split).items() if key.startswith(prefix)}
+    return {key: hour for key, hour in hourly_folders(config, split).items() if key.startswith(prefix)}
 
 
 def candidate_files(config: Config, horizon: Horizon, day: date) -> list[Path]:
     """Every entry of a day's hourly folders that could be data, in order, unopened."""
-    return [path for folder in _folders_of(config, horizon.split_of(day), day).values() for path in data_files(folder)]
-
-
-def data_files(folder: Path) -> list[Path]:
-    """Every entry of an hourly folder that could be data, in order, unopened."""
-    return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(HIDDEN) and not e.name.endswith(IGNORED_SUFFIXES))
+    return [path for hour in _hours_of(config, horizon.split_of(day), day).values() for path in hour.files()]
 
 
 def _inspect_file(

@@ -14,23 +14,26 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ltv_assets.core.config import DataConfig
-from ltv_assets.core.contract import Contract
+from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.files import published_file
 from ltv_assets.core.memory import flatten_threads
+from ltv_assets.core.time_layout import hour_key
 from ltv_assets.features.flatten import RawFile, flatten_files
+from ltv_assets.features.flatten.moments import days_of_hours, hours_of_rows
 from ltv_assets.features.schema import feature_names
-from ltv_assets.ingestion.calendar import hour_of_folder
+from ltv_assets.ingestion.footers import read_footer
 from ltv_assets.ingestion.inventory import (
     HOURS,
     DayInventory,
-    data_files,
     files_problem,
     find_hours,
     inspect_hours,
+    key_of_folder,
     not_an_hour,
     rows_problem,
 )
+from ltv_assets.ingestion.raw_days import data_files, files_below
 from ltv_assets.modeling.model_store import read_served
 from ltv_assets.scoring.batch import PREDICTIONS_SCHEMA, scored_batches
 from ltv_assets.scoring.submission import refuse_formulas
@@ -51,22 +54,45 @@ def inspect_source(source: Path, contract: Contract | None = None) -> tuple[list
     """(inventories of the days below ``source`` in order, warnings); by the rules of a day of the graph, wherever the hours lie.
 
     ``source`` is a folder above hourly folders, one hourly folder or one file in it, or a symbolic link to one of them.
-    Raises DataError if there is no hour, naming what was expected.
+    Where the contract has no folders of hours, any parquet file below ``source`` has its rows by the moments it says. Without a
+    contract, the shipped one decides. Raises DataError if there is no hour, naming what was expected.
     """
+    contract = contract or load_contract()
     source = source.resolve() if source.is_symlink() else source.absolute()
-    if source.is_file() and hour_of_folder(source.parent.name) is None:
-        raise DataError(f"{source}: expected a file in a folder such as datetime=2025-10-01-00-00, found it in {source.parent.name}")
-    single = source.is_file() or hour_of_folder(source.name) is not None
-    found, left_out = find_hours(source.parent if source.is_file() else source)
+    layout = contract.layout
+    if layout is None:
+        return _inspect_moments(source, contract), []
+    if source.is_file() and key_of_folder(source.parent, layout) is None:
+        raise DataError(f"{source}: expected a file in a folder such as {layout.example}, found it in {source.parent.name}")
+    single = source.is_file() or key_of_folder(source, layout) is not None
+    found, left_out = find_hours(source.parent if source.is_file() else source, contract)
     days: dict[date, list[tuple[str, list[Path]]]] = {}
     for key, folder in sorted(found, key=lambda hour: hour[0]):
         days.setdefault(date.fromisoformat(key[:10]), []).append((key, [source] if source.is_file() else data_files(folder)))
     if not days:
-        raise DataError(f"{source}: no impressions found; expected datetime=YYYY-MM-DD-HH-00/*.parquet below it")
+        raise DataError(f"{source}: no impressions found; expected {layout.spelled}/*.parquet below it")
     root = found[0][1].parent if single else source
-    expected = () if single else HOURS
+    expected = () if single or not layout.has_hours else HOURS
     inventories = [inspect_hours(root, "test", day, hours, expected=expected, contract=contract) for day, hours in sorted(days.items())]
-    return inventories, [f"{not_an_hour(path)}; it is left out" for path in left_out]
+    return inventories, [f"{not_an_hour(path, contract)}; it is left out" for path in left_out]
+
+
+def _inspect_moments(source: Path, contract: Contract) -> list[DayInventory]:
+    """Inventories of the days of files that say the moments of their rows themselves."""
+    days: dict[date, dict[Path, int]] = {}
+    for path in [source] if source.is_file() else files_below(source):
+        footer = read_footer(path)
+        if isinstance(footer, str):
+            raise DataError(f"{path}: {footer}")
+        for day, rows in days_of_hours(hours_of_rows(path, contract)).items():
+            days.setdefault(day, {})[path] = len(rows)
+    if not days:
+        raise DataError(f"{source}: no impressions found; expected *.parquet below it with moments in column {contract.time.column}")
+    root = source.parent if source.is_file() else source
+    return [
+        inspect_hours(root, "test", day, [(hour_key(day, 0), sorted(rows))], expected=(), contract=contract, rows=rows)
+        for day, rows in sorted(days.items())
+    ]
 
 
 def predict_folder(project: Project, source: Path, target: Path, *, window: str | None, progress: Callable[[int, int], None]) -> Scored:
@@ -78,7 +104,7 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     """
     if target.suffix not in (".csv", ".parquet"):
         raise DataError(f"{target}: expected a file ending in .csv or .parquet")
-    refuse_among_impressions(target)
+    refuse_among_impressions(target, project.contract)
     champion = project.lineage().champion()
     if window is None and champion is None:
         raise StaleError(f"no champion in {project.warehouse.root} yet; run `ltv run` first, or name a window with --window")
@@ -104,9 +130,10 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     return scored
 
 
-def refuse_among_impressions(target: Path) -> None:
+def refuse_among_impressions(target: Path, contract: Contract | None = None) -> None:
     """Raise DataError if a file would be written into an hourly folder, over impressions or to be read as impressions."""
-    hour = next((folder for folder in target.resolve().parents if hour_of_folder(folder.name) is not None), None)
+    layout = (contract or load_contract()).layout
+    hour = next((folder for folder in target.resolve().parents if layout is not None and key_of_folder(folder, layout) is not None), None)
     if hour is not None:
         raise DataError(f"{target}: expected a file outside the impressions, found it in the hourly folder {hour.name}; give another --out")
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError, StaleError
-from ltv_assets.ingestion.calendar import Horizon, days_in, discover, hour_of_folder, mature_horizons, parse_day, uncovered_hours
+from ltv_assets.core.time_layout import time_layout
+from ltv_assets.ingestion.calendar import Horizon, discover, mature_horizons, parse_day, uncovered_hours
+from ltv_assets.ingestion.raw_days import hour_of_folders
 
 FIRST = date(2025, 10, 1)
 
@@ -69,7 +71,7 @@ def test_no_window_ever_sees_its_holdout_or_a_later_day(train: set[int], least: 
     ["datetime=2025-10-01-24-00", "datetime=2025-13-01-00-00", "datetime=2025-10-01", "2025-10-01-00-00", "datetime=2025-10-01-00-30"],
 )
 def test_malformed_folder_is_no_hour(name: str) -> None:
-    assert hour_of_folder(name) is None
+    assert hour_of_folders([name], time_layout("datetime=%Y-%m-%d-%H-00")) is None
 
 
 @pytest.mark.parametrize("key", ["../../etc", "2025-10-1", "2025-10-32", "", "2025-10-01/../x", "2025-10-01\n"])
@@ -80,8 +82,8 @@ def test_partition_key_cannot_leave_the_warehouse(key: str) -> None:
 
 def test_days_are_found_by_their_folders(tmp_path: Path) -> None:
     for name in ("datetime=2025-10-02-05-00", "datetime=2025-10-01-00-00", "datetime=2025-10-02-06-00", "_SUCCESS", "junk"):
-        (tmp_path / name).mkdir()
-    assert days_in(tmp_path) == (date(2025, 10, 1), date(2025, 10, 2))
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert discover(at(tmp_path)).train_days == (date(2025, 10, 1), date(2025, 10, 2))
 
 
 def test_labels_mature_by_the_clock() -> None:
@@ -95,9 +97,10 @@ def test_labels_mature_by_the_clock() -> None:
 def test_partition_cap_also_bounds_the_days(tmp_path: Path) -> None:
     for day_number in (1, 2, 3):
         for hour in range(24):
-            (tmp_path / f"datetime=2025-10-0{day_number}-{hour:02d}-00").mkdir()
-    assert days_in(tmp_path, 30) == (date(2025, 10, 1), date(2025, 10, 2))
-    assert days_in(tmp_path, None) == (date(2025, 10, 1), date(2025, 10, 2), date(2025, 10, 3))
+            (tmp_path / "train" / f"datetime=2025-10-0{day_number}-{hour:02d}-00").mkdir(parents=True)
+    capped = Config.model_validate({"data": {"root": str(tmp_path), "train": {"max_partitions": 30}}})
+    assert discover(capped).train_days == (date(2025, 10, 1), date(2025, 10, 2))
+    assert discover(at(tmp_path)).train_days == (date(2025, 10, 1), date(2025, 10, 2), date(2025, 10, 3))
 
 
 def at(root: Path, dates: object = "auto") -> Config:

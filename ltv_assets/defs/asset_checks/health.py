@@ -5,7 +5,7 @@ from typing import Any
 
 from ltv_assets.core.check_specs import Outcome, standing_check
 from ltv_assets.core.errors import LtvError
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.ingestion.calendar import hours_per_day, parse_day
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import partition_states
 
@@ -44,7 +44,8 @@ def days_fresh(project: Project) -> Outcome:
     """The newest day that has landed is flattened, fresh and checked."""
     from ltv_assets.ingestion.arrivals import landings
 
-    landed = [d for d in landings(project.config, project.horizon) if 24 - d.hours <= project.config.automation.allow_missing_hours]
+    least = hours_per_day(project.config) - project.config.automation.allow_missing_hours
+    landed = [d for d in landings(project.config, project.horizon) if d.hours >= least]
     if not landed:
         return Outcome(True, "no complete day has landed")
     lineage = project.lineage()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.time_layout import HOUR_KEY
 from ltv_assets.features.canonical import described, reads
 from ltv_assets.features.flatten.blocks import FlatBlock
 from ltv_assets.features.flatten.row_group_writer import RowGroupWriter
@@ -23,8 +25,6 @@ from ltv_assets.features.flatten.sources import Source
 from ltv_assets.features.registry import Registry
 from ltv_assets.features.schema import flattened_schema
 from ltv_assets.sampling.draws import hash_uniform, row_hashes
-
-NOT_UTF8 = "row_id is not UTF-8"
 
 SAMPLE_DRAW = 1_000_003
 """Number of the draw that samples rows, far from the copy numbers of the sampling plans."""
@@ -90,6 +90,13 @@ def note_schema_findings(sources: Sequence[Source], registry: Registry, labelled
                     ignored.setdefault(name, []).append(source)
     note(unusable, "type cannot be read, taken as missing,")
     note(ignored, "label column on a day without labels, ignored,")
+
+
+def _hour_keys(hours: np.ndarray) -> pa.DictionaryArray:
+    """The keys of hours given as unix seconds; NULL where there is none."""
+    known, codes = np.unique(hours, return_inverse=True)
+    words = [datetime.fromtimestamp(int(h), UTC).strftime(HOUR_KEY) if h >= 0 else None for h in known]
+    return pa.array(words, pa.string()).dictionary_encode().take(pa.array(codes, pa.int32()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +177,16 @@ class RowAccounting:
         again = self._again(first, flat.rows)
         if again.any():
             newly = pc.and_(pa.chunked_array([again]), pc.is_null(reason))
-            reason = pc.if_else(newly, "row_id repeated", reason)
+            reason = pc.if_else(newly, f"{self._registry.contract.identifier} repeated", reason)
             value = pc.if_else(newly, row_id, value)
         for name, (count, example) in flat.lost.items():
             before, earlier = self._lost.get(name, (0, example))
             self._lost[name] = before + count, earlier
         if flat.illegible:
             keys = pa.array([flat.illegible.get(row) for row in range(flat.rows)], pa.string())
-            reason = pc.if_else(pc.is_valid(keys), NOT_UTF8, reason)
+            reason = pc.if_else(pc.is_valid(keys), f"{self._registry.contract.identifier} is not UTF-8", reason)
             value = pc.coalesce(keys, value)
-        datetimes = pa.DictionaryArray.from_arrays(files, self._keys)
+        datetimes = pa.DictionaryArray.from_arrays(files, self._keys) if flat.hours is None else _hour_keys(flat.hours)
         table = pa.table({name: datetimes if name == "datetime" else flat.columns[name] for name in self._names})
         flat.columns.clear()
         if reason.null_count < len(reason):
@@ -254,11 +261,14 @@ class RowAccounting:
         rows = np.flatnonzero(pc.is_valid(reason).to_numpy())
         files = files[rows]
         begins = np.concatenate([[0], self._ends[:-1]])
+        numbers = first + rows - begins[files]
+        for file in np.unique(files):
+            numbers[files == file] = self._sources[file].row_numbers(numbers[files == file])
         paths = pa.array([str(source.file.path) for source in self._sources], pa.string())
         columns = [
             row_id.take(rows),
             paths.take(files),
-            pa.array(first + rows - begins[files], pa.int64()),
+            pa.array(numbers, pa.int64()),
             reason.take(rows),
             value.take(rows),
         ]

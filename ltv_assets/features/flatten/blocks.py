@@ -81,7 +81,7 @@ class FileBlock:
         return ", ".join(str(source.file.path) for source in self.sources[:3]) + (" ..." if len(self.sources) > 3 else "")
 
     def hour_start(self) -> np.ndarray:
-        return np.repeat([source.hour_start for source in self.sources], [source.rows for source in self.sources])
+        return np.concatenate([source.hour_of_rows() for source in self.sources])
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         for source in self.sources:
@@ -96,7 +96,10 @@ class FileBlock:
 
 
 class FlatBlock:
-    """A flattened block: finished columns, counts, and the inputs of indicators and interactions."""
+    """A flattened block: finished columns, counts, and the inputs of indicators and interactions.
+
+    ``hours``: unix seconds of each row's hour, where files say it themselves.
+    """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -106,6 +109,7 @@ class FlatBlock:
         self.absent: dict[str, np.ndarray] = {}
         self.lost: dict[str, tuple[int, str]] = {}
         self.illegible: dict[int, str] = {}
+        self.hours: np.ndarray | None = None
 
     def lose(self, name: str, findings: Findings, file: str) -> None:
         """Add the values of a column that are lost; ``file`` has the first of them."""

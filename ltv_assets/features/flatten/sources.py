@@ -13,24 +13,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.canonical import reads
+from ltv_assets.features.flatten.moments import INT96_UNIT, hours_of_rows, rows_of_day
 from ltv_assets.features.naming import contract_names
-
-INT96_UNIT = "us"
-"""Unit of the timestamps of older writers of Spark and Hive; in nanoseconds a year after 2262 would become another year."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """One file of impressions and the hour it belongs to (``YYYY-MM-DD-HH-00``, from its folder's name)."""
+    """One file of impressions and the hour it belongs to (``YYYY-MM-DD-HH-00``, from its folder's name).
+
+    Where folders say no hour, it is the first of the day; where the file says the moments of its rows, the day's rows of it are meant.
+    """
 
     path: Path
     datetime_key: str
@@ -41,7 +45,8 @@ class Source:
     """A file after its footer was read; or ``part``, some of its row groups, beginning at its row ``first_row``.
 
     ``spelled`` has the file's own name of each column of the contract, by which ``types`` and ``sizes`` go; ``coded`` are
-    the leaves of text that can be read as dictionary codes.
+    the leaves of text that can be read as dictionary codes. ``kept``: the rows of the file that are meant, ascending, where they
+    are not all of them, with the ``hours`` they happened in.
     """
 
     file: RawFile
@@ -54,6 +59,16 @@ class Source:
     sizes: Mapping[str, int]
     part: range | None = None
     first_row: int = 0
+    kept: NDArray[np.int64] | None = None
+    hours: NDArray[np.int64] | None = None
+
+    def hour_of_rows(self) -> NDArray[np.int64]:
+        """Unix seconds of each row's hour, (rows,)."""
+        return np.full(self.rows, self.hour_start) if self.hours is None else self.hours
+
+    def row_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in the file of rows of the source."""
+        return rows if self.kept is None else self.kept[rows]
 
 
 def inspect_file(file: RawFile, labelled: bool, contract: Contract) -> Source:
@@ -79,6 +94,12 @@ def inspect_file(file: RawFile, labelled: bool, contract: Contract) -> Source:
     except ValueError as error:
         raise DataError(f"{file.path}: hour {file.datetime_key!r}: expected YYYY-MM-DD-HH-00, as in the folder's name") from error
     sizes = _sizes(metadata, range(metadata.num_row_groups), spelled)
+    if contract.layout is None:
+        moments = hours_of_rows(file.path, contract)
+        kept = rows_of_day(moments, hour.date())
+        coded = _coded_leaves(metadata, spelled[contract.identifier])
+        first = int(hour.timestamp())
+        return Source(file, len(kept), spelled, types, first, metadata, coded, sizes, kept=kept, hours=moments[kept])
     return Source(
         file,
         metadata.num_rows,
@@ -124,6 +145,9 @@ def divided_by_row_groups(sources: Sequence[Source], largest: int) -> list[Sourc
     """The sources, files with more than ``largest`` rows divided into runs of row groups with at most so many where they can be."""
     divided: list[Source] = []
     for source in sources:
+        if source.kept is not None:
+            divided += _divided_by_days(source, largest)
+            continue
         rows = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
         if source.rows <= largest or len(rows) == 1:
             divided.append(source)
@@ -146,6 +170,37 @@ def divided_by_row_groups(sources: Sequence[Source], largest: int) -> list[Sourc
     return divided
 
 
+def _divided_by_days(source: Source, largest: int) -> list[Source]:
+    """Runs of row groups of a file of several days that have rows of the source's day, with at most ``largest`` of them where possible."""
+    kept, hours = source.kept, source.hours
+    assert kept is not None and hours is not None, "a source of some rows knows which"
+    starts = np.cumsum([0, *(source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups))])
+    edges = np.searchsorted(kept, starts)
+    runs: list[list[int]] = []
+    for group, (low, high) in enumerate(pairwise(edges)):
+        if low == high:
+            continue
+        if runs and runs[-1][1] == group and high - edges[runs[-1][0]] <= largest:
+            runs[-1][1] = group + 1
+        else:
+            runs.append([group, group + 1])
+    parts = []
+    for first, last in runs:
+        mine = slice(int(edges[first]), int(edges[last]))
+        parts.append(
+            replace(
+                source,
+                rows=mine.stop - mine.start,
+                sizes=_sizes(source.metadata, range(first, last), source.spelled),
+                part=range(first, last),
+                first_row=int(starts[first]),
+                kept=kept[mine],
+                hours=hours[mine],
+            )
+        )
+    return parts
+
+
 def read_columns(source: Source, names: Sequence[str]) -> pa.Table:
     """The named columns of a source that it has, with a chunk for each row group that is read."""
     present = [name for name in names if name in source.types]
@@ -164,8 +219,21 @@ def read_columns(source: Source, names: Sequence[str]) -> pa.Table:
             # Arrow cannot join the dictionaries of nested text from several row groups, so each is read by itself.
             groups = range(source.metadata.num_row_groups) if source.part is None else source.part
             table = pa.concat_tables([parquet.read_row_group(group, columns=written, use_threads=False) for group in groups])
-    columns = {name: table.column(source.spelled[name]) for name in usual}
+    if source.kept is not None:
+        table = _only(table, source.kept - source.first_row)
+    found = dict(zip(table.column_names, table.columns, strict=True))  # a table asked by name searches its schema each time
+    columns = {name: found[source.spelled[name]] for name in usual}
     return pa.table(columns | _fixed_lists(source, fixed) if fixed else columns)
+
+
+def _only(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The given rows of a table, ascending; each chunk by itself, because dictionaries of nested text cannot be joined."""
+    pieces, start = [], 0
+    for batch in table.to_batches():
+        low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+        pieces.append(batch.take(pa.array(rows[low:high] - start)))
+        start += batch.num_rows
+    return pa.Table.from_batches(pieces, schema=table.schema)
 
 
 def _fixed_lists(source: Source, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
@@ -175,5 +243,8 @@ def _fixed_lists(source: Source, names: Sequence[str]) -> dict[str, pa.ChunkedAr
     columns = ", ".join(f'"{source.spelled[name]}"' for name in names)
     query = f"SELECT {columns} FROM read_parquet(?, hive_partitioning = false) WHERE file_row_number BETWEEN ? AND ?"
     with closing(open_duckdb(threads=1, memory_limit="500MB")) as connection:
-        found = connection.sql(query, params=[path, source.first_row, source.first_row + source.rows - 1]).to_arrow_table()
+        last = source.first_row + source.rows - 1 if source.kept is None else int(source.kept[-1])
+        found = connection.sql(query, params=[path, source.first_row, last]).to_arrow_table()
+    if source.kept is not None:
+        found = _only(found, source.kept - source.first_row)
     return {name: found.column(place) for place, name in enumerate(names)}
