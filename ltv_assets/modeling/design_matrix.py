@@ -327,7 +327,7 @@ class Design:
         return matrix.put_away(X.scratch) if isinstance(X, RowStore) else matrix.in_memory()
 
     def _encode(self, data: WindowData) -> tuple[WindowEncoder, Matrix]:
-        encoder = WindowEncoder()
+        encoder = WindowEncoder(data.contract.encodings)
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
         # Frames as well in blocks: encoding all rows at once would need several copies of them.

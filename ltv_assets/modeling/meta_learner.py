@@ -9,6 +9,7 @@ The three candidates are compared on the time-last fold, whose components were f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ Kind = Literal["meta", "blend", "component"]
 
 @dataclass(frozen=True)
 class Signals:
-    """Outputs of the earlier stages; arrays (n,), increments (n, 2)."""
+    """Outputs of the earlier stages; arrays (n,), increments (n, horizons - 1)."""
 
     probability: Floats
     log_odds: Floats
@@ -40,6 +41,11 @@ class Signals:
     def two_part(self) -> Floats:
         """probability x log revenue: the score without a stacker."""
         return self.probability * self.log_revenue
+
+
+def stacked(n: int, columns: Sequence[Floats]) -> Floats:
+    """Columns (n,) side by side, (n, 0) if there is none."""
+    return np.column_stack(columns) if columns else np.empty((n, 0))
 
 
 def meta_features(components: Floats, signals: Signals, context: NDArray[Any], blend: Blend) -> NDArray[np.float32]:

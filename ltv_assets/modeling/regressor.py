@@ -1,12 +1,12 @@
 """How much: revenue heads whose horizons cannot cross, and the one that adds up to money.
 
-What belongs here: the stage ``revenue_regressor``: log1p(D7) of payers, log increments to D14 and D28 on all rows, the
-expected-revenue head, and the pinned reference on the same rows. What does not: the blend of scores (``stacker``). Next to
-read: ``stacker``.
+What belongs here: the stage ``revenue_regressor``: log1p of what payers spend within the shortest horizon, log increments
+to the longer ones on all rows, the expected-revenue head, and the pinned reference on the same rows. What does not: the blend of
+scores (``stacker``). Next to read: ``stacker``.
 
 Inspired by the order-preserving network of Li et al. (CIKM 2022): the longer horizons add non-negative increments to the
-shorter one's score, so d7 <= d14 <= d28 holds by construction. Increments are fitted on *all* rows, because people who
-pay for the first time after day 7 are in there.
+shorter one's score, so no horizon is ever below a shorter one. Increments are fitted on *all* rows, because people who pay for
+the first time after the shortest horizon are in there.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import PoissonRegressor
 
 from ltv_assets.core.config import BoosterConfig, ModelsConfig
+from ltv_assets.core.contract import Scores, load_contract
 from ltv_assets.modeling.baseline import fit_reference, reference_out_of_fold, reference_rounds
 from ltv_assets.modeling.boosting import Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
 from ltv_assets.modeling.classifier import Arrays
-from ltv_assets.modeling.dataset import HORIZONS, Floats
+from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
 from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.serialization import Files, from_json, to_json
@@ -40,7 +41,7 @@ EXPECTED_PENALTY = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class ExpectedRevenue:
-    """E[min(revenue_d7, cap_usd)] as a log-linear model of the other heads' logs.
+    """E[min(revenue, cap_usd)] within the shortest horizon as a log-linear model of the other heads' logs.
 
     ``log E = intercept + coefficients . (x - center) / scale`` with x = (log p, log revenue if buyer, log whale probability).
     A Poisson likelihood with log link has the sums of predictions and outcomes equal on the rows it was fitted on
@@ -103,13 +104,18 @@ def fit_expected_revenue(
     return ExpectedRevenue(cap_usd, tail_factor, head.intercept + correction, head.coefficients, center, scale)
 
 
+def head_name(names: Scores) -> str:
+    """What the booster of payers is called in files and figures."""
+    return f"head_{names.names[0]}"
+
+
 @dataclass(eq=False)
 class RevenueRegressor:
     """Result of the stage.
 
-    ``increments``: by horizon d14, d28, absent when the window has no labels for it. ``rounds``: trees of every booster, for
-    refits. ``oof`` (auxiliary rows): ``log_revenue_if_buyer``, ``reference_score``, ``expected_revenue``, ``increment_d14`` and
-    ``increment_d28`` (0 where that head is absent).
+    ``names``: the horizons. ``increments``: by horizon beyond the shortest, absent when the window has no labels for it.
+    ``rounds``: trees of every booster, for refits. ``oof`` (auxiliary rows): ``log_revenue_if_buyer``, ``reference_score``,
+    ``expected_revenue``, and ``increment_d<days>`` of every longer horizon (0 where that head is absent).
     """
 
     head: TreeModel
@@ -119,12 +125,13 @@ class RevenueRegressor:
     reference: TreeModel
     monotone_kept: bool
     rounds: dict[str, int]
+    names: Scores
     oof: Arrays = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curves] = field(default_factory=dict)
 
     def log_revenue_if_buyer(self, matrix: Matrix) -> Floats:
-        """E[log1p(revenue_d7) given revenue > 0], (n,), within what was ever paid."""
+        """E[log1p(revenue) given revenue > 0] within the shortest horizon, (n,), within what was ever paid."""
         return np.clip(self.head.predict(matrix.values), *self.log_range)
 
     def reference_score(self, matrix: Matrix) -> Floats:
@@ -144,9 +151,15 @@ class RevenueRegressor:
             "expected_revenue": self.expected.to_dict(),
             "monotone_kept": self.monotone_kept,
             "rounds": self.rounds,
+            "horizons": list(self.names.horizons),
+            "target": self.names.target,
             "diagnostics": self.diagnostics,
         }
-        files = {**self.head.to_files("head_d7"), **self.reference.to_files("reference"), "revenue_regressor.json": to_json(meta)}
+        files = {
+            **self.head.to_files(head_name(self.names)),
+            **self.reference.to_files("reference"),
+            "revenue_regressor.json": to_json(meta),
+        }
         for horizon, model in self.increments.items():
             files |= model.to_files(f"increment_{horizon}")
         return files
@@ -156,14 +169,17 @@ class RevenueRegressor:
         """Inverse of ``to_files``."""
         meta = from_json(files, "revenue_regressor.json")
         low, high = meta["log_range"]
+        shipped = load_contract().scores  # a model that does not say its horizons was made when there were no others
+        names = Scores(tuple(meta.get("horizons", shipped.horizons)), str(meta.get("target", shipped.target)))
         return cls(
-            head=TreeModel.from_files(files, "head_d7"),
+            head=TreeModel.from_files(files, head_name(names)),
             log_range=(float(low), float(high)),
             increments={h: TreeModel.from_files(files, f"increment_{h}") for h in meta["increments"]},
             expected=ExpectedRevenue.from_dict(meta["expected_revenue"]),
             reference=TreeModel.from_files(files, "reference"),
             monotone_kept=bool(meta["monotone_kept"]),
             rounds={k: int(v) for k, v in meta["rounds"].items()},
+            names=names,
             oof=dict(oof or {}),
             diagnostics=dict(meta["diagnostics"]),
         )
@@ -182,22 +198,23 @@ def fit_revenue_regressor(
     ``plan`` (rows of the window): HHISTUS; None keeps every payer with weight 1. ``gating`` supplies out-of-fold probabilities.
     ``evaluated``: reuse its tree counts and its verdict on the monotone constraints.
     """
-    d7 = design.data.d7
+    names, d7 = design.data.names, design.data.d7
+    head_key = head_name(names)
     weight = (d7 > 0).astype(np.float32) if plan is None else plan.weight
     aux_weight = weight[design.auxiliary]
     paid = design.data.log_d7[d7 > 0]
     log_range = (float(paid.min()), float(paid.max()))
     curves: dict[str, Curves] = {}
     if evaluated is None:
-        head_rounds, monotone_kept, curves["head_d7"] = _choose_head(design, aux_weight, models, trainer)
-        rounds = {"head_d7": head_rounds}
+        head_rounds, monotone_kept, curves[head_key] = _choose_head(design, aux_weight, models, trainer)
+        rounds = {head_key: head_rounds}
         rounds["reference"], curves["reference"] = reference_rounds(design, trainer)
     else:
         rounds, monotone_kept = dict(evaluated.rounds), evaluated.monotone_kept
 
     def train_head(matrix: Matrix, log_revenue: Floats, weights: NDArray[Any], served: bool = False) -> TreeModel:
         params = _head_params(matrix, models, monotone_kept)
-        return _train_payers(matrix, log_revenue, weights, params, rounds["head_d7"], trainer, served)
+        return _train_payers(matrix, log_revenue, weights, params, rounds[head_key], trainer, served)
 
     def held_out(split: Split) -> Floats:
         rows = split.train_rows
@@ -212,7 +229,7 @@ def fit_revenue_regressor(
         "log_revenue_if_buyer": mu,
         "reference_score": np.clip(reference_out_of_fold(design, trainer, rounds["reference"]), 0.0, None),
     }
-    for j, horizon in enumerate(HORIZONS[1:], start=1):
+    for j, horizon in enumerate(design.data.names.names[1:], start=1):
         oof[f"increment_{horizon}"] = _increment_out_of_fold(design, j, horizon, models.increments, trainer, rounds)
     cap_usd, tail_factor = revenue_cap(d7, models.cap_quantile)
     inputs = (gating.oof["capped_probability"], mu, gating.oof["whale_probability"])
@@ -220,7 +237,7 @@ def fit_revenue_regressor(
     oof["expected_revenue"] = expected.predict(*inputs)
     diagnostics = _diagnostics(design, oof, expected, increments, rounds)
     expected = replace(expected, level=gating.level_ratio)
-    return RevenueRegressor(head, log_range, increments, expected, reference, monotone_kept, rounds, oof, diagnostics, curves)
+    return RevenueRegressor(head, log_range, increments, expected, reference, monotone_kept, rounds, names, oof, diagnostics, curves)
 
 
 def revenue_cap(d7: Floats, quantile: float) -> tuple[float, float]:
@@ -265,7 +282,7 @@ def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, tra
 def _train_payers(
     matrix: Matrix, log_revenue: Floats, weight: NDArray[Any], params: Params, rounds: int, trainer: Trainer, served: bool = False
 ) -> TreeModel:
-    """The D7 head on the plan's payers; bins are made from payers, whose spread differs from everybody's."""
+    """The head of the shortest horizon on the plan's payers; bins are made from payers, whose spread differs from everybody's."""
     kept = np.flatnonzero(weight > 0)
     if not len(kept):  # a fold without payers: nothing is known about amounts, the score is 0 because p is
         kept, weight, rounds = np.arange(1), np.ones(1), 1
@@ -279,7 +296,7 @@ def _fit_increments(
     """Increment heads of the horizons that have labels; fills ``rounds`` and ``curves``."""
     params = booster_params(config, "regression")
     models: dict[str, TreeModel] = {}
-    for j, horizon in enumerate(HORIZONS[1:], start=1):
+    for j, horizon in enumerate(design.data.names.names[1:], start=1):
         name = f"increment_{horizon}"
         label = _log_increment(design.data.revenue, j)
         known = np.flatnonzero(np.isfinite(label))
@@ -343,6 +360,6 @@ def _diagnostics(
         "expected_revenue_ratio": float(oof["expected_revenue"].sum() / max(np.minimum(d7, expected.cap_usd).sum(), 1e-12)),
         "cap_usd": expected.cap_usd,
         "tail_factor": expected.tail_factor,
-        **{f"has_{h}": float(h in increments) for h in HORIZONS[1:]},
+        **{f"has_{h}": float(h in increments) for h in design.data.names.names[1:]},
         **{f"rounds_{name}": float(n) for name, n in rounds.items()},
     }

@@ -36,6 +36,7 @@ from ltv_assets.modeling.meta_learner import (
     cross_fitted_score,
     fit_meta,
     meta_features,
+    stacked,
 )
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
@@ -170,7 +171,9 @@ def out_of_fold_signals(classifier: BuyerClassifier, gating: BuyerGating, regres
         log_revenue=np.asarray(regressor.oof["log_revenue_if_buyer"], dtype=np.float64),
         whale=np.asarray(gating.oof["whale_probability"], dtype=np.float64),
         reference=np.asarray(regressor.oof["reference_score"], dtype=np.float64),
-        increments=np.column_stack([regressor.oof["increment_d14"], regressor.oof["increment_d28"]]),
+        increments=stacked(
+            len(regressor.oof["log_revenue_if_buyer"]), [regressor.oof[f"increment_{h}"] for h in regressor.names.names[1:]]
+        ),
     )
 
 

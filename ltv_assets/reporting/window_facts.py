@@ -87,7 +87,8 @@ class WindowFacts:
         warehouse = self.project.warehouse
         raw = warehouse.require("raw_partitions", day, "run `ltv run`").facts
         manifest = warehouse.require("flattened_features", day, "run `ltv run`")
-        revenue = [pq.read_table(f, columns=["iap_revenue_d7"])["iap_revenue_d7"] for f in warehouse.files("flattened_features", day)]
+        target = self.project.contract.target
+        revenue = [pq.read_table(f, columns=[target])[target] for f in warehouse.files("flattened_features", day)]
         verdicts = {v.check: v for v in warehouse.verdicts("flattened_features", day)}
         drift, adversarial = verdicts.get("drift"), verdicts.get("adversarial_drift")
         return {

@@ -72,7 +72,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
 
     Raises StaleError if scores and flattened rows of the day do not belong together.
     """
-    scores = _read(project, "predictions", day, ["buyer_probability", "expected_revenue_d7"])
+    scores = _read(project, "predictions", day, ["buyer_probability", project.contract.scores.expected])
     champion = str(project.warehouse.require("predictions", day, "materialize it first").facts["champion"])
     segments = segment_frame(project, day)
     if len(segments) != len(scores):
@@ -81,7 +81,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
         )
     settings, noise = project.config.evaluation, CohortNoise()
     groups = group_rows(segments, min_rows=settings.min_segment_rows, max_segments=settings.max_segments)
-    sums = sum_up(groups, scores["buyer_probability"].to_numpy(), scores["expected_revenue_d7"].to_numpy(), noise.amounts)
+    sums = sum_up(groups, scores["buyer_probability"].to_numpy(), scores[project.contract.scores.expected].to_numpy(), noise.amounts)
     ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
     money = money_terms(project, champion)
     return CohortForecast(day, with_intervals(sums, noise, ahead), champion, ahead, noise, money["cap_usd"], money["tail_factor"])

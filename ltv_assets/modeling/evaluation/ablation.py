@@ -72,9 +72,9 @@ def ablate(
 ) -> pd.DataFrame:
     """Fit every variant on the window and measure it on the holdout; one line per variant and one for the reference.
 
-    Columns: RMSLE of ``ltv_d7`` with its 95 % bootstrap interval, its paired difference to the pinned reference with
+    Columns: RMSLE of the shortest horizon with its 95 % bootstrap interval, its paired difference to the pinned reference with
     interval (negative: better than the reference), RMSLE of the gated column, AUC and ECE of ``buyer_probability``, and
-    sum of ``expected_revenue_d7`` over sum of capped revenue. The reference is that of the first variant; it has no
+    sum of expected revenue over sum of capped revenue. The reference is that of the first variant; it has no
     probability, so its last three figures are NaN. ``progress`` is called with the name of each variant before its fit.
     """
     reference_loss: Floats | None = None
@@ -97,17 +97,17 @@ def _measured(
 ) -> dict[str, object]:
     frame = fitted.score(holdout.X)
     probability = frame["buyer_probability"].to_numpy()
-    line = _line(name, frame["ltv_d7"].to_numpy(), reference_loss, holdout, replicates, seed)
+    line = _line(name, frame[holdout.names.ltv[0]].to_numpy(), reference_loss, holdout, replicates, seed)
     return line | {
-        "rmsle_gated": rmsle(holdout.d7, frame["iap_revenue_d7"].to_numpy()),
+        "rmsle_gated": rmsle(holdout.d7, frame[holdout.names.target].to_numpy()),
         "auc": auc(holdout.payer, probability),
         "ece": ece(holdout.payer, probability),
-        "expected_revenue_ratio": bias_ratio(holdout.d7, frame["expected_revenue_d7"].to_numpy(), fitted.cap_usd),
+        "expected_revenue_ratio": bias_ratio(holdout.d7, frame[holdout.names.expected].to_numpy(), fitted.cap_usd),
     }
 
 
-def _line(name: str, ltv_d7: Floats, reference_loss: Floats, holdout: WindowData, replicates: int, seed: int) -> dict[str, object]:
-    loss = (np.log1p(ltv_d7) - holdout.log_d7) ** 2
+def _line(name: str, ltv: Floats, reference_loss: Floats, holdout: WindowData, replicates: int, seed: int) -> dict[str, object]:
+    loss = (np.log1p(ltv) - holdout.log_d7) ** 2
     intervals = paired_bootstrap(loss, reference_loss, replicates=replicates, seed=seed)
     own, difference = intervals.model, intervals.difference
     return {
@@ -118,7 +118,7 @@ def _line(name: str, ltv_d7: Floats, reference_loss: Floats, holdout: WindowData
         "minus_reference": difference.value,
         "minus_reference_low": difference.low,
         "minus_reference_high": difference.high,
-        "rmsle_gated": rmsle(holdout.d7, ltv_d7),
+        "rmsle_gated": rmsle(holdout.d7, ltv),
         "auc": float("nan"),
         "ece": float("nan"),
         "expected_revenue_ratio": float("nan"),
