@@ -10,10 +10,13 @@ A page in this folder is written by hand, except for what stands between ``<!-- 
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
@@ -28,6 +31,8 @@ from ltv_assets.features.schema import column_table
 from ltv_assets.modeling.evaluation.segments import metrics_markdown
 
 DOCS = PROJECT_ROOT / "docs"
+PAGE_WIDTH = 132
+"""Columns of what commands print, as pages show it."""
 BLOCK = re.compile(r"<!-- generated: (?P<name>[a-z-]+) -->\n.*?<!-- end of (?P=name) -->", re.DOTALL)
 
 LABELS = "Labels: known only after the impression, never a feature"
@@ -244,6 +249,25 @@ def faults() -> str:
     return "\n".join(markdown()).rstrip()
 
 
+# ----------------------------------------------------------------------------------------------------------- a new table
+
+
+def your_table() -> str:
+    """What `ltv init` prints of the table that the first script of data.md makes."""
+    from rich.console import Console
+
+    from ltv_assets.cli.init import guesses
+    from ltv_assets.ingestion.profile.proposal import propose
+
+    script = re.search(r"```python\n(.*?)```", (DOCS / "data.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert script is not None, "data.md begins with a script that makes a table"
+    with TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", script[1]], cwd=folder, check=True)
+        printed = io.StringIO()
+        Console(file=printed, width=PAGE_WIDTH, color_system=None).print(guesses(propose(Path(folder) / "customers")))
+    return "```text\n" + "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n```"
+
+
 # ---------------------------------------------------------------------------------------------------------------- pages
 
 
@@ -256,6 +280,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "flattened-columns": flattened,
     "metrics": metrics_markdown,
     "faults": faults,
+    "your-table": your_table,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
@@ -17,6 +18,9 @@ from rich.table import Table
 from ltv_assets.cli.console import console, err, progress_bar, readable
 from ltv_assets.core.config import PROJECT_ROOT
 from ltv_assets.core.errors import DataError
+
+if TYPE_CHECKING:
+    from ltv_assets.ingestion.profile.proposal import Proposal
 
 STYLE = {"high": "green", "medium": "yellow", "low": "bold red"}
 
@@ -47,7 +51,7 @@ def init(data: Path, out: Path | None) -> None:
       ltv check-data /data/customers && ltv run
     """
     from ltv_assets.ingestion.profile.proposal import propose
-    from ltv_assets.ingestion.profile.write import FILES, summary, write_proposal
+    from ltv_assets.ingestion.profile.write import FILES, write_proposal
 
     chosen = out if out is not None else PROJECT_ROOT / "config" / (data.expanduser().resolve().name or "table")
     there = [chosen / name for name in FILES if (chosen / name).exists()]
@@ -57,13 +61,7 @@ def init(data: Path, out: Path | None) -> None:
         task = bar.add_task("looking at columns", total=None)
         proposal = propose(data, progress=lambda done, total: bar.update(task, completed=done, total=total))
     written = write_proposal(proposal, chosen)
-    table = Table(title=f"{len(proposal.columns)} columns, about {proposal.rows} rows in {data}", title_justify="left")
-    for name in ("about", "guess", "sure", "why"):
-        table.add_column(name, overflow="fold")
-    for guess in summary(proposal):
-        style = STYLE[guess.certainty]
-        table.add_row(escape(guess.about), escape(guess.choice), f"[{style}]{guess.certainty}[/]", escape(guess.why))
-    console.print(table)
+    console.print(guesses(proposal))
     for path in written:
         console.print(f"written: {_shown(path)}", markup=False)
     for edit in proposal.edits:
@@ -74,6 +72,20 @@ def init(data: Path, out: Path | None) -> None:
     console.print(f"  export LTV_CONFIG={shlex.quote(str(_shown(written[0])))}", markup=False)
     console.print(f"  ltv check-data {shlex.quote(str(data))} && ltv run", markup=False)
     sys.exit(1 if proposal.edits else 0)
+
+
+def guesses(proposal: Proposal) -> Table:
+    """What was guessed, how sure that is, and why."""
+    from ltv_assets.ingestion.profile.write import summary
+
+    title = f"{len(proposal.columns)} columns, about {proposal.rows} rows in {proposal.folders.root.name}"
+    table = Table(title=title, title_justify="left")
+    for name in ("about", "guess", "sure", "why"):
+        table.add_column(name, overflow="fold")
+    for guess in summary(proposal):
+        style = STYLE[guess.certainty]
+        table.add_row(escape(guess.about), escape(guess.choice), f"[{style}]{guess.certainty}[/]", escape(guess.why))
+    return table
 
 
 def _shown(path: Path) -> Path:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.core.contract import load_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.profile import proposal as proposing
 from ltv_assets.ingestion.profile import sample as sampling
@@ -96,6 +97,33 @@ def test_nothing_is_changed_and_nothing_is_overwritten(tmp_path: Path, tables: d
     ):
         write_proposal(proposed["subscriptions"], tmp_path / "out")
     assert (tmp_path / "out" / FILES[0]).read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ the contest's own
+
+
+def test_the_contests_files_are_guessed_as_their_contract_declares_them(simulated_small: Path) -> None:
+    """Somebody else declared these 85 columns by hand: every role is the same, and nearly every type."""
+    contract, found = load_contract(), propose(simulated_small)
+    guessed = {c.name: c for c in found.columns}
+    assert set(guessed) == set(contract.by_name) - {"datetime"}
+    roles = {name: c.role for name, c in guessed.items()}
+    assert roles == {name: contract.by_name[name].role for name in guessed}
+    assert (found.revenue, found.payer, found.cold_start) == (contract.labels.revenue, contract.payer, contract.cold_start)
+    assert found.folders.pattern == contract.time.layout and found.split_folders == ("train", "test")
+    features = [name for name, role in roles.items() if role == "feature"]
+    other = {name for name in features if guessed[name].facts.type != contract.by_name[name].type}
+    assert other <= {"hour", "bundles_cat", "bundles_cat_bottom_taxonomy", "whale_users_bundle_total_num_buys"}
+    own = {name: (contract.by_name[name].own_key, guessed[name].own_key) for name in features}
+    right = [name for name, (declared, guess) in own.items() if guess is not None and guess == declared]
+    wrong = {name for name, (declared, guess) in own.items() if guess not in (None, declared)}
+    assert wrong <= {
+        "advertiser_actions_action_count",
+        "advertiser_actions_action_last_timestamp",
+    }  # by kind of action, as the last action is
+    assert len(right) >= 0.7 * sum(declared is not None for declared, _ in own.values())
+    assert found.features <= proposing.FEATURE_BUDGET
+    assert found.edits == ()
 
 
 # -------------------------------------------------------------------------------------------------------------- horizons
@@ -200,6 +228,21 @@ def test_past_spend_is_a_feature_whatever_days_its_name_says(tmp_path: Path) -> 
     found = propose(written(tmp_path, change))
     assert found.revenue == {7: "revenue_d7"}
     assert column(found, "spend_last_30d").role == "feature"
+
+
+def test_not_a_number_is_no_value(tmp_path: Path) -> None:
+    """As pandas writes it: labels of the newest day, and a voucher that only payers have, are NaN where they are missing."""
+
+    def change(columns: dict[str, Any], number: int, payer: np.ndarray) -> None:
+        newest = number == len(DAYS) - 1
+        columns["voucher"] = np.where(payer & ~np.full(ROWS, newest), 5.0, np.nan)
+        if newest:
+            columns["revenue_d7"] = np.full(ROWS, np.nan)
+
+    found = propose(written(tmp_path, change))
+    assert found.unlabelled_days == (DAYS[-1],)
+    assert column(found, "voucher").role == "label"
+    assert column(found, "voucher").facts.missing > 0.8
 
 
 def test_without_a_day_to_score_what_tells_too_well_is_a_label_and_what_tells_well_is_named(tmp_path: Path) -> None:
@@ -364,6 +407,15 @@ def test_a_sample_is_bounded_spread_over_the_days_and_knows_the_newest_one(tmp_p
     assert len(found.columns[0].facts.present) == 400
     assert found.unlabelled_days == (days[-1],) and found.labelled_days == tuple(days[:-1])
     assert found.rows == 12 * ROWS
+
+
+def test_a_file_beside_the_days_is_noted_before_check_data_reports_it(tmp_path: Path) -> None:
+    root = written(tmp_path)
+    (root / "README.md").write_text("about this table")
+    (root / "_SUCCESS").touch()
+    assert propose(root).notes == (
+        "README.md: no folder of a day; `ltv check-data` reports it as a problem, `ltv run` leaves it out and says so",
+    )
 
 
 def test_damaged_files_are_left_out_of_the_look(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.core.memory import release_memory
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
 from ltv_assets.features.flatten.accounting import Seen
+from ltv_assets.features.flatten.engine import _joined
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names, flattened_schema
 from ltv_assets.monitoring.psi import population_stability
@@ -388,3 +389,16 @@ def test_bench_reports_speed_against_a_full_scan(tmp_path: Path, registry: Regis
 def test_flattened_days_are_readable_by_duckdb(tmp_path: Path, registry: Registry) -> None:
     flatten([write(tmp_path, "part-0.parquet", awkward_rows(5, 0, START))], registry, tmp_path / "day.parquet")
     assert duckdb.sql(f"SELECT count(*), any_value(datetime) FROM '{tmp_path}/day.parquet'").fetchall() == [(5, HOUR)]
+
+
+def test_damaged_dictionary_code_is_told_at_any_depth_before_chunks_are_joined() -> None:
+    """Joining follows codes without looking, so a code beyond the words would become another text."""
+    words, good = pa.array(["a", "b"]), pa.array([0, None, 1], pa.int32())
+    bad = pa.DictionaryArray.from_arrays(pa.array([0, None, 2], pa.int32()), words, safe=False)
+    fine = pa.DictionaryArray.from_arrays(good, words)
+    offsets, keys = pa.array([0, 1, 2, 3], pa.int32()), pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int32()), words)
+    deep = [pa.MapArray.from_arrays(offsets, keys, values) for values in (fine, bad)]
+    assert _joined([fine, fine]).to_pylist() == ["a", None, "b"] * 2
+    for chunks in ([fine, bad], [pa.ListArray.from_arrays(offsets, part) for part in (fine, bad)], deep):
+        with pytest.raises(pa.ArrowInvalid, match="expected 0 to 1, found from 0 to 2"):
+            _joined(chunks)

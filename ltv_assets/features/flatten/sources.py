@@ -221,7 +221,8 @@ def read_columns(source: Source, names: Sequence[str]) -> pa.Table:
             table = pa.concat_tables([parquet.read_row_group(group, columns=written, use_threads=False) for group in groups])
     if source.kept is not None:
         table = _only(table, source.kept - source.first_row)
-    columns = {name: table.column(source.spelled[name]) for name in usual}
+    found = dict(zip(table.column_names, table.columns, strict=True))  # a table asked by name searches its schema each time
+    columns = {name: found[source.spelled[name]] for name in usual}
     return pa.table(columns | _fixed_lists(source, fixed) if fixed else columns)
 
 

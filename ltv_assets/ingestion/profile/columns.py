@@ -186,7 +186,9 @@ def _as_number(sample: Sample, parts: Sequence[pa.Array], facts: Facts) -> Facts
     read = _read(sample, parts, facts)
     if read is None:
         return _unreadable(facts)
-    return _counted(replace(facts, numbers=read[0].to_numpy(zero_copy_only=False)))
+    numbers = read[0].to_numpy(zero_copy_only=False)
+    # Some writers use NaN for NULL, and what cannot be read is missing as well.
+    return _counted(replace(facts, numbers=numbers, present=~np.isnan(numbers)))
 
 
 def _counted(facts: Facts) -> Facts:
@@ -339,7 +341,8 @@ def _map(sample: Sample, parts: Sequence[pa.Array], facts: Facts, entries: Seque
         facts = replace(facts, meaning="timestamp", unit="unix seconds", why=f"{facts.why} of seconds since 1970")
         flat: LogicalType = "map<string,int64>"
     elif whole:
-        facts = replace(facts, meaning="count", why=f"{facts.why} of whole numbers")
+        is_histogram = bool(set(facts.words) & {"hist", "histogram"}) and not facts.type.startswith("map<string,map")
+        facts = replace(facts, meaning="histogram" if is_histogram else "count", why=f"{facts.why} of whole numbers")
         flat = "map<string,int64>"
     else:
         meaning: Meaning = "amount" if set(facts.words) & _MONEY else "number"

@@ -64,6 +64,14 @@ class Folders:
     below: tuple[str, ...] = ()
 
     @property
+    def strangers(self) -> tuple[str, ...]:
+        """Files beside the folders of days that are no data; markers and hidden ones are nobody's business."""
+        if self.pattern is None:
+            return ()
+        beside = [entry for split in self.splits or ("",) for entry in (self.root / split).iterdir() if entry.is_file()]
+        return tuple(sorted(entry.name for entry in beside if not entry.name.startswith(HIDDEN) and entry.suffix != ".parquet"))
+
+    @property
     def has_hours(self) -> bool:
         """Whether a folder is of one hour."""
         return self.pattern is not None and ("%H" in self.pattern or "%-H" in self.pattern)

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from ltv_assets.core.contract import _STEPS, _TAKEN, HOUR, ROW_ID, SCORE_COLUMNS, SQL_KEYWORDS, Column
+from ltv_assets.core.contract import _STEPS, _TAKEN, HOUR, HOUR_DOMAIN, ROW_ID, SCORE_COLUMNS, SQL_KEYWORDS, Column
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.features.statistics import available, kind_of
@@ -140,6 +140,8 @@ class Proposal:
     labelled_days: tuple[date, ...]
     unlabelled_days: tuple[date, ...]
     gap_days: tuple[date, ...]
+    split_folders: tuple[str, str]
+    """Folders of the labelled and of the unlabelled days below the root; both are . where they stand side by side."""
     window_days: tuple[int, int]
     bounds: Mapping[str, float]
     rows: int
@@ -232,6 +234,7 @@ class _Reasoning:
             labelled_days=labelled_days,
             unlabelled_days=unlabelled_days,
             gap_days=gaps,
+            split_folders=self._splits(labels.labelled),
             window_days=windows,
             bounds=self._bounds(first, day, labels.labelled, rows_a_day),
             rows=all_rows,
@@ -259,6 +262,11 @@ class _Reasoning:
                 first = f"first {folders.astray[0].relative_to(folders.root)}"
                 self.notes.append(
                     f"{len(folders.astray)} files stand in folders that do not follow {folders.pattern}, {first}; they are not read"
+                )
+            if folders.strangers:
+                listed = ", ".join(folders.strangers[:3])
+                self.notes.append(
+                    f"{listed}: no folder of a day; `ltv check-data` reports it as a problem, `ltv run` leaves it out and says so"
                 )
             if folders.below:
                 listed = ", ".join(folders.below[:3])
@@ -390,12 +398,18 @@ class _Reasoning:
     def _keys(self, planned: list[PlannedColumn], labels: roles.Labels, target: Facts) -> tuple[list[PlannedColumn], dict[str, str]]:
         """Maps and lists with what their keys are: values of a category, which then is the row's own key, or a kind of their own."""
         categories = [c for c in planned if c.role == "feature" and c.facts.meaning == "category" and c.facts.distinct > 1]
+        hour = next((c for c in planned if c.role == "feature" and c.facts.cycle == 24), None)
         own_keys: dict[str, str] = {}
         shared: dict[str, list[float]] = {}
         result = []
         for column in planned:
             if column.role != "feature" or not column.facts.type.startswith(("map", "list")):
                 result.append(column)
+                continue
+            if hour is not None and len(column.facts.keys) > 1 and column.facts.keys <= _HOURS:
+                own_keys[HOUR_DOMAIN] = hour.name
+                shared.setdefault(hour.facts.source, []).append(1.0)
+                result.append(replace(column, keyed_by=HOUR_DOMAIN, own_key=hour.name))
                 continue
             overlaps = [(len(column.facts.keys & c.facts.keys) / max(len(c.facts.keys), 1), c) for c in categories]
             share, own = max(overlaps, key=lambda item: item[0], default=(0.0, None))
@@ -406,7 +420,7 @@ class _Reasoning:
             shared.setdefault(own.facts.source, []).append(share)
             result.append(replace(column, keyed_by=own.name, own_key=own.name))
         for source, found in shared.items():
-            why = f"{min(found):.0%} of its values or more are keys or elements there"
+            why = f"at least {min(found):.0%} of its values are keys or elements there"
             self._guess(f"keys of {len(found)} maps or lists", f"values of {source}", why, min(0.95, 0.5 + min(found) / 2))
         return result, own_keys
 
@@ -416,7 +430,7 @@ class _Reasoning:
         for name, chosen in (("all statistics", _FULL), ("the main statistics of maps", _SHORT), ("size and total of maps", _SHORTEST)):
             level = name
             result = [replace(c, statistics=_statistics(c, chosen)) if c.role == "feature" else c for c in planned]
-            count = sum(len(c.statistics) for c in result)
+            count = sum(len(c.statistics) for c in result) + len(self._indicators(result))
             if count <= FEATURE_BUDGET:
                 break
         if count > FEATURE_BUDGET:
@@ -427,8 +441,8 @@ class _Reasoning:
                 place = next(i for i, c in enumerate(result) if c.name == name)
                 why = f"beyond the budget of {FEATURE_BUDGET} features; alone it tells payers apart with AUC {merit[name]:.3f}"
                 self._guess(f"column {result[place].facts.source}", "no feature", why, 0.6)
-                count -= len(result[place].statistics)
                 result[place] = replace(result[place], statistics=(), why=why)
+                count = sum(len(c.statistics) for c in result) + len(self._indicators(result))
                 if count <= FEATURE_BUDGET:
                     break
             level += ", the most telling columns"
@@ -479,6 +493,22 @@ class _Reasoning:
             self._guess("labelled days", f"{len(days[0])}: {_span(days[0])}", f"their rows have revenue; {others}", 0.9)
         return days[0], days[1]
 
+    def _splits(self, labelled: Mask) -> tuple[str, str]:
+        """(folder of labelled days, folder of days to be scored)."""
+        splits = self.folders.splits
+        if not splits:
+            return ".", "."
+        of_row = np.array(self.sample.of_files([f.file.split for f in self.sample.files]), dtype=object)
+        known = {split: shares(labelled[of_row == split]) for split in splits}
+        first = max(splits, key=lambda split: (known[split], split == "train"))
+        others = [split for split in splits if split != first]
+        both = [split for split in others if known[split] > 0.5]
+        if both:
+            self.edits.append(
+                f"folders {first} and {both[0]} both have labels; put days with labels into one folder, days without into the other"
+            )
+        return first, others[0] if others else ("test" if first != "test" else "unlabelled")
+
     def _windows(self, labelled: Sequence[date], rows_a_day: int, gaps: Sequence[date]) -> tuple[int, int]:
         """(least, most) training days of a window."""
         usable = len(labelled) - 1
@@ -518,6 +548,8 @@ class _Reasoning:
 
 
 _EPOCH = date(1970, 1, 1)
+_HOURS = frozenset(text for n in range(24) for text in (str(n), f"{n:02d}", f"{n}.0"))
+"""Keys that are hours of a day, as the reader takes them."""
 
 
 def _statistics(column: PlannedColumn, chosen: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -114,8 +114,17 @@ def _config(p: Proposal, out: Path) -> str:
 
 
 def _folders(p: Proposal) -> list[str]:
-    """Where labelled and unlabelled days stand below the root."""
-    return []
+    """Where labelled and unlabelled days stand below the root, unless that is where they are looked for anyway."""
+    train, test = p.split_folders
+    if (train, test) == ("train", "test"):
+        return []
+    if train == ".":
+        return [
+            "  # Days with and without labels stand side by side: a day without labels is scored.",
+            '  train_folder: "."',
+            '  test_folder: "."',
+        ]
+    return [f"  train_folder: {_quoted(train)}", f"  test_folder: {_quoted(test)}"]
 
 
 def _path(path: Path) -> str:
