@@ -438,6 +438,10 @@ class ChecksConfig(Section):
         description="the same if, among the training rows where it has another value than there, non-payers are rarer than elsewhere by "
         "more than this share: 1 means that only payers have it",
     )
+    forecast_coverage_min: Share = Field(
+        0.5, description="smallest share of groups whose payers, and whose revenue, lie in their 80 % intervals (a warning below)"
+    )
+    forecast_days: PositiveDays = Field(14, description="newest observed days that the check of intervals looks at")
 
 
 class EvaluationConfig(Section):
@@ -550,6 +554,11 @@ class AutomationConfig(Section):
     )
     retrain_score_psi: PositiveFloat = Field(
         0.25, description="population stability index of scores, holdout against new predictions, that asks for retraining"
+    )
+    retrain_forecast_coverage: Share | None = Field(
+        None,
+        description="share of groups whose payers lie in the 80 % intervals of the champion's forecasts below which retraining is asked "
+        "for, over the newest checks.forecast_days observed days; null: forecasts are no reason",
     )
 
 
