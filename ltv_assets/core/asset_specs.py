@@ -229,7 +229,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="4",
+        code_version="5",
         description=(
             "P(revenue > 0) within the shortest horizon: LightGBM on the HistOS plan, corrected for its prior and calibrated at the "
             "natural rate out of fold."
@@ -253,7 +253,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="5",
+        code_version="6",
         description="Cap of the probability, whale classifier and the zero rate to be met: buyer_threshold.json and buyer_gating.json.",
         kinds=("lightgbm",),
         upstream=(
@@ -273,7 +273,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="5",
+        code_version="6",
         description=(
             "E[log1p(revenue) | payer] within the shortest horizon, non-negative log increments to the longer ones, expected revenue "
             "and the pinned reference."
@@ -299,7 +299,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="6",
+        code_version="7",
         description="The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
         kinds=("lightgbm",),
         upstream=(
@@ -385,7 +385,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "evaluation",
         "models",
-        code_version="6",
+        code_version="7",
         description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
         kinds=("lightgbm",),
         upstream=(
