@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.core.check_specs import blocking_checks
+from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.config import load_config
 from ltv_assets.features.impressions import example_impression
-from ltv_assets.modeling.model_set import SCORED_COLUMNS
 from ltv_assets.modeling.model_store import read_evaluated
 from ltv_assets.promotion.promotion import promote, rollback
 from ltv_assets.scoring.online import FEW_ROWS, OnlineModel
