@@ -191,7 +191,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="4",
+        code_version="5",
         description=(
             "P(revenue_d7 > 0): LightGBM on the HistOS plan, corrected for its prior and calibrated at the natural rate out of fold."
         ),
@@ -214,7 +214,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="5",
+        code_version="6",
         description="Cap of the probability, whale classifier and the zero rate to be met: buyer_threshold.json and buyer_gating.json.",
         kinds=("lightgbm",),
         upstream=(
@@ -234,7 +234,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="5",
+        code_version="6",
         description=(
             "E[log1p(revenue_d7) | payer], non-negative log increments for D14 and D28, expected_revenue_d7 and the pinned reference."
         ),
@@ -259,7 +259,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="6",
+        code_version="7",
         description="The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
         kinds=("lightgbm",),
         upstream=(
@@ -345,7 +345,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "evaluation",
         "models",
-        code_version="6",
+        code_version="7",
         description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
         kinds=("lightgbm",),
         upstream=(

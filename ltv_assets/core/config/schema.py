@@ -322,6 +322,9 @@ class StackerConfig(Section):
     """The LightGBM meta learner; it starts at the best non-negative blend of the components."""
 
     enabled: bool = Field(True, description="false: probability x log-revenue is served as it is")
+    without: tuple[Literal["elastic_net", "forest", "boosting"], ...] = Field(
+        (), description="base learners that are left out; those that get no weight on the time-last fold are not fitted again anyway"
+    )
     booster: BoosterConfig = Field(
         BoosterConfig(
             num_leaves=6, learning_rate=0.02, min_data_in_leaf=300, lambda_l2=50.0, feature_fraction=0.7, max_rounds=150, patience=20
@@ -349,6 +352,17 @@ class ModelsConfig(Section):
         3_000_000,
         description="the reference and the increments beyond D7 are fitted on at most this many rows, drawn by a hash of "
         "(seed, row_id); null = all",
+    )
+    zero_budget_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
+        2_000_000,
+        description="served boosters see every payer, and of the zeros as many as make so many rows together (as many as payers at "
+        "least), drawn by a hash of (seed, row_id) and weighed back; smaller windows use all rows, as drawing costs quality where payers "
+        "are few; compute.max_memory_gb lowers it until all columns fit; null = all rows",
+    )
+    zeros_per_payer: PositiveFloat | None = Field(
+        10.0,
+        description="the whale classifier and the increments beyond D7 see every payer and so many zeros for each, drawn by a hash of "
+        "(seed, row_id) and weighed back, but no fewer than 20,000 rows; null = all rows",
     )
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
@@ -562,6 +576,24 @@ class TrackingConfig(Section):
     patience_seconds: Seconds = Field(30.0, description="longest time, in all, that a run spends on deliveries to a server")
 
 
+class ServingConfig(Section):
+    """`ltv serve`: the champion behind HTTP requests. Bounds hold for each process."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; others than this machine's own need a token or a proxy")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 chooses a free one")
+    workers: PositiveInt = Field(1, description="processes that answer; one for each core that is to be used")
+    max_body_mb: PositiveFloat = Field(16.0, description="largest body of a request, MiB; more is refused with 413")
+    max_rows: PositiveInt = Field(5000, description="most impressions in a request; more are refused with 413")
+    max_concurrent: PositiveInt = Field(64, description="most requests that are worked on at once; more are refused with 429")
+    max_connections: PositiveInt = Field(1000, description="most open connections; more are refused with 503")
+    max_buffer_mb: PositiveFloat = Field(128.0, description="most memory of bodies that are still arriving, MiB; more are refused with 429")
+    timeout_seconds: PositiveSeconds = Field(10.0, description="longest time for an answer once the body is there; 504 after it")
+    read_seconds: PositiveSeconds = Field(10.0, description="longest time that a request's head, and then its body, may take to arrive")
+    keep_alive_seconds: PositiveSeconds = Field(30.0, description="how long a connection without a request stays open")
+    stop_seconds: PositiveSeconds = Field(30.0, description="longest time that requests in flight have to finish when the server stops")
+    poll_seconds: PositiveSeconds = Field(1.0, description="how often the champion's record is read")
+
+
 class Config(Section):
     """The whole tree. ``config.yaml`` describes the full horizon, ``config_test.yaml`` a simulated run of a minute or two."""
 
@@ -581,6 +613,7 @@ class Config(Section):
     tracking: TrackingConfig = Field(TrackingConfig())
     automation: AutomationConfig = Field(AutomationConfig())
     retention: RetentionConfig = Field(RetentionConfig())
+    serving: ServingConfig = Field(ServingConfig())
 
     @model_validator(mode="after")
     def _stops_early_on_one_machine(self) -> Self:
