@@ -2,8 +2,9 @@
 
     python benchmarks/dashboard.py [--data DATA --warehouse WAREHOUSE --config CONFIG] [--rounds 3]
 
-Without folders it makes them first: 58 labelled and 2 unlabelled simulated days, the newest 14 windows by `ltv run`, every day scored and
-forecast by Dagster's job. That takes most of an hour; `--keep FOLDER` keeps them. Prints one JSON object:
+Without folders it makes them first: 58 labelled and 2 unlabelled simulated days and one window by `ltv run`, whose partitions are then
+repeated under the keys of 13 more windows; scores and forecasts of a day are repeated under all days that have none. `--keep FOLDER` keeps
+them. Prints one JSON object:
 
     start_seconds, start_cpu_seconds    from starting the command to its first answer
     pages                               for each page: seconds and processor seconds until it was there, the first time (every figure
@@ -18,6 +19,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -27,16 +29,16 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = ("/", "/money", "/trust", "/compare", "/impression")
 LABELLED, UNLABELLED, WINDOWS = 58, 2, 14
-FIRST_DAY = date(2025, 10, 1)
 SMALL = "{num_leaves: 7, learning_rate: 0.1, min_data_in_leaf: 20, max_rounds: 60, patience: 10}"
 CONFIG = f"""
 windows: {{min_train_days: 2, max_train_days: 7}}
@@ -69,28 +71,58 @@ def make(folder: Path, rows_per_hour: int) -> tuple[Path, Path, Path]:
 
     def run(*words: str) -> None:
         print(" ".join(words), file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        subprocess.run([sys.executable, "-m", "ltv_assets.cli.app", *words], env=env, stdout=subprocess.DEVNULL, check=True)
 
     if not (data / "truth").is_dir():
         days = ("--train-days", str(LABELLED), "--test-days", str(UNLABELLED))
-        run("-m", "ltv_assets.cli.app", "simulate", "--out", str(data), *days, "--rows-per-hour", str(rows_per_hour))
-    for number in range(LABELLED - WINDOWS, LABELLED):
-        run("-m", "ltv_assets.cli.app", "run", "--window", str(FIRST_DAY + timedelta(days=number)))
-    run(str(Path(__file__).resolve()), "--score-every-day")
+        run("simulate", "--out", str(data), *days, "--rows-per-hour", str(rows_per_hour))
+    run("run")
+    fill_up(warehouse)
     return data, warehouse, config
 
 
-def score_every_day() -> None:
-    """Score and forecast every day of the opened project by Dagster's job, in this process."""
-    from ltv_assets.definitions import defs
-    from ltv_assets.defs.instance import open_instance
-    from ltv_assets.state.project import Project
+def fill_up(root: Path) -> None:
+    """Repeat the newest window and the newest scored day of a warehouse under the keys that have none."""
+    from ltv_assets.core.asset_specs import WINDOW_ASSETS
+    from ltv_assets.storage.warehouse import Warehouse
 
-    project = Project.open()
-    job = defs.resolve_job_def("score_days")
-    with open_instance(project.warehouse.root) as instance:
-        for day in project.horizon.train_days:
-            job.execute_in_process(instance=instance, partition_key=str(day), raise_on_error=False)
+    warehouse = Warehouse(root)
+    days = warehouse.keys("flattened_features")
+    windows = days[-UNLABELLED - WINDOWS : -UNLABELLED]
+    for asset, keys in (*((a, windows) for a in (*WINDOW_ASSETS, "report")), ("predictions", days), ("cohort_forecast", days)):
+        known = warehouse.keys(asset)
+        for key in keys if known else ():
+            if key not in known:
+                repeat(warehouse, asset, known[-1], key)
+
+
+def repeat(warehouse: Any, asset: str, source: str, key: str) -> None:
+    """Publish a partition again under another key; the key's column of a parquet relation is rewritten."""
+    manifest = warehouse.require(asset, source, "run `ltv run`")
+
+    def fill(folder: Path) -> dict[str, int | None]:
+        listed: dict[str, int | None] = {}
+        for stored in manifest.files:
+            path = warehouse.folder(asset, source) / stored.name
+            name = (
+                stored.name
+                if stored.rows is None or path.suffix != ".parquet"
+                else re.sub(r"-[0-9a-f]{12}\.parquet$", ".parquet", stored.name)
+            )
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            table = pq.read_table(path, partitioning=None) if name.endswith(".parquet") and stored.rows is not None else None
+            if table is None or not {"day", "window_key"} & set(table.column_names):
+                shutil.copyfile(path, folder / name)
+            else:
+                column = next(c for c in ("day", "window_key") if c in table.column_names)
+                place = table.column_names.index(column)
+                pq.write_table(table.set_column(place, column, pa.array([key] * len(table), pa.string())), folder / name)
+            listed[name] = stored.rows
+        return listed
+
+    warehouse.write(
+        asset, key, fill, code_version=manifest.code_version, config=manifest.config, inputs=manifest.inputs, facts=manifest.facts
+    )
 
 
 def measure(env: dict[str, str], rounds: int) -> dict[str, Any]:
@@ -163,11 +195,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=None, help="folder to make data and warehouse in, and to go on with if they are there")
     parser.add_argument("--rows-per-hour", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--score-every-day", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.score_every_day:
-        score_every_day()
-        return
     if (options.data is None) != (options.warehouse is None):
         parser.error("--data and --warehouse belong together: give both, or neither")
     with tempfile.TemporaryDirectory(prefix="ltv-bench-dashboard-") as temporary:

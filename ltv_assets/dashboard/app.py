@@ -238,6 +238,10 @@ def make_app(dashboard: Dashboard, *, hosts: tuple[str, ...] = LOOPBACK) -> Star
     async def missing(request: Request, error: Exception) -> Response:
         return Response("there is no such page; the pages are listed at /\n", 404, HEADERS, "text/plain")
 
+    async def broken(request: Request, error: Exception) -> Response:
+        text = f"this page failed ({type(error).__name__}: {error!s:.300}); the other pages work, and the log has the whole story\n"
+        return Response(text, 500, HEADERS, "text/plain")
+
     routes = [
         *(route(name, path) for name, (_, path, _) in PAGES.items()),
         Route(IMPRESSION[1], impression, methods=["GET", "POST"]),
@@ -246,7 +250,7 @@ def make_app(dashboard: Dashboard, *, hosts: tuple[str, ...] = LOOPBACK) -> Star
         Mount("/static", StaticFiles(packages=[("ltv_assets.dashboard", "static")])),
     ]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={404: missing})
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={404: missing, 500: broken})
 
 
 def _html(text: str) -> Response:

@@ -92,7 +92,11 @@ class Explainer:
         from ltv_assets.modeling.model_store import read_served
 
         self.project, self.warehouse, self.window = project, warehouse, window
-        self.models: WindowModels = read_served(warehouse, window)
+        try:
+            self.models: WindowModels = read_served(warehouse, window)
+        except (KeyError, TypeError, ValueError) as error:  # fields that another version did not write
+            found = f"{type(error).__name__}: {error}"
+            raise StaleError(f"served_model {window}: written by another version of ltv-assets ({found:.120}); run `ltv run`") from None
         self.names = feature_names(project.registry)
 
     @cached_property

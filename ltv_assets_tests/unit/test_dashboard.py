@@ -27,6 +27,7 @@ from ltv_assets.ingestion import raw_days
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import partition_states
 from ltv_assets.storage.warehouse import Warehouse
+from ltv_assets_tests.conftest import Ran
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
 DAYS = ("2025-10-01", "2025-10-02", "2025-10-03")
@@ -277,3 +278,17 @@ def test_coverage_bias_and_error_are_those_of_the_outcomes(hostile: Dashboard) -
     cells = [re.sub(r"<[^>]*>", "", cell).strip() for cell in whole.split("<td")[1:]]
     assert [cell.rpartition(">")[2] for cell in cells] == ["4", "75 %", "100 %", "-33.3 %", "40 %"]
     assert "75\u202f%" in ask(hostile, "/")[2]
+
+
+def test_model_of_another_version_is_told_and_the_pages_stay(copied: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied()
+    for name in ("LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_CONFIG"):
+        monkeypatch.setenv(name, run.environment()[name])
+    monkeypatch.setattr("ltv_assets.modeling.model_store.read_served", lambda warehouse, key: {}["growth"])
+    dashboard = Dashboard(Links("http://127.0.0.1:3000", "http://127.0.0.1:5000"))
+    day = Project.open().warehouse.keys("predictions")[-1]
+    row = re.search(r"row=([^\"&]+)", ask(dashboard, "/impression")[2])
+    assert row is not None
+    status, _, text = ask(dashboard, "/impression", query=f"day={day}&row={row.group(1)}")
+    assert (status, "written by another version" in text, "ltv run" in text) == (200, True, True)
+    assert ask(dashboard, "/")[0] == 200
