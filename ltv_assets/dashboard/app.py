@@ -146,12 +146,13 @@ class Dashboard:
                 "alike": ", ".join(words.segment_words(name) for name in snap.project.contract.segments),
             }
             try:
-                content["offered"] = one.offered_rows(snap.warehouse, day) if day else ()
+                names = content["names"] = snap.project.contract.scores
+                content["offered"] = one.offered_rows(snap.warehouse, day, names) if day else ()
                 if snap.champion is not None and (pasted is not None or (row_id and day)):
                     explainer = self._explaining(snap)
                     features = explainer.pasted(pasted) if pasted is not None else explainer.picked(day, row_id)
                     content["explained"] = explainer.explain(features)
-                    content["stored"] = one.stored_score(snap.warehouse, day, row_id) if pasted is None else None
+                    content["stored"] = one.stored_score(snap.warehouse, day, row_id, names) if pasted is None else None
             except LtvError as error:
                 content["fault"] = str(error)
             return self._render("impression.html", "impression", snap, content)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ltv_assets.core.contract import Contract
+from ltv_assets.core.contract import Contract, Scores
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.dashboard.reading import PublishedWarehouse
 from ltv_assets.features.impressions import example_impression, read_impressions
@@ -202,6 +202,7 @@ class Explainer:
         columns = ["row_id", *self._labels, *self.names]
         table = self.warehouse.read("flattened_features", self.window, lambda files: spread_rows(files, columns, SAMPLE_ROWS))
         frame = table.select(self.names).to_pandas()
+<<<<<<< HEAD
         kept = table.select([name for name in ("row_id", *self._labels, *self._about) if name in table.column_names])
         expected, pushes = [], []
         for low in range(0, len(frame), CHUNK_ROWS):  # what the models need of a row beside its features is many times as large
@@ -209,6 +210,10 @@ class Explainer:
             expected.append(self.models.score(chunk)["expected_revenue_d7"].to_numpy())
             pushes.append(self._pushes(encode(self.models.classifier.encoder, chunk).values))
         return kept, np.concatenate(pushes), np.concatenate(expected)
+=======
+        expected = self.models.score(frame)[self.models.names.expected].to_numpy()
+        return table, self._pushes(encode(self.models.classifier.encoder, frame).values), expected
+>>>>>>> main
 
     def _alike(self, pushes: NDArray[np.float32]) -> tuple[tuple[Neighbour, ...], int, int, float, float, str, int]:
         try:
@@ -295,16 +300,16 @@ def _batches(groups: Sequence[tuple[Path, int, int]], columns: Sequence[str]) ->
             yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
 
 
-def offered_rows(warehouse: PublishedWarehouse, day: str) -> list[dict[str, Any]]:
+def offered_rows(warehouse: PublishedWarehouse, day: str, names: Scores) -> list[dict[str, Any]]:
     """Some impressions of a scored day to pick from: those with the highest expected revenue, then some spread over the day."""
 
     def made(files: list[Path]) -> list[dict[str, Any]]:
-        columns = ["row_id", "expected_revenue_d7", "buyer_probability"]
+        columns = ["row_id", names.expected, "buyer_probability"]
         top: list[dict[str, Any]] = []
         for batch in _batches([(f, g, n) for f in files for g, n in enumerate(_group_rows(f))], columns):
-            best = pc.select_k_unstable(batch, OFFERED_TOP, [("expected_revenue_d7", "descending")])
+            best = pc.select_k_unstable(batch, OFFERED_TOP, [(names.expected, "descending")])
             rows = [*top, *batch.take(best).to_pylist()]
-            top = sorted(rows, key=lambda r: (-r["expected_revenue_d7"], r["row_id"]))[:OFFERED_TOP]
+            top = sorted(rows, key=lambda r: (-r[names.expected], r["row_id"]))[:OFFERED_TOP]
         spread = spread_rows(files, columns, OFFERED_SPREAD).to_pylist() if top else []
         known = {row["row_id"] for row in top}
         return [*top, *(row for row in spread if row["row_id"] not in known)]
@@ -312,9 +317,9 @@ def offered_rows(warehouse: PublishedWarehouse, day: str) -> list[dict[str, Any]
     return warehouse.remembered("offered rows", "predictions", day, lambda: warehouse.read("predictions", day, made))
 
 
-def stored_score(warehouse: PublishedWarehouse, day: str, row_id: str) -> dict[str, Any] | None:
+def stored_score(warehouse: PublishedWarehouse, day: str, row_id: str, names: Scores) -> dict[str, Any] | None:
     """The published prediction of one impression; None if its day is not scored or has no such row."""
-    columns = ["row_id", "buyer_probability", "expected_revenue_d7", "ltv_d7", "predicted_zero"]
+    columns = ["row_id", "buyer_probability", names.expected, names.ltv[0], "predicted_zero"]
     try:
         table = warehouse.read("predictions", day, lambda files: find_row(files, row_id, columns, day))
     except (DataError, StaleError):

@@ -240,7 +240,7 @@ STAGES: tuple[StageSpec, ...] = (
         needs=("hhistus_buyers", "buyer_gating"),
         role="regressor",
         training="RMSLE, MAE",
-        explained=Explained("head", "D7 revenue head", "payers"),
+        explained=Explained("head", "Revenue head", "payers"),
     ),
     StageSpec(
         "stacker",

@@ -14,11 +14,12 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.config import ForestConfig, StackerConfig
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.dataset import prepare_window
-from ltv_assets.modeling.model_set import SCORED_COLUMNS, WindowModels
+from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.serialization import MANIFEST
 from ltv_assets.modeling.stages import STAGE_NAMES, WindowContext, fit_window
 from ltv_assets_tests.model_world import SMALL, SMALL_BOOSTER, fitted, world
