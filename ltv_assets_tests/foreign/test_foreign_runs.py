@@ -134,12 +134,14 @@ def test_predict_without_the_graph_gives_the_graphs_scores(done: Done) -> None:
     np.testing.assert_array_equal(alone[score].to_numpy(), done.predictions()[score].to_numpy())
 
 
-def test_report_names_the_tables_own_columns(done: Done) -> None:
+def test_report_names_the_tables_own_columns_and_horizons(done: Done) -> None:
     [report] = (done.warehouse / "reports").glob("window=*/report.html")
     text = report.read_text()
-    assert all(f"ltv_d{h}" in text for h in list(done.table.labels)[:1])
-    assert done.table.features[0] in text
-    assert "iap_revenue_d7" not in text and "ltv_d7" not in text.replace("ltv_d7", "" if 7 in done.table.labels else "ltv_d7")
+    shortest, target = next(iter(done.table.labels.items()))
+    assert f"ltv_d{shortest}" in text and target in text and done.table.features[0] in text
+    assert not [
+        name for name in ("iap_revenue_d7", "advertiser", *(f"ltv_d{h}" for h in (7, 14, 28) if h not in done.table.labels)) if name in text
+    ]
 
 
 def test_submission_has_every_unlabelled_row_under_the_targets_name(done: Done) -> None:
@@ -172,6 +174,7 @@ def test_a_served_row_has_the_score_of_the_batch(done: Done, monkeypatch: pytest
     np.testing.assert_allclose(answer[score].astype(float), batch.loc[answer["row_id"].astype(str)].to_numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("done", ["shop"], indirect=True)
 def test_the_leak_as_a_feature_keeps_the_window_from_being_used_and_is_named(done: Done, tmp_path: Path) -> None:
     """What somebody gets who does not heed the proposal: the leak declared as a feature, asked for, and everything run."""
     shutil.copytree(done.config, tmp_path / "config")
@@ -193,6 +196,7 @@ def test_the_leak_as_a_feature_keeps_the_window_from_being_used_and_is_named(don
     assert not list((tmp_path / "warehouse").glob("submissions/*/submission.csv"))
 
 
+@pytest.mark.parametrize("done", ["shop"], indirect=True)
 def test_wrong_edit_of_the_contract_is_one_message(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that were proposed are read by the same loader as anybody's: file, line, key, remedy."""
     shutil.copytree(done.config, tmp_path / "config")
