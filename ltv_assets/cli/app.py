@@ -1,7 +1,7 @@
 """``ltv``: the command line. It parses, calls one function of the project and prints; every command has an example.
 
 What belongs here: the group of all commands. What does not: a command (``run.py``, ``data.py``, ``models.py``,
-``champion.py``, ``maintenance.py``), what all of them use (``console.py``). Next to read: ``run.py``.
+``champion.py``, ``dashboard.py``, ``maintenance.py``), what all of them use (``console.py``). Next to read: ``run.py``.
 
 Exit codes: 0 done, 1 a run or a blocking check failed, 2 wrong input or configuration, 130 interrupted.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import click
 
 from ltv_assets import __version__
-from ltv_assets.cli import champion, data, init, maintenance, models, run
+from ltv_assets.cli import champion, dashboard, data, init, maintenance, models, run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +38,7 @@ for command in (
     data.catalog,
     data.explain_sql,
     models.predict,
+    models.forecast,
     models.validate_submission,
     models.bench,
     models.ablate,
@@ -48,6 +49,7 @@ for command in (
     maintenance.gc,
     maintenance.mlflow_sync,
     maintenance.dev,
+    dashboard.dashboard,
 ):
     main.add_command(command)
 

@@ -38,14 +38,35 @@ if TYPE_CHECKING:
     type=click.Choice(["additive", "interactions", "thresholds", "saturating", "rare", "gaps"]),
     help="of the labels",
 )
+@click.option(
+    "--level-sd",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 2),
+    help="standard deviation of the log payer rate from day to day, beside its noise",
+)
+@click.option("--independent", is_flag=True, help="draw every label for itself; by default they are spread evenly over the rows of an hour")
 @click.option("--first-day", default="2025-10-01", show_default=True, type=DAY, help="first training day")
 @readable
-def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, seed: int, law: Any, first_day: datetime) -> None:
+def simulate(
+    out: Path,
+    train_days: int,
+    test_days: int,
+    rows_per_hour: int,
+    seed: int,
+    law: Any,
+    level_sd: float,
+    independent: bool,
+    first_day: datetime,
+) -> None:
     """Write simulated impressions in the real layout, with the truth beside them.
+
+    Evenly spread labels show a law's means on few rows; to judge intervals of sums, draw them with --independent.
 
     \b
     Example:
       ltv simulate --out /tmp/impressions --train-days 3 --test-days 1 --rows-per-hour 200 --law thresholds
+      ltv simulate --out /tmp/moving --level-sd 0.15 --independent
     """
     from ltv_assets.simulator import simulate as run
 
@@ -64,6 +85,8 @@ def simulate(out: Path, train_days: int, test_days: int, rows_per_hour: int, see
             rows_per_hour=rows_per_hour,
             seed=seed,
             law=law,
+            level_sd=level_sd,
+            independent=independent,
             first_day=f"{first_day:%Y-%m-%d}",
             progress=tell,
         )

@@ -1,4 +1,4 @@
-"""Commands about models: ``predict``, ``report``, ``ablate``, ``validate-submission``, ``bench``, ``tune``.
+"""Commands about models: ``predict``, ``forecast``, ``report``, ``ablate``, ``validate-submission``, ``bench``, ``tune``.
 
 What belongs here: their options and output. What does not: their work (``benchmark.py``, ``tune.py``, ``scoring/``,
 ``training/``, ``reporting/``). Next to read: ``tune.py``.
@@ -61,6 +61,46 @@ def predict(source: Path, target: Path, window: datetime | None) -> None:
         console.print(f"{count} rows set aside: {reason}", markup=False)
     aside = f"{scored.rows_aside.total()} rows and {scored.files_aside} files set aside"
     console.print(f"{scored.rows} rows scored, {aside}: {target}", markup=False)
+
+
+@click.command()
+@click.option("--day", type=DAY, default=None, help="day of the impressions; default: the newest that was forecast")
+@click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), default=None, help="also write every group as CSV")
+@readable
+def forecast(day: datetime | None, target: Path | None) -> None:
+    """What the impressions of a scored day will bring, as a whole and by group, with 80 % intervals.
+
+    `ltv run` makes the forecast; this shows it. The file has the columns of the relation cohort_forecast, then the window of
+    the model, the cap of a row's revenue (USD), and revenue over capped revenue of the rows it was trained on.
+
+    \b
+    Example:
+      ltv forecast
+      ltv forecast --day 2025-10-08 --out forecast.csv
+    """
+    from ltv_assets.training.cohorts import stored_forecast
+
+    groups, facts = stored_forecast(Project.open(), str(day.date()) if day else None)
+    if target is not None:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        added = {"model_window": facts["champion"], "cap_usd": facts["cap_usd"], "tail_factor": facts["tail_factor"]}
+        groups.assign(**added).to_csv(target, index=False)
+    table = Table(title=f"day {groups['day'].iloc[0]}, model of window {facts['champion']}, {facts['history_days']} days of history")
+    for name in ("group", "rows", "payers", "80 % interval", "revenue USD, capped", "80 % interval"):
+        table.add_column(name, justify="left" if name == "group" else "right")
+    for row in groups.itertuples():
+        table.add_row(
+            escape(row.segment if row.segment == row.value else f"{row.segment} = {row.value}"),
+            f"{row.rows:,}",
+            f"{row.expected_payers:,.1f}",
+            f"{row.payers_low:,.1f} .. {row.payers_high:,.1f}",
+            f"{row.expected_revenue_usd:,.2f}",
+            f"{row.revenue_low_usd:,.2f} .. {row.revenue_high_usd:,.2f}",
+        )
+    console.print(table)
+    console.print(f"each row counts up to {facts['cap_usd']:,.2f} USD; past revenue was {facts['tail_factor']:.2f} times its capped sum")
+    if target is not None:
+        console.print(f"{len(groups)} groups: {target}", markup=False)
 
 
 @click.command("validate-submission")

@@ -14,7 +14,7 @@ from typing import Literal
 from ltv_assets.core.contract import ROW_ID, Contract, load_contract
 
 Clock = Literal["day", "window", "submission"]
-Days = Literal["same", "training", "training and holdout", "test", "champion"]
+Days = Literal["same", "training", "training and holdout", "test", "champion", "history", "published"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,9 @@ class OutputColumn:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One input of an asset, and which of its partitions: the one of the same key, days of the window, or the champion's window."""
+    """One input of an asset, and which of its partitions: the one of the same key, days of the window, the champion's window, windows up
+    to the champion's as far as there are any (``history``), or the one of the same key as it was published, fresh or not.
+    """
 
     asset: str
     days: Days = "same"
@@ -66,7 +68,7 @@ class AssetSpec:
     def job(self) -> str:
         """The job that makes it."""
         if self.partitions == "day":
-            return "ingest_days" if self.group == "ingestion" else "score_days"
+            return {"ingestion": "ingest_days", "evaluation": "observe_days"}.get(self.group, "score_days")
         return "train_window" if self.partitions == "window" else "make_submission"
 
 
@@ -82,6 +84,25 @@ _STAGE_METRICS = (
     _WINDOW_KEY,
     OutputColumn("metric", "VARCHAR", "name of the figure, measured out of fold inside the training days"),
     OutputColumn("value", "DOUBLE", "its value"),
+)
+
+_GROUP = (
+    OutputColumn("segment", "VARCHAR", "column the rows are grouped by; all: the day as a whole"),
+    OutputColumn("value", "VARCHAR", "value of that column; (other): its rarer values together, (missing): rows without one"),
+    OutputColumn("rows", "BIGINT", "impressions of the group"),
+)
+_FORECAST = (
+    OutputColumn("expected_payers", "DOUBLE", "expected number of impressions with revenue", "rows"),
+    OutputColumn("payers_low", "DOUBLE", "lower end of the 80 % interval of payers", "rows"),
+    OutputColumn("payers_high", "DOUBLE", "upper end of the 80 % interval of payers", "rows"),
+    OutputColumn("expected_revenue_usd", "DOUBLE", "expected sum of min(revenue, cap_usd)", "USD"),
+    OutputColumn("revenue_low_usd", "DOUBLE", "lower end of the 80 % interval of that sum", "USD"),
+    OutputColumn("revenue_high_usd", "DOUBLE", "upper end of the 80 % interval of that sum", "USD"),
+)
+_CAME = (
+    OutputColumn("payers", "BIGINT", "impressions with revenue", "rows"),
+    OutputColumn("revenue_capped_usd", "DOUBLE", "sum of min(revenue, cap_usd)", "USD"),
+    OutputColumn("revenue_usd", "DOUBLE", "sum of revenue", "USD"),
 )
 
 _TRAINING_DAYS = Upstream("flattened_features", "training")
@@ -208,7 +229,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="4",
+        code_version="5",
         description=(
             "P(revenue > 0) within the shortest horizon: LightGBM on the HistOS plan, corrected for its prior and calibrated at the "
             "natural rate out of fold."
@@ -232,7 +253,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="5",
+        code_version="6",
         description="Cap of the probability, whale classifier and the zero rate to be met: buyer_threshold.json and buyer_gating.json.",
         kinds=("lightgbm",),
         upstream=(
@@ -252,7 +273,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="5",
+        code_version="6",
         description=(
             "E[log1p(revenue) | payer] within the shortest horizon, non-negative log increments to the longer ones, expected revenue "
             "and the pinned reference."
@@ -278,7 +299,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="6",
+        code_version="7",
         description="The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
         kinds=("lightgbm",),
         upstream=(
@@ -325,11 +346,46 @@ ASSETS: tuple[AssetSpec, ...] = (
         ),
     ),
     AssetSpec(
+        "cohort_errors",
+        "window",
+        "evaluation",
+        "lake",
+        code_version="1",
+        description=(
+            "How far forecasts of groups were off: on the training days out of fold, on the holdout day by the models trained before it. "
+            "Intervals of later forecasts rest on it."
+        ),
+        kinds=("parquet",),
+        upstream=(
+            _WINDOW_DAYS,
+            Upstream("buyer_classifier"),
+            Upstream("buyer_gating"),
+            Upstream("revenue_regressor"),
+            Upstream("holdout_metrics"),
+        ),
+        config_keys=(
+            "seed",
+            "models",
+            "evaluation.min_segment_rows",
+            "evaluation.max_segments",
+        ),
+        relation=(
+            _WINDOW_KEY,
+            OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
+            OutputColumn("source", "VARCHAR", "out of fold: scored by models fitted on other days; holdout: by those trained before it"),
+            *_GROUP,
+            *_FORECAST,
+            *_CAME,
+            OutputColumn("payers_2", "DOUBLE", "variance of the number of payers at a known level: sum of p (1 - p)", "rows squared"),
+            OutputColumn("amount_variance", "DOUBLE", "variance of capped revenue that amounts make, given who pays", "USD squared"),
+        ),
+    ),
+    AssetSpec(
         "served_model",
         "window",
         "evaluation",
         "models",
-        code_version="6",
+        code_version="7",
         description="The window's models fitted again with the holdout day included; becomes champion unless it was measured to be worse.",
         kinds=("lightgbm",),
         upstream=(
@@ -365,7 +421,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "day",
         "scoring",
         "lake",
-        code_version="1",
+        code_version="2",
         description=(
             "What the impressions of a scored day will bring within the shortest horizon, as a whole and by segment: expected payers and "
             "revenue with 80 % intervals. Groups of a segment add up to the total."
@@ -374,6 +430,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         upstream=(
             Upstream("flattened_features"),
             Upstream("predictions"),
+            Upstream("cohort_errors", "history"),
         ),
         config_keys=(
             "evaluation.min_segment_rows",
@@ -381,15 +438,35 @@ ASSETS: tuple[AssetSpec, ...] = (
         ),
         relation=(
             OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
-            OutputColumn("segment", "VARCHAR", "column the rows are grouped by; all: the day as a whole"),
-            OutputColumn("value", "VARCHAR", "value of that column; (other): its rarer values together, (missing): rows without one"),
-            OutputColumn("rows", "BIGINT", "impressions of the group"),
-            OutputColumn("expected_payers", "DOUBLE", "expected number of impressions with revenue", "rows"),
-            OutputColumn("payers_low", "DOUBLE", "lower end of the 80 % interval of payers", "rows"),
-            OutputColumn("payers_high", "DOUBLE", "upper end of the 80 % interval of payers", "rows"),
-            OutputColumn("expected_revenue_usd", "DOUBLE", "expected sum of min(revenue, cap_usd)", "USD"),
-            OutputColumn("revenue_low_usd", "DOUBLE", "lower end of the 80 % interval of that sum", "USD"),
-            OutputColumn("revenue_high_usd", "DOUBLE", "upper end of the 80 % interval of that sum", "USD"),
+            *_GROUP,
+            *_FORECAST,
+        ),
+    ),
+    AssetSpec(
+        "cohort_outcome",
+        "day",
+        "evaluation",
+        "lake",
+        code_version="1",
+        description=(
+            "Forecast and outcome of a scored day side by side, made when its labels have come and are final: what came by group, and "
+            "whether it lies in the interval. The forecast is the one that was published before."
+        ),
+        kinds=("parquet",),
+        upstream=(
+            Upstream("flattened_features"),
+            Upstream("cohort_forecast", "published"),
+        ),
+        relation=(
+            OutputColumn("day", "VARCHAR", "day of the impressions, YYYY-MM-DD"),
+            *_GROUP,
+            OutputColumn("rows_labelled", "BIGINT", "impressions of the group whose labels came"),
+            OutputColumn("model_window", "VARCHAR", "window of the model that made the forecast, YYYY-MM-DD"),
+            OutputColumn("model_age_days", "INTEGER", "days from that window to the day; 0 or less: the model had seen the day", "days"),
+            *_FORECAST,
+            *_CAME,
+            OutputColumn("payers_inside", "BOOLEAN", "payers lie in their interval, ends included"),
+            OutputColumn("revenue_inside", "BOOLEAN", "capped revenue lies in its interval, ends included"),
         ),
     ),
     AssetSpec(

@@ -181,6 +181,12 @@ class Scores:
         return tuple(f"d{days}" for days in self.horizons)
 
     @property
+    def within(self) -> str:
+        """The shortest horizon in words."""
+        days = self.horizons[0]
+        return {1: "one day", 7: "seven days"}.get(days, f"{days} days")
+
+    @property
     def ltv(self) -> tuple[str, ...]:
         """The RMSLE-optimal columns by horizon, USD."""
         return tuple(f"ltv_d{days}" for days in self.horizons)

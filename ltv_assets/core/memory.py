@@ -44,6 +44,11 @@ def columns_in_memory(compute: ComputeConfig, rows: int) -> int:
     return max(10, int(compute.max_memory_gb * 1e9 / 5 / (0.8 * rows)))
 
 
+def rows_of_all_columns(compute: ComputeConfig, features: int) -> int:
+    """Rows of which all encoded columns have bins in a fifth of the budget; encodings make the columns a sixth more than the features."""
+    return max(1000, int(compute.max_memory_gb * 1e9 / 5 / (0.8 * features * 7 / 6)))
+
+
 def rows_in_memory(compute: ComputeConfig, features: int) -> int:
     """Rows of a window that fit into half the budget with all six float32 copies that a fit makes of them."""
     return max(1000, int(compute.max_memory_gb * 1e9 / 2 / (6 * 4 * features)))

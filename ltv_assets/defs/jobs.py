@@ -11,6 +11,7 @@ DESCRIPTIONS = {
     "ingest_days": "Inventory and flatten days.",
     "train_window": "Train, evaluate and refit one window; promote it if it deserves it.",
     "score_days": "Score days with the champion, and forecast what they bring by group.",
+    "observe_days": "Compare forecasts with outcomes, for forecast days whose labels have come and are final.",
     "make_submission": "Write the submission of the configured test days.",
 }
 

@@ -24,6 +24,9 @@ OWNERS = ["team:ltv"]
 MAX_RETRIES = 2
 RETRY_SECONDS = 5.0
 
+SHOWN_GROUPS = 20
+"""Groups of which most is expected, in the pictures and tables of forecasts."""
+
 Fill = Callable[[Path], Mapping[str, int | None]]
 
 
@@ -184,6 +187,7 @@ def _dependency(above: Upstream, config: Config) -> dg.AssetDep:
         "training and holdout": lambda: holdout_mapping(config),
         "test": dg.AllPartitionMapping,
         "champion": dg.AllPartitionMapping,
+        "history": dg.AllPartitionMapping,
     }
     return dg.AssetDep(above.asset, partition_mapping=mappings[above.days]() if above.days in mappings else None)
 
@@ -194,6 +198,21 @@ def picture_metadata(pictures: Mapping[str, bytes]) -> dict[str, dg.MarkdownMeta
 
     names = {file: file.removesuffix(".png") for file in pictures}
     return {f"picture_{name}": dg.MetadataValue.md(to_markdown_image(pictures[file], name)) for file, name in names.items()}
+
+
+def largest_groups(groups: Any) -> Any:
+    """The day as a whole and the groups of which most is expected, of a frame whose first row is the day."""
+    by_size = groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable")
+    return groups.loc[[groups.index[0], *by_size.head(SHOWN_GROUPS).index]]
+
+
+def groups_picture(groups: Any, title: str) -> bytes:
+    """Expected revenue of groups with its intervals, and what came where it is known."""
+    from ltv_assets.plots import forecast_intervals
+
+    names = [str(s) if s == v else f"{s} = {v}" for s, v in zip(groups["segment"], groups["value"], strict=True)]
+    ends = (groups[name] for name in ("expected_revenue_usd", "revenue_low_usd", "revenue_high_usd"))
+    return forecast_intervals(names, *ends, title=title, observed=groups.get("revenue_capped_usd"))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -69,11 +70,36 @@ def shares_root(config: Config) -> bool:
     return config.data.train_folder == config.data.test_folder
 
 
+_LISTED: ContextVar[dict[tuple[int, Split], dict[str, RawHour]] | None] = ContextVar("_LISTED", default=None)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """Within the block the raw files of a split are looked for once: for whoever asks about many days at one moment.
+
+    Otherwise a state of n days lists the folders of n days n times.
+    """
+    token = _LISTED.set({})
+    try:
+        yield
+    finally:
+        _LISTED.reset(token)
+
+
 def hourly_folders(config: Config, split: Split) -> dict[str, RawHour]:
     """{hour key: what is there} of one split, in order of time, cut to ``max_partitions`` if it is set.
 
     Where files say their moments, a key is the first hour of a day.
     """
+    listed = _LISTED.get()
+    if listed is None:
+        return _hourly_folders(config, split)
+    if (id(config), split) not in listed:
+        listed[id(config), split] = _hourly_folders(config, split)
+    return listed[id(config), split]
+
+
+def _hourly_folders(config: Config, split: Split) -> dict[str, RawHour]:
     found = found_hours(config, split)
     if shares_root(config):
         mine = days_of_split(config, found, split)

@@ -160,6 +160,15 @@ def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
     return bin_params(max_bin) | repeatable_params(seed, threads, by_row=False) | {"metric": "None"}
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A number of trees that later time chose; ``model`` has these trees, so its predictions of the later rows are out of fold."""
+
+    rounds: int
+    curves: Curves
+    model: TreeModel
+
+
 class RemoteFit(Protocol):
     """Fits a given number of trees somewhere else and returns LightGBM's model text; see ``distributed.Cluster.fit``."""
 
@@ -228,8 +237,8 @@ class Trainer:
         start: Floats | float | None = None,
         later_start: Floats | float | None = None,
         rows: NDArray[np.int64] | None = None,
-    ) -> tuple[int, Curves]:
-        """Number of trees with the lowest first metric on ``later`` rows, and every metric per iteration.
+    ) -> Chosen:
+        """Number of trees with the lowest first metric on ``later`` rows, the booster of that size, and every metric per iteration.
 
         ``metrics`` map raw scores of the later rows to a loss; the first one stops training after ``patience`` trees
         without improvement, the others are recorded for pictures.
@@ -254,7 +263,10 @@ class Trainer:
             feval=evaluate,
             callbacks=[lgb.early_stopping(config.patience, first_metric_only=True, verbose=False), lgb.record_evaluation(curves)],
         )
-        return max(int(booster.best_iteration), 1), {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}
+        rounds = max(int(booster.best_iteration), 1)
+        constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
+        model = TreeModel.of(booster.model_to_string(num_iteration=rounds), constant, matrix.names, self.threads)
+        return Chosen(rounds, {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}, model)
 
     def _dataset(
         self, matrix: Matrix, label: Floats, weight: NDArray[Any] | None, start: Floats | float | None, rows: NDArray[np.int64] | None

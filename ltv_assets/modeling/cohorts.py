@@ -23,8 +23,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtri
 
+from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import Floats, Ints
 from ltv_assets.modeling.evaluation.segments import ALL, OTHER, segment_labels
+from ltv_assets.modeling.folds import TimeFolds
+from ltv_assets.modeling.gating import BuyerGating
+from ltv_assets.modeling.levels import Level, on_window_level
+from ltv_assets.modeling.regressor import RevenueRegressor
 
 COVERAGE = 0.80
 """Share of outcomes that an interval is meant to hold; as many lie below it as above."""
@@ -33,8 +38,9 @@ MONEY_UNIT, PAYER_UNIT = 2.0**-24, 2.0**-30
 total in every digit, in whatever order they are added."""
 SCALES = np.concatenate([[0.0], np.geomspace(0.005, 0.75, 40)])
 """Standard deviations of a level's relative movement that are considered."""
-PRIOR_SCALE = 0.10
-"""Half of all levels are held to move by less than this before any day was seen (half-Cauchy: Gelman 2006)."""
+DAY_SCALE, GROUP_SCALE, AMOUNT_SCALE = 0.20, 0.10, 0.05
+"""Before any day was seen, half of all standard deviations are held to be below this (half-Cauchy, Gelman 2006): of the payers of whole
+days, of groups against their day, and of revenue per payer."""
 MIN_EXPECTED = 3.0
 """Groups of fewer expected payers say nothing about levels."""
 AMOUNT_BINS, MIN_BIN_PAYERS, PRIOR_PAYERS = 5, 200, 20
@@ -110,6 +116,21 @@ def group_rows(segments: pd.DataFrame, *, min_rows: int, max_segments: int) -> G
     return Groups(codes, values)
 
 
+def same_groups(segments: pd.DataFrame, values: Mapping[str, tuple[str, ...]]) -> Groups:
+    """The groups of a forecast, found in other rows: values that it did not name belong to ``(other)``, which is there if there are any."""
+    codes: dict[str, Ints] = {ALL: np.zeros(len(segments), dtype=np.int64)}
+    listed: dict[str, tuple[str, ...]] = {ALL: (ALL,)}
+    for column in values:
+        if column == ALL or column not in segments:
+            continue
+        labels = segment_labels(segments[column], 1, len(segments))
+        names = pd.Index(values[column] if OTHER in values[column] else (*values[column], OTHER))
+        place = names.get_indexer(pd.Index(labels.categories))
+        codes[column] = np.where(place >= 0, place, names.get_loc(OTHER))[labels.codes]
+        listed[column] = tuple(str(name) for name in names)
+    return Groups(codes, listed)
+
+
 SUMS = ("rows", "expected_payers", "expected_revenue_usd")
 CUMULANTS = ("payers_2", "payers_3", "revenue_2", "revenue_3", "amount_variance", "log_nobody")
 
@@ -145,6 +166,60 @@ def sum_up(groups: Groups, probability: Floats, expected_usd: Floats, amounts: A
     return table
 
 
+def observed(groups: Groups, revenue_usd: Floats, cap_usd: float) -> pd.DataFrame:
+    """What came, by group in the order of `sum_up`: payers, revenue and revenue up to the cap of every row; revenue_usd (n,)."""
+    sums = {
+        "payers": groups.add_up((revenue_usd > 0.0).astype(np.float64), 1.0),
+        "revenue_usd": groups.add_up(revenue_usd, MONEY_UNIT),
+        "revenue_capped_usd": groups.add_up(np.minimum(revenue_usd, cap_usd), MONEY_UNIT),
+    }
+    return pd.DataFrame({**sums, "payers": sums["payers"].astype(np.int64)})
+
+
+@dataclass(frozen=True)
+class KnownRows:
+    """Rows whose outcome is known: segments by column, and arrays (n,) of what was forecast of each and what came, in USD."""
+
+    segments: pd.DataFrame
+    probability: Floats
+    expected_usd: Floats
+    revenue_usd: Floats
+
+    def take(self, index: Ints) -> KnownRows:
+        """The chosen rows."""
+        return KnownRows(self.segments.iloc[index], self.probability[index], self.expected_usd[index], self.revenue_usd[index])
+
+    def compared(self, amounts: Amounts, cap_usd: float, *, min_rows: int, max_segments: int) -> pd.DataFrame:
+        """Forecast (`sum_up`) and outcome (`observed`) by group."""
+        groups = group_rows(self.segments, min_rows=min_rows, max_segments=max_segments)
+        return pd.concat(
+            [sum_up(groups, self.probability, self.expected_usd, amounts), observed(groups, self.revenue_usd, cap_usd)], axis=1
+        )
+
+    def amounts(self, cap_usd: float) -> Amounts:
+        """How amounts scattered around what was expected of those who paid."""
+        paid = self.revenue_usd > 0.0
+        return learn_amounts(self.expected_usd[paid] / self.probability[paid], np.minimum(self.revenue_usd[paid], cap_usd))
+
+
+def out_of_fold_rows(
+    classifier: BuyerClassifier,
+    gating: BuyerGating,
+    regressor: RevenueRegressor,
+    segments: pd.DataFrame,
+    revenue_usd: Floats,
+    folds: TimeFolds,
+) -> KnownRows:
+    """A window's rows that were scored out of fold, with their forecast on the level of the whole window; revenue_usd (n,).
+
+    A fold's models know the level of the other days only; left so, a day that paid more than the others would seem to have paid yet more.
+    """
+    odds = on_window_level(classifier.oof["buyer_log_odds"], (revenue_usd > 0.0).astype(np.float64), folds)
+    probability = np.minimum(classifier.probability(odds), gating.cap)
+    expected = regressor.oof["expected_revenue"] * probability / gating.oof["capped_probability"]
+    return KnownRows(segments, probability, expected, revenue_usd)
+
+
 @dataclass(frozen=True)
 class Movement:
     """Variance of a level's relative movement as the errors so far leave it, and how many of them there were."""
@@ -158,16 +233,21 @@ class Movement:
         return float(np.sqrt(self.variance))
 
 
-def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0) -> Movement:
+def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *, scale: float) -> Movement:
     """From relative errors (n,) whose variance is ``noise`` (n,) plus ``spread`` times that of the level: the mean of the posterior.
 
-    Without any error it is the prior's, which is wide; see `PRIOR_SCALE`.
+    Without any error it is the prior's, which is wide; ``scale``: its median.
     """
-    log_posterior = -np.log1p((SCALES / PRIOR_SCALE) ** 2) + np.log(np.gradient(SCALES))
+    log_posterior = -np.log1p((SCALES / scale) ** 2) + np.log(np.gradient(SCALES))
     variance = np.asarray(noise)[:, None] + np.broadcast_to(np.asarray(spread, dtype=np.float64), np.shape(error))[:, None] * SCALES**2
     log_posterior = log_posterior - 0.5 * np.sum(np.log(variance) + np.asarray(error)[:, None] ** 2 / variance, axis=0)
     posterior = np.exp(log_posterior - log_posterior.max())
     return Movement(float(posterior @ SCALES**2 / posterior.sum()), len(error))
+
+
+def unknown_movement(scale: float) -> Movement:
+    """The movement of a level of which nothing was seen yet."""
+    return learn_movement(np.zeros(0), np.zeros(0), scale=scale)
 
 
 def relative_error(observed: Floats, expected: Floats, about: float = 0.0) -> Floats:
@@ -183,32 +263,32 @@ class CohortNoise:
     """What makes outcomes of groups differ from their forecasts, next to the payers' luck.
 
     ``day``: share of payers of a whole day; ``amount``: revenue per payer of a whole day; ``groups`` and ``group_amounts`` by
-    segment: a group against its day. ``ahead``: variance of a forecast's level for the next day in units of ``day``'s; it grows by
-    ``lasting_share`` with every further day. ``days``: those that it was learnt from.
+    segment: a group against its day. ``followed``: what the noise of the followed level adds to the variance of a day ahead, as a share of
+    ``day``'s. With every further day it grows by ``lasting_share``. ``days``: those that it was learnt from.
     """
 
     amounts: Amounts = Amounts()
-    day: Movement = field(default_factory=lambda: learn_movement(np.zeros(0), np.zeros(0)))
-    amount: Movement = field(default_factory=lambda: learn_movement(np.zeros(0), np.zeros(0)))
+    day: Movement = field(default_factory=lambda: unknown_movement(DAY_SCALE))
+    amount: Movement = field(default_factory=lambda: unknown_movement(AMOUNT_SCALE))
     groups: Mapping[str, Movement] = field(default_factory=dict)
     group_amounts: Mapping[str, Movement] = field(default_factory=dict)
-    ahead: float = 2.0
+    followed: float = 1.0
     lasting_share: float = 0.5
     days: tuple[str, ...] = ()
 
     def payers_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """Variance of the relative level of payers for groups of these segments, ``days_ahead`` (at least 1) after the model's data."""
-        steps = self.ahead + self.lasting_share * max(days_ahead - 1, 0)
-        return self.day.variance * steps + self._own(self.groups, segments)
+        steps = 1.0 + self.followed + self.lasting_share * max(days_ahead - 1, 0)
+        return self.day.variance * steps + self._own(self.groups, segments, GROUP_SCALE)
 
     def revenue_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """The same of revenue."""
-        own = self.amount.variance + self._own(self.group_amounts, segments)
+        own = self.amount.variance + self._own(self.group_amounts, segments, AMOUNT_SCALE)
         return self.payers_variance(segments, days_ahead) + own
 
     @staticmethod
-    def _own(movements: Mapping[str, Movement], segments: Sequence[str]) -> Floats:
-        unknown = learn_movement(np.zeros(0), np.zeros(0))
+    def _own(movements: Mapping[str, Movement], segments: Sequence[str], scale: float) -> Floats:
+        unknown = unknown_movement(scale)
         variance = {s: 0.0 if s == ALL else movements.get(s, unknown).variance for s in dict.fromkeys(segments)}
         return np.array([variance[s] for s in segments])
 
@@ -223,7 +303,7 @@ class CohortNoise:
         amounts = Amounts(**{name: tuple(values) for name, values in state["amounts"].items()})
         parts: dict[str, Any] = {name: Movement(**state[name]) for name in ("day", "amount")}
         parts |= {name: {s: Movement(**m) for s, m in state[name].items()} for name in ("groups", "group_amounts")}
-        return cls(amounts, **parts, ahead=state["ahead"], lasting_share=state["lasting_share"], days=tuple(state["days"]))
+        return cls(amounts, **parts, followed=state["followed"], lasting_share=state["lasting_share"], days=tuple(state["days"]))
 
 
 def with_intervals(sums: pd.DataFrame, noise: CohortNoise, days_ahead: int) -> pd.DataFrame:
@@ -258,6 +338,32 @@ def _ends(mean: Floats, second: Floats, third: Floats, level: Floats, tail: floa
     return mean + sd * ends[0], mean + sd * ends[1]
 
 
+def inside(compared: pd.DataFrame) -> pd.DataFrame:
+    """Whether the outcome of each group lies in its interval, ends included: ``payers_inside``, ``revenue_inside``."""
+    return pd.DataFrame(
+        {
+            "payers_inside": compared["payers"].between(compared["payers_low"], compared["payers_high"]),
+            "revenue_inside": compared["revenue_capped_usd"].between(compared["revenue_low_usd"], compared["revenue_high_usd"]),
+        }
+    )
+
+
+def outcome_figures(compared: pd.DataFrame) -> pd.Series:
+    """How good the forecasts of some groups were; ``compared`` has the columns of ``cohort_outcome``.
+
+    ``coverage_payers``, ``coverage_revenue``: share of groups whose outcome lies in its interval; ``bias_payers``, ``bias_revenue``:
+    expected / came; ``error_payers``, ``error_revenue``: sum of absolute errors / sum of what came, which weighs a group by its size.
+    """
+    figures: dict[str, float] = {"groups": float(len(compared))}
+    for target, came, unit in (("payers", "payers", ""), ("revenue", "revenue_capped_usd", "_usd")):
+        expected, outcome = compared[f"expected_{target}{unit}"], compared[came]
+        total = float(outcome.sum())
+        figures[f"coverage_{target}"] = float(compared[f"{target}_inside"].mean())
+        figures[f"bias_{target}"] = float(expected.sum()) / total if total else np.nan
+        figures[f"error_{target}"] = float((expected - outcome).abs().sum()) / total if total else np.nan
+    return pd.Series(figures)
+
+
 def totals_differ(forecast: pd.DataFrame) -> list[str]:
     """Segments whose groups do not add up to the total in every digit; none in what `sum_up` made."""
     total = forecast[forecast["segment"] == ALL].iloc[0]
@@ -265,17 +371,32 @@ def totals_differ(forecast: pd.DataFrame) -> list[str]:
     return [str(s) for s, row in parts.iterrows() if any(row[name] != total[name] for name in SUMS)]
 
 
-def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, weights: Sequence[float] = (), lasting_share: float = 0.5) -> CohortNoise:
+def compared_by_day(
+    rows: KnownRows, day: Ints, names: Sequence[str], amounts: Amounts, cap_usd: float, *, min_rows: int, max_segments: int
+) -> pd.DataFrame:
+    """`KnownRows.compared` of each day, with ``day``: its name, and ``ahead`` False; day (n,): numbers of ``names``."""
+    parts = [
+        rows.take(np.flatnonzero(day == i)).compared(amounts, cap_usd, min_rows=min_rows, max_segments=max_segments).assign(day=name)
+        for i, name in enumerate(names)
+    ]
+    return pd.concat(parts, ignore_index=True).assign(ahead=False)
+
+
+def noise_of_level(errors: pd.DataFrame, amounts: Amounts, level: Level) -> CohortNoise:
+    """`learn_noise` for the models of a window that follow ``level``."""
+    return learn_noise(errors, amounts, followed=float(np.sum(np.square(level.weights))), lasting_share=level.lasting_share)
+
+
+def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, lasting_share: float) -> CohortNoise:
     """From the errors of past days by group.
 
     ``errors``: segment, value, day, ``ahead`` (bool: forecast before the day; else out of fold among the other days), expected and
-    observed payers and revenue, ``payers_2`` and ``amount_variance`` as `sum_up` has them. ``weights``: how far the model follows each of
-    its days. A day that is there twice counts as it was forecast before it was seen.
+    observed payers and revenue, ``payers_2`` and ``amount_variance`` as `sum_up` has them. ``followed``,
+    ``lasting_share``: see `CohortNoise`. A day that is there twice counts as it was forecast before it was seen.
     """
     known = errors[(errors["expected_payers"] >= MIN_EXPECTED) & (errors["expected_revenue_usd"] > 0.0)]
     last = known.sort_values("ahead", kind="stable").drop_duplicates(["day", "segment", "value"], keep="last")
     days, parts = last[last["segment"] == ALL], last[last["segment"] != ALL]
-    followed = float(np.sum(np.square(weights))) if len(weights) else 0.0
     payers, payers_noise = _payer_errors(days)
     inside = ~days["ahead"].to_numpy(dtype=bool)
     count = int(inside.sum())
@@ -288,17 +409,17 @@ def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, weights: Sequence[flo
         whole = days.set_index("day").reindex(rows["day"])
         own, noise = _payer_errors(rows)
         shared, _ = _payer_errors(whole)
-        groups[str(segment)] = learn_movement(*_finite(own - shared, noise))
+        groups[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=GROUP_SCALE)
         own, noise = _amount_errors(rows)
         shared, _ = _amount_errors(whole)
-        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise))
+        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=AMOUNT_SCALE)
     return CohortNoise(
         amounts,
-        learn_movement(payers, payers_noise, spread),
-        learn_movement(*_finite(amount, amount_noise)),
+        learn_movement(payers, payers_noise, spread, scale=DAY_SCALE),
+        learn_movement(*_finite(amount, amount_noise), scale=AMOUNT_SCALE),
         groups,
         group_amounts,
-        1.0 + followed,
+        followed,
         lasting_share,
         tuple(sorted(set(days["day"]))),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +30,11 @@ from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, Row
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
 from ltv_assets.modeling.encoding.window_encoder import CrossFitter, WindowEncoder
-from ltv_assets.modeling.folds import TimeFolds, make_folds, time_blocks
+from ltv_assets.modeling.folds import HeldOutRows, TimeFolds, make_folds, time_blocks
 from ltv_assets.modeling.selection import SELECTION_ROWS, most_telling, varying_columns
 from ltv_assets.sampling.draws import hash_uniform
+from ltv_assets.sampling.zeros import AUXILIARY_DRAW as AUXILIARY_ZERO_DRAW
+from ltv_assets.sampling.zeros import SERVED_DRAW, ZeroDraw, draw_zeros
 
 # LightGBM tells of categories, and of every port it opens, on standard output, before it has read how much it is to say.
 lgb.register_logger(logging.getLogger("lightgbm"))
@@ -43,6 +45,8 @@ ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
 AUXILIARY_DRAW, REFERENCE_DRAW = 0x0A0C, 0x0A0D
 """Separate these draws from those of the sampling plans under the same seed."""
+MIN_DRAWN_ROWS = 20_000
+"""Auxiliary boosters see all rows of windows that are no larger."""
 BIN_SAMPLE_ROWS = BLOCK_ROWS
 """LightGBM finds bins on so many rows, and holds them twice as float64: its own 200,000 took more memory than any fit."""
 
@@ -96,18 +100,17 @@ class EncodedFile(EncodedRows):
         return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
 
 
-class EncodedOnDemand(EncodedRows):
-    """Rows of a store, encoded whenever they are asked for, which takes ten times as long as reading floats from a file."""
+class SomeColumns(EncodedRows):
+    """Some columns of encoded rows."""
 
-    def __init__(self, store: RowStore, encoder: CrossFitter, fold: NDArray[np.integer[Any]]) -> None:
-        self._store, self._encoder, self._fold = store, encoder, fold
+    def __init__(self, encoded: EncodedRows, columns: Ints) -> None:
+        self._encoded, self._columns = encoded, columns
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._encoded)
 
     def rows(self, low: int, high: int) -> FloatMatrix:
-        encoded = self._encoder.transform(self._store.read(low, high), self._fold[low:high])
-        return _by_rows(encoded.to_numpy(dtype=np.float32))
+        return np.take(self._encoded.rows(low, high), self._columns, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +159,18 @@ class Matrix:
             if last > first:
                 taken[first:last] = self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low]
         return self._of(taken)
+
+    def only(self, columns: Ints) -> Matrix:
+        """Some columns, whose numbers must ascend; the same matrix if these are all."""
+        if len(columns) == len(self.names):
+            return self
+        encoded = self.encoded
+        kept: FloatMatrix | EncodedRows = (
+            SomeColumns(encoded, columns) if isinstance(encoded, EncodedRows) else np.ascontiguousarray(encoded[:, columns])
+        )
+        codes = set(self.categorical)
+        names = tuple(self.names[j] for j in columns)
+        return Matrix(kept, names, tuple(i for i, j in enumerate(columns) if int(j) in codes), self.max_bin)
 
     def in_memory(self) -> Matrix:
         """The same rows as an array."""
@@ -227,34 +242,36 @@ class Split:
 
 
 class Design:
-    """A window, encoded: the full matrix for final fits, and lazily the folds for everything out-of-fold.
+    """A window, encoded: the rows of final fits, and lazily the folds for everything out-of-fold.
 
     ``auxiliary`` (row numbers) is a hash-drawn sample of at most ``models.max_auxiliary_rows`` rows; folds live on it, and
-    ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows.
+    ``data`` is restricted to it in ``aux``. Windows below that size, or a size of None, use all rows. ``columns``: the encoded
+    columns to be used; None chooses them.
     """
 
-    def __init__(self, data: WindowData, models: ModelsConfig, seed: int, threads: int = 2) -> None:
+    def __init__(self, data: WindowData, models: ModelsConfig, seed: int, threads: int = 2, columns: Sequence[str] | None = None) -> None:
         self.data = data
         self.models = models
         self.seed = seed
         self.threads = threads
+        self._columns = columns
         self._splits: dict[int, Split] = {}
 
     @cached_property
     def auxiliary(self) -> Ints:
         """Row numbers of the rows used by out-of-fold and linear fits, ascending."""
-        drawn = self._drawn(self.models.max_auxiliary_rows, AUXILIARY_DRAW)
+        drawn = self._drawn(self.models.max_auxiliary_rows, AUXILIARY_DRAW, self.data.hashes)
         return np.arange(len(self.data)) if drawn is None else drawn
 
     @cached_property
     def reference_rows(self) -> Ints | None:
-        """Row numbers, ascending, of the rows that the reference and the longer horizons are fitted on; None means all."""
-        return self._drawn(self.models.max_reference_rows, REFERENCE_DRAW)
+        """Row numbers of ``train``, ascending, on which the reference and the longer horizons are fitted; None means all."""
+        return self._drawn(self.models.max_reference_rows, REFERENCE_DRAW, self.data.hashes[self.served_rows])
 
-    def _drawn(self, limit: int | None, number: int) -> Ints | None:
-        if limit is None or len(self.data) <= limit:
+    def _drawn(self, limit: int | None, number: int, hashes: NDArray[np.uint64]) -> Ints | None:
+        if limit is None or len(hashes) <= limit:
             return None
-        draw = hash_uniform(self.data.hashes, self.seed, number)
+        draw = hash_uniform(hashes, self.seed, number)
         return np.sort(np.argpartition(draw, limit)[:limit])
 
     @cached_property
@@ -269,12 +286,35 @@ class Design:
     @cached_property
     def folds(self) -> TimeFolds:
         """Folds of the auxiliary rows."""
-        return make_folds(self.aux.period, self.models.folds)
+        return make_folds(self.data.period[self.auxiliary], self.models.folds)
 
     @cached_property
-    def _encoded(self) -> tuple[WindowEncoder, Matrix]:
+    def held_out(self) -> HeldOutRows:
+        """Labels and folds of the auxiliary rows, which are scored out of fold."""
+        return HeldOutRows(self.data.d7[self.auxiliary], self.data.period[self.auxiliary], self.folds)
+
+    @cached_property
+    def served(self) -> ZeroDraw | None:
+        """The rows that teach the served boosters: every payer, and zeros within ``models.zero_budget_rows``; None means all rows."""
+        budget = self.models.zero_budget_rows
+        return None if budget is None else draw_zeros(self.data.d7 > 0, self.data.hashes, self.seed, budget, SERVED_DRAW)
+
+    @cached_property
+    def served_rows(self) -> Ints:
+        """Numbers of the rows of ``train``, ascending."""
+        return np.arange(len(self.data)) if self.served is None else self.served.rows
+
+    def served_weight(self, weight: NDArray[Any] | None = None) -> NDArray[Any] | None:
+        """Weights of the rows of ``train``, so that drawn zeros stand for all; ``weight`` (all rows): what else they are multiplied by."""
+        if self.served is None:
+            return weight
+        return self.served.weight if weight is None else self.served.weight * weight[self.served.rows]
+
+    @cached_property
+    def _encoded(self) -> tuple[WindowEncoder, list[Matrix]]:
+        """The encoder of all rows, the encoded rows of the served boosters, and the auxiliary rows where those are drawn."""
         _ = self.aux  # taken while there are no bins yet: it needs room for itself twice
-        return self._encode(self.data)
+        return self._encode(self.data, () if self.served is None else (self.served.rows, self.auxiliary))
 
     @property
     def encoder(self) -> WindowEncoder:
@@ -283,8 +323,24 @@ class Design:
 
     @property
     def train(self) -> Matrix:
-        """All rows, cross-fitted encodings."""
-        return self._encoded[1]
+        """The rows of the served boosters, cross-fitted encodings."""
+        return self._encoded[1][0]
+
+    def few_zeros(
+        self, label: Floats, numbers: Ints, weight: NDArray[Any] | None = None
+    ) -> tuple[Ints | None, Floats, NDArray[Any] | None]:
+        """(which of the rows, their labels, their weights) for an auxiliary booster: payers, labels above 0, and some zeros.
+
+        label, weight (n,) of the window's rows ``numbers``. There are ``models.zeros_per_payer`` zeros for each row that is always kept,
+        drawn by hash and weighed back; (None, all labels, all weights) where there are no more than that, or MIN_DRAWN_ROWS rows.
+        """
+        limit = self.models.zeros_per_payer
+        always = (label > 0) | (self.data.d7[numbers] > 0)
+        rows = max(MIN_DRAWN_ROWS, round((1.0 + (limit or 0.0)) * np.count_nonzero(always)))
+        draw = None if limit is None else draw_zeros(always, self.data.hashes[numbers], self.seed, rows, AUXILIARY_ZERO_DRAW)
+        if draw is None:
+            return None, label, weight
+        return draw.rows, label[draw.rows], draw.weight if weight is None else draw.weight * weight[draw.rows]
 
     def served_are_fitted(self) -> None:
         """Give up the bins of all rows: with those of the folds they are more than a stage needs at once, where folds have a sample."""
@@ -293,7 +349,9 @@ class Design:
 
     @cached_property
     def aux_train(self) -> Matrix:
-        """The auxiliary rows of ``train``."""
+        """The auxiliary rows, encoded as ``train``."""
+        if self.served is not None:
+            return self._encoded[1][1]
         return self.train if len(self.auxiliary) == len(self.data) else self._laid(self.train.take(self.auxiliary))
 
     def fold(self, k: int) -> Split:
@@ -308,17 +366,23 @@ class Design:
         """The split on which tree counts and penalties are chosen: the time-last fold."""
         return self.fold(self.folds.n_folds - 1)
 
-    def out_of_fold(self, fit: Callable[[Split], Floats]) -> Floats:
-        """Held-out predictions of ``fit(split)`` put in row order; (len(aux),) or (len(aux), c)."""
-        parts = [(self.fold(k).held_rows, fit(self.fold(k))) for k in range(self.folds.n_folds)]
-        out = np.full((len(self.aux), *parts[0][1].shape[1:]), np.nan)
+    def out_of_fold(self, fit: Callable[[Split], Floats], last: Floats | None = None) -> Floats:
+        """Held-out predictions of ``fit(split)`` put in row order; (auxiliary rows,) or (auxiliary rows, c).
+
+        ``last``: those of the time-last fold, if its models are fitted already.
+        """
+        folds = range(self.folds.n_folds if last is None else self.folds.n_folds - 1)
+        parts = [(self.fold(k).held_rows, fit(self.fold(k))) for k in folds]
+        if last is not None:
+            parts.append((self.stopping.held_rows, last))
+        out = np.full((len(self.auxiliary), *parts[0][1].shape[1:]), np.nan)
         for rows, values in parts:
             out[rows] = values
         return out
 
     def split(self, train_rows: Ints, held_rows: Ints) -> Split:
         """Any two disjoint sets of auxiliary rows, encoded without the held-out ones."""
-        encoder, train = self._encode(self.aux.rows(train_rows))
+        encoder, (train,) = self._encode(self.aux.rows(train_rows))
         return Split(train, train_rows, self._laid(encode(encoder, self.aux.rows(held_rows).X, self.models.max_bin)), held_rows)
 
     def _laid(self, matrix: Matrix) -> Matrix:
@@ -326,7 +390,8 @@ class Design:
         X = self.data.X
         return matrix.put_away(X.scratch) if isinstance(X, RowStore) else matrix.in_memory()
 
-    def _encode(self, data: WindowData) -> tuple[WindowEncoder, Matrix]:
+    def _encode(self, data: WindowData, parts: Sequence[Ints] = ()) -> tuple[WindowEncoder, list[Matrix]]:
+        """An encoder fitted on all rows, and these rows encoded; or only those of ``parts``, of which the first decides on the columns."""
         encoder = WindowEncoder(data.contract.encodings)
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
@@ -335,12 +400,42 @@ class Design:
         fold = fold_ids(period)
         fitter = encoder.fit_blocks(store.read(0, 1), store.select, revenue_targets(data.d7), fold)
         release_memory()
-        chosen = self._select(_stored(store, fitter, fold, self.models.max_bin), data.log_d7)
-        encoder.restrict_to(list(encoder.get_feature_names_out()[chosen]))
-        matrix = self._laid(_stored(store, fitter, fold, self.models.max_bin))
+        if self._columns is not None:
+            encoder.restrict_to(self._columns)
+        matrices = self._lay(store, fitter, fold, parts or (np.arange(len(data)),))
         store.forget()
         release_memory()
-        return encoder, matrix
+        if self._columns is None:
+            first = matrices[0]
+            chosen = self._select(first, data.log_d7[parts[0]] if parts else data.log_d7)
+            encoder.restrict_to([first.names[j] for j in chosen])
+            matrices = [matrix.only(chosen) for matrix in matrices]
+            release_memory()
+        return encoder, matrices
+
+    def _lay(self, store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], parts: Sequence[Ints]) -> list[Matrix]:
+        """Some rows of a store, encoded, for each of ``parts``, from one pass; in memory, or in files if the window is not in memory."""
+        names, categorical = encoded_columns(fitter.encoder)
+        scratch = self.data.X.scratch if isinstance(self.data.X, RowStore) else None
+        laid: list[EncodedFile | FloatMatrix] = [
+            EncodedFile(len(names), scratch) if isinstance(self.data.X, RowStore) else np.empty((len(rows), len(names)), np.float32)
+            for rows in parts
+        ]
+        for low in range(0, len(store), BLOCK_ROWS):
+            high = min(low + BLOCK_ROWS, len(store))
+            wanted = [slice(*np.searchsorted(rows, [low, high])) for rows in parts]
+            if all(part.start == part.stop for part in wanted):
+                continue
+            block = store.read(low, high)
+            for rows, part, kept in zip(parts, wanted, laid, strict=True):
+                own = rows[part]
+                X = block if len(own) == high - low else block.iloc[own - low]
+                encoded = _by_rows(fitter.transform(X, fold[own]).to_numpy(dtype=np.float32))
+                if isinstance(kept, EncodedFile):
+                    kept.append(encoded)
+                else:
+                    kept[part] = encoded
+        return [Matrix(kept, names, categorical, self.models.max_bin) for kept in laid]
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:
         """Columns that vary, and of these the most telling ``models.max_features``, from one pass over the rows."""
@@ -361,10 +456,6 @@ class Design:
         sampled = sampled[:, chosen]
         codes = np.flatnonzero(np.isin(chosen, matrix.categorical)).tolist()
         return chosen[most_telling(sampled, log_revenue[::every], codes, limit, seed=self.seed, threads=self.threads)]
-
-
-def _stored(store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], max_bin: int) -> Matrix:
-    return Matrix(EncodedOnDemand(store, fitter, fold), *encoded_columns(fitter.encoder), max_bin)
 
 
 def _matrix(encoder: WindowEncoder, values: FloatMatrix, max_bin: int) -> Matrix:

@@ -1,6 +1,7 @@
 """Folds in time: who may be scored by whom.
 
-What belongs here: which fold a row is in. What does not: any fit. Next to read: ``design``.
+What belongs here: which fold a row is in, and the labels of rows that are scored out of fold. What does not: any fit. Next to read:
+``design``.
 
 Scheme: *leave periods out*. Periods are grouped into K runs of consecutive periods, and the rows of a run are scored by
 models fitted on the other runs. Compared with forward chaining every row gets an out-of-fold score from models of nearly
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ltv_assets.modeling.dataset import InputError, Ints
+from ltv_assets.modeling.dataset import Floats, InputError, Ints
 
 MIN_ROWS = 4
 """Fewest rows of one period that can be divided in time: two blocks of two."""
@@ -29,19 +30,34 @@ MIN_ROWS = 4
 
 @dataclass(frozen=True)
 class TimeFolds:
-    """fold : (n,) 0..n_folds-1 in time order."""
+    """fold : (n,) 0..n_folds-1 in time order. ``added``: the last fold is a day that came later: it was scored, but taught nobody."""
 
     fold: Ints
     n_folds: int
+    added: bool = False
+
+    @property
+    def stopping(self) -> int:
+        """The fold on which tree counts and penalties were chosen: the time-last of those that taught."""
+        return self.n_folds - 1 - self.added
 
     @property
     def last_fold(self) -> NDArray[np.bool_]:
-        """Rows of the time-last fold, (n,)."""
-        return self.fold == self.n_folds - 1
+        """Rows of the fold ``stopping``, (n,)."""
+        return self.fold == self.stopping
+
+    def taught(self, k: int) -> NDArray[np.bool_]:
+        """Rows that the models which score fold ``k`` learnt from, (n,)."""
+        taught = self.fold != k
+        return taught & (self.fold != self.n_folds - 1) if self.added else taught
 
     def split(self, k: int) -> tuple[Ints, Ints]:
         """Row numbers (train, held out) of fold ``k``."""
-        return np.flatnonzero(self.fold != k), np.flatnonzero(self.fold == k)
+        return np.flatnonzero(self.taught(k)), np.flatnonzero(self.fold == k)
+
+    def with_later_day(self, rows: int) -> TimeFolds:
+        """These folds, and ``rows`` more rows at the end of a day that none of their models learnt from."""
+        return TimeFolds(np.append(self.fold, np.full(rows, self.n_folds)), self.n_folds + 1, added=True)
 
     def earlier_split(self) -> tuple[Ints, Ints]:
         """Row numbers of the time-earlier and time-later part of what precedes the last fold."""
@@ -51,6 +67,28 @@ class TimeFolds:
             cut = len(before) - max(1, len(before) // 3)
             return before[:cut], before[cut:]
         return before[self.fold[before] < last], before[self.fold[before] == last]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """Labels of rows that are scored by models which did not see them; d7 (n,) in USD, period (n,) codes of the window's periods."""
+
+    d7: Floats
+    period: Ints
+    folds: TimeFolds
+
+    def __len__(self) -> int:
+        return len(self.d7)
+
+    @property
+    def payer(self) -> Floats:
+        """1.0 where revenue is positive, (n,)."""
+        return (self.d7 > 0).astype(np.float64)
+
+    @property
+    def log_d7(self) -> Floats:
+        """log1p of revenue, (n,)."""
+        return np.log1p(self.d7)
 
 
 def make_folds(period: Ints, n_folds: int) -> TimeFolds:

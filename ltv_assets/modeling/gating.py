@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
 from ltv_assets.modeling.levels import Level, follow_level, on_window_level, shift_to, shifted
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
+
+if TYPE_CHECKING:
+    from ltv_assets.modeling.evaluated import Evaluated
 
 SCHEMA_VERSION = 2
 MIN_WHALES = 20
@@ -151,35 +154,43 @@ class BuyerGating:
 
 
 def fit_buyer_gating(
-    design: Design, classifier: BuyerClassifier, models: ModelsConfig, whale_quantile: float, trainer: Trainer, rounds: int | None = None
+    design: Design,
+    classifier: BuyerClassifier,
+    models: ModelsConfig,
+    whale_quantile: float,
+    trainer: Trainer,
+    evaluated: Evaluated | None = None,
 ) -> BuyerGating:
     """Fit the stage from the classifier's out-of-fold probabilities.
 
-    ``whale_quantile``: payers from this quantile of revenue on are whales. ``rounds``: reuse this number of trees.
+    ``whale_quantile``: payers from this quantile of revenue on are whales. ``evaluated`` (refits): its number of trees is reused, and its
+    whale probabilities of rows that it did not see.
     """
-    payer, config = design.aux.payer, models.gating
+    config = models.gating
+    rows = design.held_out if evaluated is None else evaluated.rows
+    payer = rows.payer
     probability = np.asarray(classifier.oof["buyer_probability"], dtype=np.float64)
     cap = probability_cap(probability, payer, config)
     capped = np.minimum(probability, cap)
     whale_usd = float(np.quantile(design.data.d7[design.data.d7 > 0], whale_quantile))
-    model, whale_probability, rounds = _fit_whales(design, whale_usd, models, trainer, rounds)
+    model, whale_probability, rounds = _fit_whales(design, whale_usd, models, trainer, evaluated)
     whale_cutoff = None if model is None else _whale_cutoff(whale_probability, payer, config.whale_precision)
     follow = config.level == "follow"
     level = follow_level(design.data.payer, design.data.period, design.data.period_names, follow=follow)
-    weight = level.row_weights(design.aux.period)
+    weight = level.row_weights(rows.period)
     served, ratio, shift = capped, 1.0, 0.0
     if follow:
-        odds = on_window_level(np.asarray(classifier.oof["buyer_log_odds"], dtype=np.float64), payer, design.folds)
+        odds = on_window_level(np.asarray(classifier.oof["buyer_log_odds"], dtype=np.float64), payer, rows.folds)
         served = np.minimum(classifier.probability(odds), cap)
         if level.movement_sd > 0.0:
             ratio = float(level.rate / (weight @ served) / (payer.mean() / served.mean()))
         shift = shift_to(served, weight, level.rate)
         served = np.minimum(shifted(served, shift), cap)
     target = 1.0 - level.rate
-    cutoff, summary = _provisional(served, payer, design.aux.log_d7, weight, target, config)
+    cutoff, summary = _provisional(served, payer, rows.log_d7, weight, target, config)
     diagnostics = {"probability_cap": cap, "target_zero_rate": target, **summary, "rounds": float(rounds)}
     diagnostics |= {**level.figures(), "level_ratio": ratio, "level_shift": shift}
-    whale = (design.aux.d7 >= whale_usd).astype(np.float64)
+    whale = (rows.d7 >= whale_usd).astype(np.float64)
     if 0 < whale.sum() < len(whale):
         diagnostics["whale_auc"] = float(roc_auc_score(whale, whale_probability))
     return BuyerGating(
@@ -210,30 +221,39 @@ def probability_cap(probability: Floats, payer: Floats, config: GatingConfig) ->
 
 
 def _fit_whales(
-    design: Design, whale_usd: float, models: ModelsConfig, trainer: Trainer, rounds: int | None
+    design: Design, whale_usd: float, models: ModelsConfig, trainer: Trainer, evaluated: Evaluated | None
 ) -> tuple[TreeModel | None, Floats, int]:
     """Whale booster, its out-of-fold probabilities and its trees; (None, the constant share, 0) with too few whales."""
-    label, aux_label = (np.asarray(d.d7 >= whale_usd, dtype=np.float64) for d in (design.data, design.aux))
-    if label.sum() < MIN_WHALES:
-        return None, np.full(len(aux_label), float(label.mean())), 0
+    label = np.asarray(design.data.d7 >= whale_usd, dtype=np.float64)
+    held_out = design.held_out if evaluated is None else evaluated.rows
+    if label.sum() < MIN_WHALES or (evaluated is not None and evaluated.models.gating.whale_model is None):
+        return None, np.full(len(held_out), float(label.mean())), 0
     params = booster_params(models.whale_classifier, "binary")
-    if rounds is None:
-        split = design.stopping
-        later = aux_label[split.held_rows]
-        own = aux_label[split.train_rows]
+    if evaluated is None:
+        split, aux_label = design.stopping, np.asarray(held_out.d7 >= whale_usd, dtype=np.float64)
+        later, own = aux_label[split.held_rows], aux_label[split.train_rows]
         metrics = {"log_loss": lambda raw: log_loss(later, raw)}
         start = log_odds(float(own.mean()))
-        rounds, _ = trainer.choose_rounds(split.train, own, params, models.whale_classifier, split.held, metrics, start=start)
-    oof = design.out_of_fold(lambda split: _held_out_whales(split, aux_label, params, rounds, trainer))
-    model = trainer.train(design.train, label, params, rounds, start=log_odds(float(label.mean())), served=True)
+        part, own, w = design.few_zeros(own, design.auxiliary[split.train_rows])
+        chosen = trainer.choose_rounds(
+            split.train, own, params, models.whale_classifier, split.held, metrics, weight=w, start=start, rows=part
+        )
+        rounds, last = chosen.rounds, sigmoid(chosen.model.predict(split.held.values))
+        oof = design.out_of_fold(lambda split: _held_out_whales(design, split, aux_label, params, rounds, trainer), last)
+    else:
+        rounds, oof = evaluated.models.gating.rounds, evaluated.oof["whale_probability"]
+    start = log_odds(float(label.mean()))
+    part, label, w = design.few_zeros(label[design.served_rows], design.served_rows, design.served_weight())
+    model = trainer.train(design.train, label, params, rounds, weight=w, start=start, rows=part, served=True)
     design.served_are_fitted()
     return model, oof, rounds
 
 
-def _held_out_whales(split: Split, label: Floats, params: Params, rounds: int, trainer: Trainer) -> Floats:
+def _held_out_whales(design: Design, split: Split, label: Floats, params: Params, rounds: int, trainer: Trainer) -> Floats:
     own = label[split.train_rows]
-    model = trainer.train(split.train, own, params, rounds, start=log_odds(float(own.mean())))
-    return sigmoid(model.predict(split.held.values))
+    start = log_odds(float(own.mean()))
+    part, own, w = design.few_zeros(own, design.auxiliary[split.train_rows])
+    return sigmoid(trainer.train(split.train, own, params, rounds, weight=w, start=start, rows=part).predict(split.held.values))
 
 
 def _whale_cutoff(whale_probability: Floats, payer: Floats, precision: float) -> float | None:

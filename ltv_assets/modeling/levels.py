@@ -154,7 +154,7 @@ def on_window_level(odds: Floats, payer: Floats, folds: TimeFolds) -> Floats:
     """
     shift = np.zeros(folds.n_folds)
     for k in range(folds.n_folds):
-        rate = float(payer[folds.fold != k].mean())
+        rate = float(payer[folds.taught(k)].mean())
         if 0.0 < rate < 1.0:
             shift[k] = log_odds(float(payer.mean())) - log_odds(rate)
     return odds + shift[folds.fold]
@@ -169,7 +169,7 @@ def scores_on_window_level(score: Floats, log_revenue: Floats, folds: TimeFolds,
     factor = np.ones(folds.n_folds)
     whole = _taught_level(log_revenue, blended)
     for k in range(folds.n_folds):
-        others = folds.fold != k
+        others = folds.taught(k)
         taught = _taught_level(log_revenue[others], None if blended is None else blended[others])
         if taught > 0.0:
             factor[k] = whole / taught

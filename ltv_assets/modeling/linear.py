@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, enet_path
+from sklearn.linear_model import enet_path
 
 from ltv_assets.core.config import LinearConfig
 from ltv_assets.modeling.boosting import log_odds, sigmoid
@@ -29,6 +31,9 @@ from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
 
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
+
+LOGISTIC_TOLERANCE = 1e-6
+"""The search ends at a step that lowers the loss by less than this share of it, well above what products in float32 leave uncertain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +101,9 @@ def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalt
     rows = ShapedRows(Shaper.fit(matrix, config), matrix)
     payer = log_revenue > 0
     sums, paid = _Sums.of(rows, log_revenue)
-    chosen = sums.screened()
     return LinearModels(
         rows.shaper,
-        _logistic(rows.columns(chosen), payer, penalties.c, chosen, rows.shaper.width),
+        _Logistic.of(rows, sums, payer).fit(penalties.c),
         paid.elastic_nets((penalties.alpha_payers,), config.l1_ratio)[0],
         sums.elastic_nets((penalties.alpha_direct,), config.l1_ratio)[0],
         _payer_range(log_revenue),
@@ -118,16 +122,15 @@ def choose_penalties(
     payer, later_payer = log_revenue > 0, later_log > 0
     log_range = _payer_range(log_revenue)
     sums, paid = _Sums.of(rows, log_revenue)
-    chosen = sums.screened()
 
     by_alpha = paid.elastic_nets(ALPHAS_PAYERS, config.l1_ratio)
     amounts = np.clip(later_rows.lines(by_alpha), *log_range).T
     best = min(range(len(ALPHAS_PAYERS)), key=lambda i: _squared(amounts[i][later_payer], later_log[later_payer]))
     odds: list[Floats] = []
-    telling = rows.columns(chosen)
+    logistic = _Logistic.of(rows, sums, payer)
     penalties = sorted(config.penalties)  # from strong to weak: each search begins at the one before
     for c in penalties:
-        odds.append(_logistic(telling, payer, c, chosen, shaper.width, odds[-1] if odds else None))
+        odds.append(logistic.fit(c, odds[-1] if odds else None))
     direct = sums.elastic_nets(ALPHAS_DIRECT, config.l1_ratio)
     scores = later_rows.lines([*odds, *direct]).T
     two_part = [sigmoid(line) * amounts[best] for line in scores[: len(odds)]]
@@ -147,27 +150,58 @@ def _payer_range(log_revenue: Floats) -> tuple[float, float]:
     return (float(paid.min()), float(paid.max())) if len(paid) else (0.0, 0.0)
 
 
-def _logistic(
-    telling: FloatMatrix, payer: NDArray[np.bool_], c: float, chosen: NDArray[np.int64], width: int, first: Floats | None = None
-) -> Floats:
-    """Ridge-penalised logistic regression on the ``chosen`` of ``width`` columns, all others 0.
+@dataclass(frozen=True, eq=False)
+class _Logistic:
+    """Ridge-penalised logistic regressions on the ``chosen`` of ``width`` columns, all others 0.
 
-    ``telling``: the chosen columns; ``first`` is where the search begins. With one class only, or without columns, it is the
-    prior's log-odds.
+    ``columns`` (n, chosen): their values; ``mean`` and ``gram``: their means and centred sums of products, which the elastic nets
+    need anyway. They precondition the search: in the coordinates in which the loss is round at the prior, L-BFGS needs a third of the
+    steps (Fisher scoring's first Hessian, kept).
     """
-    w = np.zeros(width + 1)
-    if payer.all() or not payer.any() or not len(chosen):
-        w[-1] = log_odds(float(payer.mean()))
-        return w
-    model = LogisticRegression(C=c, solver="lbfgs", max_iter=150, tol=1e-4, warm_start=True)
-    if first is not None:
-        model.coef_, model.intercept_ = first[None, chosen].astype(np.float32), first[-1:].astype(np.float32)
-        model.classes_ = np.array([False, True])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(telling, payer)
-    w[chosen], w[-1] = model.coef_[0], model.intercept_[0]
-    return w
+
+    columns: FloatMatrix
+    payer: NDArray[np.bool_]
+    chosen: NDArray[np.int64]
+    width: int
+    mean: Floats
+    gram: Floats
+
+    @classmethod
+    def of(cls, rows: ShapedRows, sums: _Sums, payer: NDArray[np.bool_]) -> _Logistic:
+        """On the columns that are screened from the sums of these rows."""
+        chosen = sums.screened()
+        return cls(rows.columns(chosen), payer, chosen, rows.shaper.width, sums.mean[chosen], sums.gram[np.ix_(chosen, chosen)])
+
+    def fit(self, c: float, first: Floats | None = None) -> Floats:
+        """Coefficients (width + 1,), the last one the intercept; ``first``: those at which the search begins.
+
+        Minimises log-loss + |w|^2 / (2 c), summed over rows. With one class only, or without columns, it is the prior's log-odds.
+        """
+        out, rate = np.zeros(self.width + 1), float(self.payer.mean())
+        if rate in (0.0, 1.0) or not len(self.chosen):
+            out[-1] = log_odds(rate)
+            return out
+        variance = rate * (1.0 - rate)
+        root = cholesky(variance * self.gram + np.eye(len(self.chosen)) / c, lower=True)
+        scale = 1.0 / np.sqrt(len(self.payer) * variance)
+
+        def loss(v: Floats) -> tuple[float, Floats]:
+            w = solve_triangular(root, v[:-1], lower=True, trans="T")
+            z = (self.columns @ w.astype(np.float32)).astype(np.float64) + (v[-1] * scale - self.mean @ w)
+            excess = sigmoid(z) - self.payer
+            total = excess.sum()
+            gradient = (excess.astype(np.float32) @ self.columns).astype(np.float64) - self.mean * total + w / c
+            value = float(np.logaddexp(0.0, z).sum() - z[self.payer].sum() + 0.5 * (w @ w) / c)
+            return value, np.append(solve_triangular(root, gradient, lower=True), total * scale)
+
+        begin = np.append(np.zeros(len(self.chosen)), log_odds(rate) / scale)
+        if first is not None:
+            w = first[self.chosen]
+            begin = np.append(root.T @ w, (first[-1] + self.mean @ w) / scale)
+        found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 150, "ftol": LOGISTIC_TOLERANCE, "maxcor": 20})
+        w = solve_triangular(root, found.x[:-1], lower=True, trans="T")
+        out[self.chosen], out[-1] = w, found.x[-1] * scale - self.mean @ w
+        return out
 
 
 @dataclass(frozen=True, eq=False)

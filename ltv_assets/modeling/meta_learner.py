@@ -9,7 +9,7 @@ The three candidates are compared on the time-last fold, whose components were f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,25 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltv_assets.core.config import ModelsConfig
-from ltv_assets.modeling.base_learners import COMPONENTS
+from ltv_assets.modeling.base_learners import COMPONENTS, REFERENCE
 from ltv_assets.modeling.blend import Blend, fit_blend
 from ltv_assets.modeling.boosting import Params, Trainer, TreeModel, booster_params
 from ltv_assets.modeling.dataset import Floats
-from ltv_assets.modeling.design_matrix import Design, Matrix
+from ltv_assets.modeling.design_matrix import Matrix
+from ltv_assets.modeling.folds import TimeFolds
 
 Kind = Literal["meta", "blend", "component"]
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Outputs of the earlier stages; arrays (n,), increments (n, horizons - 1)."""
+    """Outputs of the earlier stages; arrays (n,)."""
 
     probability: Floats
     log_odds: Floats
     log_revenue: Floats
     whale: Floats
-    reference: Floats
-    increments: Floats
 
     @property
     def two_part(self) -> Floats:
@@ -43,13 +42,8 @@ class Signals:
         return self.probability * self.log_revenue
 
 
-def stacked(n: int, columns: Sequence[Floats]) -> Floats:
-    """Columns (n,) side by side, (n, 0) if there is none."""
-    return np.column_stack(columns) if columns else np.empty((n, 0))
-
-
 def meta_features(components: Floats, signals: Signals, context: NDArray[Any], blend: Blend) -> NDArray[np.float32]:
-    """Inputs of the meta learner (n, c + 7 + contexts): capped components, signals of earlier stages, context columns."""
+    """Inputs of the meta learner (n, c + 5 + contexts): capped components, their blend, signals of earlier stages, context columns."""
     return np.ascontiguousarray(
         np.column_stack(
             [
@@ -59,7 +53,6 @@ def meta_features(components: Floats, signals: Signals, context: NDArray[Any], b
                 signals.log_revenue,
                 signals.whale,
                 signals.log_odds,
-                signals.increments,
                 context,
             ]
         ),
@@ -75,6 +68,7 @@ class OutOfFoldTable:
     signals: Signals
     context: NDArray[np.float32]
     log_revenue: Floats
+    folds: TimeFolds
 
     def features(self, blend: Blend) -> NDArray[np.float32]:
         return meta_features(self.components, self.signals, self.context, blend)
@@ -89,14 +83,14 @@ def _meta_matrix(features: NDArray[np.float32]) -> Matrix:
     return Matrix(features, tuple(f"m{i}" for i in range(features.shape[1])), (), max_bin=63)
 
 
-def choose_meta_rounds(design: Design, table: OutOfFoldTable, models: ModelsConfig, trainer: Trainer) -> int:
+def choose_meta_rounds(table: OutOfFoldTable, models: ModelsConfig, trainer: Trainer) -> int:
     """Trees of the meta learner: fitted on the earlier, stopped on the later part of what precedes the last fold."""
-    rows, later = design.folds.earlier_split()
+    rows, later = table.folds.earlier_split()
     y = table.log_revenue
     blend = fit_blend(table.components[rows], y[rows])
     features, start = table.features(blend), blend.predict(table.components)
     metrics = {"mse": lambda raw: float(np.mean((raw - y[later]) ** 2))}
-    rounds, _ = trainer.choose_rounds(
+    chosen = trainer.choose_rounds(
         _meta_matrix(features[rows]),
         y[rows],
         _meta_params(models, len(rows)),
@@ -106,7 +100,7 @@ def choose_meta_rounds(design: Design, table: OutOfFoldTable, models: ModelsConf
         start=start[rows],
         later_start=start[later],
     )
-    return rounds
+    return chosen.rounds
 
 
 def fit_meta(
@@ -127,27 +121,33 @@ def _predict(table: OutOfFoldTable, rows: NDArray[np.int64], blend: Blend, meta:
 
 
 def choose_served(
-    design: Design, table: OutOfFoldTable, models: ModelsConfig, trainer: Trainer, rounds: int
-) -> tuple[Kind, str, dict[str, float]]:
-    """Compare meta learner, blend and components on the last fold; MSE of each is reported.
+    table: OutOfFoldTable, reference: Floats, skipped: Collection[str], models: ModelsConfig, trainer: Trainer, rounds: int
+) -> tuple[Kind, str, Floats, dict[str, float]]:
+    """Compare meta learner, blend, components and the reference on the last fold; MSE of each is reported.
 
     The best single component is named by all earlier rows, so that it does not profit from being the best of many here.
+    ``reference``: the pinned reference's scores of the last fold's rows, by a booster that saw none of them. Returns what is served, and
+    its scores of the last fold's rows.
     """
-    earlier, last = np.flatnonzero(~design.folds.last_fold), np.flatnonzero(design.folds.last_fold)
+    earlier, last = np.flatnonzero(~table.folds.last_fold), np.flatnonzero(table.folds.last_fold)
     y = table.log_revenue
-    past = {n: float(np.mean((table.components[earlier, i] - y[earlier]) ** 2)) for i, n in enumerate(COMPONENTS)}
+    fitted = {n: i for i, n in enumerate(COMPONENTS) if n not in skipped}
+    past = {n: float(np.mean((table.components[earlier, i] - y[earlier]) ** 2)) for n, i in fitted.items()}
     component = min(past, key=lambda n: past[n])
     blend, meta = fit_meta(table, earlier, models, trainer, rounds, "meta")
-    losses: dict[Kind, float] = {
-        "meta": float(np.mean((_predict(table, last, blend, meta) - y[last]) ** 2)),
-        "blend": float(np.mean((blend.predict(table.components[last]) - y[last]) ** 2)),
-        "component": float(np.mean((table.components[last, COMPONENTS.index(component)] - y[last]) ** 2)),
+    scores = {
+        "meta": _predict(table, last, blend, meta),
+        "blend": blend.predict(table.components[last]),
+        "component": table.components[last, fitted[component]],
+        REFERENCE: reference,
+        **{n: table.components[last, i] for n, i in fitted.items()},
     }
-    diagnostics = {f"last_fold_mse_{k}": v for k, v in losses.items()}
-    diagnostics |= {f"last_fold_mse_{n}": float(np.mean((table.components[last, i] - y[last]) ** 2)) for i, n in enumerate(COMPONENTS)}
-    single = table.components[last, COMPONENTS.index(component)]
-    kind = winner(y[last], meta=_predict(table, last, blend, meta), blend=blend.predict(table.components[last]), component=single)
-    return kind, component, diagnostics | {"meta_rounds": float(rounds), "served_meta": float(kind == "meta")}
+    diagnostics = {f"last_fold_mse_{name}": float(np.mean((score - y[last]) ** 2)) for name, score in scores.items()}
+    kind = winner(y[last], meta=scores["meta"], blend=scores["blend"], component=scores["component"])
+    if beyond_noise(y[last], scores[kind], reference):
+        kind, component = "component", REFERENCE
+    served = reference if component == REFERENCE else scores[kind]
+    return kind, component, served, diagnostics | {"meta_rounds": float(rounds), "served_meta": float(kind == "meta")}
 
 
 FALLBACK_ERRORS = 3.0
@@ -161,20 +161,26 @@ def winner(log_revenue: Floats, *, meta: Floats, blend: Floats, component: Float
     that wins by more than FALLBACK_ERRORS standard errors of the paired difference: the blend averages out errors of single
     components, the number of trees was chosen on this fold, and rows of the same users and days are not independent.
     """
-    losses = {"meta": (meta - log_revenue) ** 2, "blend": (blend - log_revenue) ** 2}
-    kind: Kind = "meta" if losses["meta"].mean() < losses["blend"].mean() else "blend"
-    difference = losses[kind] - (component - log_revenue) ** 2
-    return "component" if difference.mean() > FALLBACK_ERRORS * difference.std() / np.sqrt(len(difference)) else kind
+    losses = {"meta": np.mean((meta - log_revenue) ** 2), "blend": np.mean((blend - log_revenue) ** 2)}
+    kind: Kind = "meta" if losses["meta"] < losses["blend"] else "blend"
+    return "component" if beyond_noise(log_revenue, meta if kind == "meta" else blend, component) else kind
+
+
+def beyond_noise(log_revenue: Floats, score: Floats, other: Floats) -> bool:
+    """Whether ``score`` loses to ``other`` by more than FALLBACK_ERRORS standard errors of the paired difference."""
+    difference = (score - log_revenue) ** 2 - (other - log_revenue) ** 2
+    return bool(difference.mean() > FALLBACK_ERRORS * difference.std() / np.sqrt(len(difference)))
 
 
 def cross_fitted_score(
-    design: Design, table: OutOfFoldTable, models: ModelsConfig, trainer: Trainer, rounds: int, kind: Kind, component: str
+    table: OutOfFoldTable, models: ModelsConfig, trainer: Trainer, rounds: int, kind: Kind, component: str, last: Floats
 ) -> Floats:
-    """Final scores of the auxiliary rows, each by a meta learner that saw no row of its fold."""
+    """Final scores of the auxiliary rows, each by a meta learner that saw no row of its fold; ``last``: those of the last fold."""
     if kind == "component":
         return table.components[:, COMPONENTS.index(component)]
     score = np.empty(len(table.log_revenue))
-    for k in range(design.folds.n_folds):
-        rows, own = design.folds.split(k)
+    score[table.folds.last_fold] = last
+    for k in range(table.folds.n_folds - 1):
+        rows, own = table.folds.split(k)
         score[own] = _predict(table, own, *fit_meta(table, rows, models, trainer, rounds, kind))
     return score

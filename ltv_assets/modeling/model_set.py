@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.base_learners import COMPONENTS
 from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
 from ltv_assets.modeling.design_matrix import Matrix, encode, encoded_columns
 from ltv_assets.modeling.encoding.row_encoder import RowEncoder
 from ltv_assets.modeling.gating import BuyerGating
-from ltv_assets.modeling.meta_learner import Signals, stacked
+from ltv_assets.modeling.meta_learner import Signals
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, below, digest, prefixed
 from ltv_assets.modeling.stacker import Stacker, staged_digests
@@ -84,9 +85,24 @@ class WindowModels:
             log_odds=odds,
             log_revenue=self.regressor.log_revenue_if_buyer(matrix),
             whale=self.gating.whale_probability(matrix),
-            reference=self.regressor.reference_score(matrix),
-            increments=stacked(len(matrix), [self.regressor.increment(h, matrix) for h in self.names.names[1:]]),
         )
+
+    def held_out_arrays(self, matrix: Matrix) -> dict[str, Any]:
+        """What the stages' out-of-fold arrays hold, by name, for encoded rows that the models did not see."""
+        signals, stacker = self.signals(matrix), self.stacker
+        components = stacker.components(signals, matrix)
+        reference = self.regressor.reference_score(matrix) if stacker.serves_reference else None
+        arrays = {
+            "buyer_log_odds": signals.log_odds,
+            "buyer_probability": self.classifier.probability(signals.log_odds),
+            "capped_probability": signals.probability,
+            "whale_probability": signals.whale,
+            "log_revenue_if_buyer": signals.log_revenue,
+            "score": reference if reference is not None else stacker.score_components(components, signals, matrix),
+        }
+        names = COMPONENTS if stacker.base is not None else ()
+        arrays |= {f"component_{name}": components[:, i] for i, name in enumerate(names)}
+        return arrays | {f"context_{matrix.names[i]}": matrix.values[:, i] for i in stacker.context}
 
     def _score_chunk(self, frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(self._scored(encode(self.classifier.encoder, frame)), index=frame.index)
@@ -97,7 +113,8 @@ class WindowModels:
         whale = self.gating.likely_whale(signals.whale)
         probability = self.gating.at_level(signals.probability)
         # The stacker's parts were fitted without the level; where there is none, the probability that is served makes the score.
-        score = self.stacker.score(replace(signals, probability=probability) if self.stacker.base is None else signals, matrix)
+        reference = self.regressor.reference_score(matrix) if self.stacker.serves_reference else None
+        score = self.stacker.score(replace(signals, probability=probability) if self.stacker.base is None else signals, matrix, reference)
         score = np.where(whale, np.minimum(score * self.stacker.gate.whale_factor, self.stacker.log_max), score)
         zero = self.stacker.gate.is_zero(score, signals.log_odds, whale)
         names, ltv = self.names, np.expm1(score)
@@ -107,8 +124,8 @@ class WindowModels:
             names.ltv[0]: ltv,
             names.expected: self.regressor.expected.predict(signals.probability, signals.log_revenue, signals.whale),
         }
-        for j, name in enumerate(names.ltv[1:]):
-            score = score + signals.increments[:, j]
+        for horizon, name in zip(names.names[1:], names.ltv[1:], strict=True):
+            score = score + self.regressor.increment(horizon, matrix)
             found[name] = np.expm1(score)
         return found | {"predicted_zero": zero, names.target: np.where(zero, 0.0, ltv)}
 
@@ -127,7 +144,10 @@ class WindowModels:
         return score
 
     def reference_ltv(self, X: Any) -> Any:
-        """The pinned reference's prediction of revenue within the shortest horizon in USD, (n,): what the stacker is compared with."""
+        """The pinned reference's prediction of revenue within the shortest horizon, USD, (n,): what the stacker is compared with.
+
+        Raises ModelFileError for refitted models, which have none.
+        """
         scores = [self.regressor.reference_score(encode(self.classifier.encoder, frame)) for frame in _chunks(X, CHUNK_ROWS)]
         return np.expm1(np.concatenate([np.zeros(0), *scores]))
 

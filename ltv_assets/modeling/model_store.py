@@ -53,17 +53,27 @@ def write_figures(folder: Path, key: str, figures: Mapping[str, float]) -> dict[
 def read_stage(warehouse: Warehouse, asset: str, key: str) -> Any:
     """A stage of a window with its out-of-fold arrays; every file is verified before it is opened."""
     files = warehouse.artifacts(asset, key)
-    oof: dict[str, NDArray[Any]] = {}
-    if OOF_FILE in files:
-        table = pq.read_table(io.BytesIO(files.pop(OOF_FILE)))
-        oof = {name: table[name].to_numpy() for name in table.column_names}
+    oof = _arrays(files.pop(OOF_FILE)) if OOF_FILE in files else {}
     return STAGE_SPECS[asset].result.from_files(files, oof=oof)
 
 
-def read_evaluated(warehouse: Warehouse, key: str) -> WindowModels:
-    """The stages of a window as trained before its holdout day, verified to belong together."""
-    files = {f"{asset}/{name}": data for asset in STAGE_NAMES for name, data in warehouse.artifacts(asset, key).items() if name != OOF_FILE}
-    return WindowModels.from_files(files)
+def _arrays(stored: bytes) -> dict[str, NDArray[Any]]:
+    table = pq.read_table(io.BytesIO(stored))
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def read_evaluated(warehouse: Warehouse, key: str, *, out_of_fold: bool = False) -> WindowModels:
+    """The stages of a window as trained before its holdout day, verified to belong together.
+
+    ``out_of_fold``: with their out-of-fold arrays, as a refit asks for them.
+    """
+    stored = {asset: warehouse.artifacts(asset, key) for asset in STAGE_NAMES}
+    files = {f"{asset}/{name}": data for asset in stored for name, data in stored[asset].items() if name != OOF_FILE}
+    models = WindowModels.from_files(files)
+    for asset, stage in models.stages.items():
+        if out_of_fold and OOF_FILE in stored[asset]:
+            stage.oof = _arrays(stored[asset][OOF_FILE])
+    return models
 
 
 def read_served(warehouse: Warehouse, key: str) -> WindowModels:

@@ -172,7 +172,8 @@ def _skewness(x: Floats) -> Floats:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         d = x - np.nanmean(x, axis=0)
-        m2, m3 = np.nanmean(d**2, axis=0), np.nanmean(d**3, axis=0)
+        square = d * d
+        m2, m3 = np.nanmean(square, axis=0), np.nanmean(square * d, axis=0)
         skew = m3 / m2**1.5
     return np.where(np.isfinite(skew), skew, 0.0)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,19 @@ from sklearn.linear_model import PoissonRegressor
 
 from ltv_assets.core.config import BoosterConfig, ModelsConfig
 from ltv_assets.core.contract import Scores, load_contract
-from ltv_assets.modeling.baseline import fit_reference, reference_out_of_fold, reference_rounds
-from ltv_assets.modeling.boosting import Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
+from ltv_assets.core.errors import ModelFileError
+from ltv_assets.modeling.baseline import choose_reference, fit_reference
+from ltv_assets.modeling.boosting import Chosen, Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
 from ltv_assets.modeling.classifier import Arrays
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
+from ltv_assets.modeling.folds import HeldOutRows
 from ltv_assets.modeling.gating import BuyerGating
 from ltv_assets.modeling.serialization import Files, from_json, to_json
 from ltv_assets.sampling.hhistus import HhistusPlan
+
+if TYPE_CHECKING:
+    from ltv_assets.modeling.evaluated import Evaluated
 
 MIN_STOP_PAYERS = 20
 """With fewer payers among the stopping rows the head gets DEFAULT_HEAD_ROUNDS trees."""
@@ -114,15 +119,16 @@ class RevenueRegressor:
     """Result of the stage.
 
     ``names``: the horizons. ``increments``: by horizon beyond the shortest, absent when the window has no labels for it.
-    ``rounds``: trees of every booster, for refits. ``oof`` (auxiliary rows): ``log_revenue_if_buyer``, ``reference_score``,
-    ``expected_revenue``, and ``increment_d<days>`` of every longer horizon (0 where that head is absent).
+    ``reference`` None: a refit that does not serve it. ``rounds``: trees of every booster, for refits. ``oof`` (auxiliary
+    rows): ``log_revenue_if_buyer``, ``expected_revenue``, and
+    ``reference_score`` (time-last fold only, NaN elsewhere).
     """
 
     head: TreeModel
     log_range: tuple[float, float]
     increments: dict[str, TreeModel]
     expected: ExpectedRevenue
-    reference: TreeModel
+    reference: TreeModel | None
     monotone_kept: bool
     rounds: dict[str, int]
     names: Scores
@@ -135,7 +141,9 @@ class RevenueRegressor:
         return np.clip(self.head.predict(matrix.values), *self.log_range)
 
     def reference_score(self, matrix: Matrix) -> Floats:
-        """log1p score of the pinned reference, (n,), at least 0."""
+        """log1p score of the pinned reference, (n,), at least 0. Raises ModelFileError for a refit, which has none."""
+        if self.reference is None:
+            raise ModelFileError("a refitted model has no reference, only the evaluated one is compared with it: ask that one")
         return np.clip(self.reference.predict(matrix.values), 0.0, None)
 
     def increment(self, horizon: str, matrix: Matrix) -> Floats:
@@ -155,11 +163,9 @@ class RevenueRegressor:
             "target": self.names.target,
             "diagnostics": self.diagnostics,
         }
-        files = {
-            **self.head.to_files(head_name(self.names)),
-            **self.reference.to_files("reference"),
-            "revenue_regressor.json": to_json(meta),
-        }
+        files = {**self.head.to_files(head_name(self.names)), "revenue_regressor.json": to_json(meta)}
+        if self.reference is not None:
+            files |= self.reference.to_files("reference")
         for horizon, model in self.increments.items():
             files |= model.to_files(f"increment_{horizon}")
         return files
@@ -176,7 +182,7 @@ class RevenueRegressor:
             log_range=(float(low), float(high)),
             increments={h: TreeModel.from_files(files, f"increment_{h}") for h in meta["increments"]},
             expected=ExpectedRevenue.from_dict(meta["expected_revenue"]),
-            reference=TreeModel.from_files(files, "reference"),
+            reference=TreeModel.from_files(files, "reference") if "reference.json" in files else None,
             monotone_kept=bool(meta["monotone_kept"]),
             rounds={k: int(v) for k, v in meta["rounds"].items()},
             names=names,
@@ -191,51 +197,57 @@ def fit_revenue_regressor(
     gating: BuyerGating,
     models: ModelsConfig,
     trainer: Trainer,
-    evaluated: RevenueRegressor | None = None,
+    evaluated: Evaluated | None = None,
 ) -> RevenueRegressor:
     """Fit the stage.
 
     ``plan`` (rows of the window): HHISTUS; None keeps every payer with weight 1. ``gating`` supplies out-of-fold probabilities.
-    ``evaluated``: reuse its tree counts and its verdict on the monotone constraints.
+    ``evaluated`` (refits): its tree counts and its verdict on the monotone constraints are reused, and its scores of rows that it did
+    not see; the reference is fitted again only if that is what is served.
     """
     names, d7 = design.data.names, design.data.d7
     head_key = head_name(names)
     weight = (d7 > 0).astype(np.float32) if plan is None else plan.weight
-    aux_weight = weight[design.auxiliary]
     paid = design.data.log_d7[d7 > 0]
     log_range = (float(paid.min()), float(paid.max()))
     curves: dict[str, Curves] = {}
+    oof: Arrays = {}
     if evaluated is None:
-        head_rounds, monotone_kept, curves[head_key] = _choose_head(design, aux_weight, models, trainer)
-        rounds = {head_key: head_rounds}
-        rounds["reference"], curves["reference"] = reference_rounds(design, trainer)
+        rows, aux_weight = design.held_out, weight[design.auxiliary]
+        head_rounds, monotone_kept, curves[head_key], last = _choose_head(design, aux_weight, models, trainer)
+        bar = choose_reference(design, trainer)
+        rounds, curves["reference"] = {head_key: head_rounds, "reference": bar.rounds}, bar.curves
+        oof["reference_score"] = np.full(len(rows), np.nan)
+        oof["reference_score"][design.stopping.held_rows] = np.clip(bar.model.predict(design.stopping.held.values), 0.0, None)
     else:
-        rounds, monotone_kept = dict(evaluated.rounds), evaluated.monotone_kept
+        before, rows = evaluated.models.regressor, evaluated.rows
+        rounds, monotone_kept = dict(before.rounds), before.monotone_kept
 
     def train_head(matrix: Matrix, log_revenue: Floats, weights: NDArray[Any], served: bool = False) -> TreeModel:
         params = _head_params(matrix, models, monotone_kept)
         return _train_payers(matrix, log_revenue, weights, params, rounds[head_key], trainer, served)
 
-    def held_out(split: Split) -> Floats:
-        rows = split.train_rows
-        return train_head(split.train, design.aux.log_d7[rows], aux_weight[rows]).predict(split.held.values)
+    if evaluated is None:
+        log_revenue = rows.log_d7
 
-    head = train_head(design.train, design.data.log_d7, weight, served=True)
-    mu = np.clip(design.out_of_fold(held_out), *log_range)
-    reference = fit_reference(design, trainer, rounds["reference"])
+        def held_out(split: Split) -> Floats:
+            own = split.train_rows
+            return train_head(split.train, log_revenue[own], aux_weight[own]).predict(split.held.values)
+
+        mu = design.out_of_fold(held_out, last)
+    else:
+        mu = evaluated.oof["log_revenue_if_buyer"]
+    mu = oof["log_revenue_if_buyer"] = np.clip(mu, *log_range)
+    head = train_head(design.train, design.data.log_d7[design.served_rows], weight[design.served_rows], served=True)
+    wanted = evaluated is None or evaluated.models.stacker.serves_reference
+    reference = fit_reference(design, trainer, rounds["reference"]) if wanted else None
     increments = _fit_increments(design, models.increments, trainer, rounds, curves, reuse=evaluated is not None)
     design.served_are_fitted()
-    oof: Arrays = {
-        "log_revenue_if_buyer": mu,
-        "reference_score": np.clip(reference_out_of_fold(design, trainer, rounds["reference"]), 0.0, None),
-    }
-    for j, horizon in enumerate(design.data.names.names[1:], start=1):
-        oof[f"increment_{horizon}"] = _increment_out_of_fold(design, j, horizon, models.increments, trainer, rounds)
     cap_usd, tail_factor = revenue_cap(d7, models.cap_quantile)
     inputs = (gating.oof["capped_probability"], mu, gating.oof["whale_probability"])
-    expected = fit_expected_revenue(design.aux.d7, cap_usd, tail_factor, *inputs)
+    expected = fit_expected_revenue(rows.d7, cap_usd, tail_factor, *inputs)
     oof["expected_revenue"] = expected.predict(*inputs)
-    diagnostics = _diagnostics(design, oof, expected, increments, rounds)
+    diagnostics = _diagnostics(rows, names, oof, expected, increments, rounds)
     expected = replace(expected, level=gating.level_ratio)
     return RevenueRegressor(head, log_range, increments, expected, reference, monotone_kept, rounds, names, oof, diagnostics, curves)
 
@@ -254,29 +266,28 @@ def _head_params(matrix: Matrix, models: ModelsConfig, monotone: bool) -> Params
     return params | {"monotone_constraints": signs} if monotone and any(signs) else params
 
 
-def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, trainer: Trainer) -> tuple[int, bool, Curves]:
-    """Trees, whether the monotone constraints stay, and curves: decided on the stopping rows' payers."""
-    split, log_revenue = design.stopping, design.aux.log_d7
+def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, trainer: Trainer) -> tuple[int, bool, Curves, Floats | None]:
+    """Trees, whether the monotone constraints stay, curves, and scores of the stopping rows: decided on the stopping rows' payers."""
+    split, log_revenue = design.stopping, design.held_out.log_d7
     free = _head_params(split.train, models, monotone=False)
     later = np.flatnonzero(log_revenue[split.held_rows] > 0)
     if len(later) < MIN_STOP_PAYERS or not weight[split.train_rows].any():
-        return DEFAULT_HEAD_ROUNDS, False, {}
+        return DEFAULT_HEAD_ROUNDS, False, {}, None
     own = np.flatnonzero(weight[split.train_rows] > 0)
     train, label, w = split.train.take(own), log_revenue[split.train_rows][own], weight[split.train_rows][own]
     start = float(np.average(label, weights=w))
     held, metrics = split.held.take(later), log_metrics(log_revenue[split.held_rows][later])
 
-    def attempt(params: Params) -> tuple[int, Curves]:
+    def attempt(params: Params) -> Chosen:
         return trainer.choose_rounds(train, label, params, models.revenue_head, held, metrics, weight=w, start=start)
 
-    rounds, curves = attempt(free)
+    chosen, kept = attempt(free), False
     constrained = _head_params(split.train, models, monotone=True)
-    if constrained == free:
-        return rounds, False, curves
-    constrained_rounds, constrained_curves = attempt(constrained)
-    if min(constrained_curves["rmsle"]) <= min(curves["rmsle"]):
-        return constrained_rounds, True, constrained_curves
-    return rounds, False, curves
+    if constrained != free:
+        signed = attempt(constrained)
+        if min(signed.curves["rmsle"]) <= min(chosen.curves["rmsle"]):
+            chosen, kept = signed, True
+    return chosen.rounds, kept, chosen.curves, chosen.model.predict(split.held.values)
 
 
 def _train_payers(
@@ -298,7 +309,7 @@ def _fit_increments(
     models: dict[str, TreeModel] = {}
     for j, horizon in enumerate(design.data.names.names[1:], start=1):
         name = f"increment_{horizon}"
-        label = _log_increment(design.data.revenue, j)
+        label = _log_increment(design.data.revenue[design.served_rows], j)
         known = np.flatnonzero(np.isfinite(label))
         if design.reference_rows is not None:
             known = np.intersect1d(known, design.reference_rows, assume_unique=True)
@@ -306,8 +317,11 @@ def _fit_increments(
             continue
         if name not in rounds:
             rounds[name], curves[name] = _increment_rounds(design, j, params, config, trainer)
-        label = label[known]
-        models[horizon] = trainer.train(design.train, label, params, rounds[name], start=float(label.mean()), rows=known, served=True)
+        weight = design.served_weight()
+        drawn, label, w = design.few_zeros(label[known], design.served_rows[known], None if weight is None else weight[known])
+        part = known if drawn is None else known[drawn]
+        start = float(np.average(label, weights=w))
+        models[horizon] = trainer.train(design.train, label, params, rounds[name], weight=w, start=start, rows=part, served=True)
     return models
 
 
@@ -317,49 +331,34 @@ def _log_increment(revenue: Floats, j: int) -> Floats:
 
 
 def _increment_rounds(design: Design, j: int, params: Params, config: BoosterConfig, trainer: Trainer) -> tuple[int, Curves]:
-    split, label = design.stopping, _log_increment(design.aux.revenue, j)
+    split, label = design.stopping, _log_increment(design.data.revenue[design.auxiliary], j)
     own, later = label[split.train_rows], label[split.held_rows]
     known, later_known = np.flatnonzero(np.isfinite(own)), np.flatnonzero(np.isfinite(later))
     if not len(known) or not len(later_known):
         return DEFAULT_HEAD_ROUNDS, {}
     metrics = log_metrics(later[later_known])
-    start = float(own[known].mean())
     held = split.held.take(later_known)
-    return trainer.choose_rounds(split.train, own[known], params, config, held, metrics, start=start, rows=known)
-
-
-def _increment_out_of_fold(
-    design: Design, j: int, horizon: str, config: BoosterConfig, trainer: Trainer, rounds: Mapping[str, int]
-) -> Floats:
-    """Held-out increments (auxiliary rows), 0 when the head is absent or a fold has no labels for it."""
-    name, params, label = f"increment_{horizon}", booster_params(config, "regression"), _log_increment(design.aux.revenue, j)
-    if name not in rounds:
-        return np.zeros(len(design.aux))
-
-    def fit(split: Split) -> Floats:
-        own = label[split.train_rows]
-        known = np.flatnonzero(np.isfinite(own))
-        if not len(known):
-            return np.zeros(len(split.held))
-        own = own[known]
-        model = trainer.train(split.train, own, params, rounds[name], start=float(own.mean()), rows=known)
-        return np.clip(model.predict(split.held.values), 0.0, None)
-
-    return design.out_of_fold(fit)
+    drawn, own, w = design.few_zeros(own[known], design.auxiliary[split.train_rows[known]])
+    start, part = float(np.average(own, weights=w)), known if drawn is None else known[drawn]
+    chosen = trainer.choose_rounds(split.train, own, params, config, held, metrics, weight=w, start=start, rows=part)
+    return chosen.rounds, chosen.curves
 
 
 def _diagnostics(
-    design: Design, oof: Arrays, expected: ExpectedRevenue, increments: Mapping[str, TreeModel], rounds: Mapping[str, int]
+    rows: HeldOutRows, names: Scores, oof: Arrays, expected: ExpectedRevenue, increments: Mapping[str, TreeModel], rounds: Mapping[str, int]
 ) -> dict[str, float]:
-    d7, log_d7 = design.aux.d7, design.aux.log_d7
+    d7, log_d7 = rows.d7, rows.log_d7
     paid = d7 > 0
-    return {
+    figures = {
         "payers": float(paid.sum()),
         "payer_rmsle": float(np.sqrt(np.mean((oof["log_revenue_if_buyer"][paid] - log_d7[paid]) ** 2))) if paid.any() else 0.0,
-        "reference_rmsle": float(np.sqrt(np.mean((oof["reference_score"] - log_d7) ** 2))),
         "expected_revenue_ratio": float(oof["expected_revenue"].sum() / max(np.minimum(d7, expected.cap_usd).sum(), 1e-12)),
         "cap_usd": expected.cap_usd,
         "tail_factor": expected.tail_factor,
-        **{f"has_{h}": float(h in increments) for h in design.data.names.names[1:]},
+        **{f"has_{h}": float(h in increments) for h in names.names[1:]},
         **{f"rounds_{name}": float(n) for name, n in rounds.items()},
     }
+    if "reference_score" in oof:
+        last = rows.folds.last_fold
+        figures["reference_rmsle"] = float(np.sqrt(np.mean((oof["reference_score"][last] - log_d7[last]) ** 2)))
+    return figures

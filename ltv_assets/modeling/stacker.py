@@ -3,27 +3,39 @@
 What belongs here: the stage's result, its files, its fit. What does not: the components (``base_learners.py``), the blend
 (``blend.py``), the meta learner and the choice of what is served (``meta_learner.py``). Next to read: ``meta_learner.py``.
 
-The pinned reference is among the components, so the blend can only lose to it by noise. The files say which of the
-candidates is served and what each lost.
+The pinned reference is no component, which would cost its out-of-fold fits, a third of a window. It is compared instead: on the
+time-last fold, which neither saw, and served itself if the stacker loses to it beyond noise. The files say which of the candidates
+is served and what each lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import ModelFileError
-from ltv_assets.modeling.base_learners import COMPONENTS, BaseLearners, BaseSettings, base_out_of_fold, choose_base_settings, fit_base
+from ltv_assets.modeling.base_learners import (
+    BASE_COMPONENTS,
+    COMPONENTS,
+    REFERENCE,
+    BaseLearners,
+    BaseSettings,
+    base_out_of_fold,
+    choose_base,
+    fit_base,
+)
+from ltv_assets.modeling.baseline import reference_out_of_fold
 from ltv_assets.modeling.blend import Blend
 from ltv_assets.modeling.boosting import Trainer, TreeModel
 from ltv_assets.modeling.classifier import Arrays, BuyerClassifier
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix
+from ltv_assets.modeling.folds import HeldOutRows
 from ltv_assets.modeling.gating import SCHEMA_VERSION, BuyerGating, ScoreGate, fit_score_gate
 from ltv_assets.modeling.levels import scores_on_window_level
 from ltv_assets.modeling.linear import Penalties
@@ -36,18 +48,21 @@ from ltv_assets.modeling.meta_learner import (
     cross_fitted_score,
     fit_meta,
     meta_features,
-    stacked,
 )
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
+
+if TYPE_CHECKING:
+    from ltv_assets.modeling.evaluated import Evaluated
 
 
 @dataclass(eq=False)
 class Stacker:
     """Result of the stage.
 
-    ``kind``: what is served; ``component``: the single component when kind is "component". ``oof`` (auxiliary rows): ``score``
-    (final, before the whale factor), ``component_<name>``. ``gate``: the gate that is applied, with the digests it belongs to.
+    ``kind``: what is served; ``component``: the single component, or the reference, when kind is "component". ``oof`` (auxiliary
+    rows): ``score`` (final, before the whale factor), ``component_<name>``, ``context_<column>``. ``gate``: the gate that is
+    applied, with the digests it belongs to.
     """
 
     kind: Kind
@@ -65,11 +80,16 @@ class Stacker:
     oof: Arrays = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
 
-    def score(self, signals: Signals, matrix: Matrix) -> Floats:
-        """Final score in log1p USD (n,), within [0, largest log1p revenue]."""
-        components = self._components(signals, matrix)
+    def score(self, signals: Signals, matrix: Matrix, reference: Floats | None = None) -> Floats:
+        """Final score in log1p USD (n,), within [0, largest log1p revenue]; ``reference``: its score, where ``serves_reference``."""
+        if self.serves_reference:
+            return np.clip(cast(Floats, reference), 0.0, self.log_max)
+        return self.score_components(self.components(signals, matrix, self._wanted), signals, matrix)
+
+    def score_components(self, components: Floats, signals: Signals, matrix: Matrix) -> Floats:
+        """The same from `components` that hold every one that is wanted."""
         if self.kind == "component":
-            score = components[:, COMPONENTS.index(self.component)] if self.base is not None else signals.two_part
+            score = components[:, COMPONENTS.index(self.component)]
         else:
             score = cast(Blend, self.blend).predict(components)
             if self.kind == "meta":
@@ -77,9 +97,19 @@ class Stacker:
                 score = cast(TreeModel, self.meta).predict(features, start=score)
         return np.clip(score, 0.0, self.log_max)
 
-    def _components(self, signals: Signals, matrix: Matrix) -> Floats:
-        staged = np.column_stack([signals.two_part, signals.reference])
-        return staged if self.base is None else np.column_stack([staged, self.base.scores(matrix, self._wanted)])
+    def components(self, signals: Signals, matrix: Matrix, wanted: Collection[str] = COMPONENTS) -> Floats:
+        """Scores (n, c) in the order of COMPONENTS; 0 where a booster is skipped or not ``wanted``."""
+        if self.base is None:
+            return signals.two_part[:, None]
+        base = self.base.scores(matrix, wanted)
+        if self.settings is not None:
+            base[:, [BASE_COMPONENTS.index(name) for name in self.settings.skipped]] = 0.0
+        return np.column_stack([signals.two_part, base])
+
+    @property
+    def serves_reference(self) -> bool:
+        """Whether the pinned reference itself is served."""
+        return self.kind == "component" and self.component == REFERENCE
 
     @property
     def _wanted(self) -> Collection[str]:
@@ -108,6 +138,7 @@ class Stacker:
             "alpha_direct": self.settings.penalties.alpha_direct,
             "boosting_rounds": self.settings.boosting_rounds,
             "additive_rounds": self.settings.additive_rounds,
+            "skipped": list(self.settings.skipped),
         }
         blend = self.blend and {"caps": self.blend.caps.tolist(), "weights": self.blend.weights.tolist(), "constant": self.blend.constant}
         meta = {
@@ -143,7 +174,12 @@ class Stacker:
             meta=TreeModel.from_files(files, "meta") if "meta.json" in files else None,
             context=tuple(int(i) for i in state["context"]),
             settings=s
-            and BaseSettings(Penalties(s["c"], s["alpha_payers"], s["alpha_direct"]), int(s["boosting_rounds"]), int(s["additive_rounds"])),
+            and BaseSettings(
+                Penalties(s["c"], s["alpha_payers"], s["alpha_direct"]),
+                int(s["boosting_rounds"]),
+                int(s["additive_rounds"]),
+                tuple(s["skipped"]),
+            ),
             meta_rounds=int(state["meta_rounds"]),
             log_max=float(state["log_max"]),
             gate=ScoreGate.from_dict(gate),
@@ -170,10 +206,6 @@ def out_of_fold_signals(classifier: BuyerClassifier, gating: BuyerGating, regres
         log_odds=np.asarray(classifier.oof["buyer_log_odds"], dtype=np.float64),
         log_revenue=np.asarray(regressor.oof["log_revenue_if_buyer"], dtype=np.float64),
         whale=np.asarray(gating.oof["whale_probability"], dtype=np.float64),
-        reference=np.asarray(regressor.oof["reference_score"], dtype=np.float64),
-        increments=stacked(
-            len(regressor.oof["log_revenue_if_buyer"]), [regressor.oof[f"increment_{h}"] for h in regressor.names.names[1:]]
-        ),
     )
 
 
@@ -184,48 +216,91 @@ def fit_stacker(
     regressor: RevenueRegressor,
     models: ModelsConfig,
     trainer: Trainer,
-    evaluated: Stacker | None = None,
+    evaluated: Evaluated | None = None,
 ) -> Stacker:
-    """Fit the stage; ``evaluated``: reuse its settings, tree counts and decision (a refit has no unseen day to decide on)."""
+    """Fit the stage; ``evaluated`` (refits): its settings, tree counts and decision are reused, and its scores of rows it did not see."""
     signals = out_of_fold_signals(classifier, gating, regressor)
-    log_revenue = design.aux.log_d7
-    log_max = float(log_revenue.max())
+    rows = design.held_out if evaluated is None else evaluated.rows
+    log_max = float(design.data.log_d7.max())
     digests = staged_digests(classifier, gating, regressor)
     window = {"first": design.data.period_names[0], "last": design.data.period_names[-1]}
     if not models.stacker.enabled:
         signals = replace(signals, probability=gating.at_level(signals.probability))
         score = np.clip(signals.two_part, 0.0, log_max)
-        gate = _gate(design, score, signals, gating, models)
+        gate = _gate(rows, score, signals, gating, models)
         empty = Stacker("component", "two_part", None, None, None, (), None, 0, log_max, gate, {}, window, {"score": score})
         return _sealed(empty, digests)
-    last_linear = None
-    if evaluated and evaluated.settings:
-        settings = evaluated.settings
-    else:
-        settings, last_linear = choose_base_settings(design, models, trainer)
-    base_scores = base_out_of_fold(design, models, settings, trainer, last_linear)
-    base = fit_base(design.aux_train, log_revenue, models, settings, trainer)
-    context_names = _context_names(regressor, design, models.stacker.context_features)
-    context = tuple(design.train.names.index(name) for name in context_names)
-    table = OutOfFoldTable(
-        np.column_stack([signals.two_part, signals.reference, base_scores]),
-        signals,
-        np.asarray(design.out_of_fold(lambda s: _columns(s.held, context_names).astype(np.float64)), dtype=np.float32),
-        log_revenue,
-    )
-    if evaluated is None:
-        meta_rounds = choose_meta_rounds(design, table, models, trainer)
-        kind, component, diagnostics = choose_served(design, table, models, trainer, meta_rounds)
-    else:
-        meta_rounds, kind, component, diagnostics = evaluated.meta_rounds, evaluated.kind, evaluated.component, dict(evaluated.diagnostics)
-    blend, meta = fit_meta(table, np.arange(len(log_revenue)), models, trainer, meta_rounds, kind)
-    score = np.clip(cross_fitted_score(design, table, models, trainer, meta_rounds, kind, component), 0.0, log_max)
-    gate = _gate(design, score, signals, gating, models, None if kind == "component" else blend.predict(table.components))
+    found = _stack(design, regressor, signals, models, trainer) if evaluated is None else _stacked_before(evaluated, signals)
+    table = found.table
+    base = fit_base(design.aux_train, design.held_out.log_d7, models, found.settings, trainer)
+    blend, meta = fit_meta(table, np.arange(len(rows)), models, trainer, found.meta_rounds, found.kind)
+    score = np.clip(found.score, 0.0, log_max)
+    gate = _gate(rows, score, signals, gating, models, None if found.kind == "component" else blend.predict(table.components))
     oof: Arrays = {"score": score} | {f"component_{n}": table.components[:, i] for i, n in enumerate(COMPONENTS)}
+    oof |= {f"context_{name}": table.context[:, i] for i, name in enumerate(found.context)}
+    diagnostics = dict(found.diagnostics)
     diagnostics |= {f"weight_{n}": float(w) for n, w in zip(COMPONENTS, blend.weights, strict=True)} | {"constant": blend.constant}
-    diagnostics["rmsle"] = float(np.sqrt(np.mean((score - log_revenue) ** 2)))
-    stacker = Stacker(kind, component, blend, base, meta, context, settings, meta_rounds, log_max, gate, {}, window, oof, diagnostics)
+    diagnostics |= {f"skipped_{n}": float(n in found.settings.skipped) for n in BASE_COMPONENTS}
+    diagnostics["rmsle"] = float(np.sqrt(np.mean((score - rows.log_d7) ** 2)))
+    stacker = Stacker(
+        kind=found.kind,
+        component=found.component,
+        blend=blend,
+        base=base,
+        meta=meta,
+        context=tuple(design.train.names.index(name) for name in found.context),
+        settings=found.settings,
+        meta_rounds=found.meta_rounds,
+        log_max=log_max,
+        gate=gate,
+        belongs_to={},
+        window=window,
+        oof=oof,
+        diagnostics=diagnostics,
+    )
     return _sealed(stacker, digests)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """What is decided out of fold: settings, the table of the meta learner, what is served, and its out-of-fold scores."""
+
+    settings: BaseSettings
+    table: OutOfFoldTable
+    context: list[str]
+    kind: Kind
+    component: str
+    meta_rounds: int
+    score: Floats
+    diagnostics: dict[str, float]
+
+
+def _stack(design: Design, regressor: RevenueRegressor, signals: Signals, models: ModelsConfig, trainer: Trainer) -> _Stack:
+    rows, held = design.held_out, design.stopping.held_rows
+    settings, last = choose_base(design, models, trainer, signals.two_part[held])
+    base_scores = base_out_of_fold(design, models, settings, trainer, last)
+    names = _context_names(regressor, design, models.stacker.context_features)
+    context = np.asarray(design.out_of_fold(lambda s: _columns(s.held, names).astype(np.float64)), dtype=np.float32)
+    table = OutOfFoldTable(np.column_stack([signals.two_part, base_scores]), signals, context, rows.log_d7, rows.folds)
+    reference = np.asarray(regressor.oof["reference_score"], dtype=np.float64)
+    meta_rounds = choose_meta_rounds(table, models, trainer)
+    kind, component, served, figures = choose_served(table, reference[held], settings.skipped, models, trainer, meta_rounds)
+    if component == REFERENCE:
+        score = reference_out_of_fold(design, trainer, regressor.rounds["reference"], served)
+    else:
+        score = cross_fitted_score(table, models, trainer, meta_rounds, kind, component, served)
+    return _Stack(settings, table, names, kind, component, meta_rounds, score, figures)
+
+
+def _stacked_before(evaluated: Evaluated, signals: Signals) -> _Stack:
+    before, oof = evaluated.models.stacker, evaluated.oof
+    encoded = [str(name) for name in evaluated.models.classifier.encoder.get_feature_names_out()]
+    names = [encoded[i] for i in before.context]
+    context = np.column_stack([np.empty((len(evaluated.rows), 0)), *(oof[f"context_{name}"] for name in names)]).astype(np.float32)
+    components = np.column_stack([oof[f"component_{name}"] for name in COMPONENTS])
+    table = OutOfFoldTable(components, signals, context, evaluated.rows.log_d7, evaluated.rows.folds)
+    settings = cast(BaseSettings, before.settings)
+    return _Stack(settings, table, names, before.kind, before.component, before.meta_rounds, oof["score"], before.diagnostics)
 
 
 def _sealed(stacker: Stacker, digests: dict[str, str]) -> Stacker:
@@ -234,18 +309,18 @@ def _sealed(stacker: Stacker, digests: dict[str, str]) -> Stacker:
 
 
 def _gate(
-    design: Design, score: Floats, signals: Signals, gating: BuyerGating, models: ModelsConfig, blended: Floats | None = None
+    rows: HeldOutRows, score: Floats, signals: Signals, gating: BuyerGating, models: ModelsConfig, blended: Floats | None = None
 ) -> ScoreGate:
     whale = gating.likely_whale(signals.whale)
     if models.gating.level == "follow":
-        score = scores_on_window_level(score, design.aux.log_d7, design.folds, blended)
-    weight = gating.level.row_weights(design.aux.period)
-    return fit_score_gate(score, signals.log_odds, whale, design.aux.log_d7, weight, gating)
+        score = scores_on_window_level(score, rows.log_d7, rows.folds, blended)
+    weight = gating.level.row_weights(rows.period)
+    return fit_score_gate(score, signals.log_odds, whale, rows.log_d7, weight, gating)
 
 
 def _context_names(regressor: RevenueRegressor, design: Design, count: int) -> list[str]:
     """Columns with the largest gain in the reference, among those every fold has: recency, place, device, past spend."""
-    importance = regressor.reference.importance()
+    importance = cast(TreeModel, regressor.reference).importance()
     shared = set(importance).intersection(*(design.fold(k).train.names for k in range(design.folds.n_folds)))
     best = set(sorted(shared, key=lambda name: (-importance[name]["gain"], name))[:count])
     return [name for name in design.train.names if name in best]

@@ -18,15 +18,15 @@ Order and what each needs:
     models = WindowModels(classifier, gating, regressor, stacker)
 
 In a process of its own a stage rebuilds ``context`` from the window's data (encoders are refitted: same rows, same bytes)
-and loads the earlier stages with ``Stage.from_files(files, oof=arrays)``. ``evaluated=`` takes the models of the evaluated
-window and reuses their tree counts: that is how the served model is refitted with the holdout day included.
+and loads the earlier stages with ``Stage.from_files(files, oof=arrays)``. ``evaluated=`` takes the evaluated models with their scores
+of rows that they did not see, and fits only what scores new rows: that is how the served model is refitted (`refit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ from ltv_assets.modeling.boosting import RemoteFit, Trainer
 from ltv_assets.modeling.classifier import BuyerClassifier, fit_buyer_classifier
 from ltv_assets.modeling.dataset import WindowData, concat_windows
 from ltv_assets.modeling.design_matrix import Design
+from ltv_assets.modeling.evaluated import Evaluated, see_holdout
 from ltv_assets.modeling.gating import BuyerGating, fit_buyer_gating
 from ltv_assets.modeling.regressor import RevenueRegressor, fit_revenue_regressor
 from ltv_assets.modeling.stacker import Stacker, fit_stacker
@@ -55,7 +56,7 @@ T = TypeVar("T")
 class WindowContext:
     """A window's rows and settings; encodings and folds are made on first use and shared by the stages of one process.
 
-    ``remote``: see `Trainer`.
+    ``remote``: see `Trainer`. ``columns``: the encoded columns to be used; None chooses them.
     """
 
     data: WindowData
@@ -64,11 +65,12 @@ class WindowContext:
     seed: int = 0
     threads: int = 2
     remote: RemoteFit | None = None
+    columns: tuple[str, ...] | None = None
 
     @cached_property
     def design(self) -> Design:
         """Encoded rows and folds."""
-        return Design(self.data, self.models, self.seed, self.threads)
+        return Design(self.data, self.models, self.seed, self.threads, self.columns)
 
     def forget_encodings(self) -> None:
         """Give up the memory of encoded rows and folds; they are made again when they are asked for."""
@@ -152,25 +154,23 @@ def hhistus_plan(context: WindowContext) -> HhistusPlan | None:
 
 
 @repeatable
-def buyer_classifier(context: WindowContext, plan: HistosPlan | None, evaluated: WindowModels | None = None) -> BuyerClassifier:
+def buyer_classifier(context: WindowContext, plan: HistosPlan | None, evaluated: Evaluated | None = None) -> BuyerClassifier:
     """Who buys."""
-    rounds = evaluated.classifier.rounds if evaluated else None
-    return fit_buyer_classifier(context.design, plan.multiplicity if plan else None, context.models, context.trainer, rounds)
+    return fit_buyer_classifier(context.design, plan.multiplicity if plan else None, context.models, context.trainer, evaluated)
 
 
 @repeatable
-def buyer_gating(context: WindowContext, classifier: BuyerClassifier, evaluated: WindowModels | None = None) -> BuyerGating:
+def buyer_gating(context: WindowContext, classifier: BuyerClassifier, evaluated: Evaluated | None = None) -> BuyerGating:
     """What may be said at most, who is a likely whale, which share is to be zero."""
-    rounds = evaluated.gating.rounds if evaluated and evaluated.gating.rounds else None
-    return fit_buyer_gating(context.design, classifier, context.models, context.sampling.whale_quantile, context.trainer, rounds)
+    return fit_buyer_gating(context.design, classifier, context.models, context.sampling.whale_quantile, context.trainer, evaluated)
 
 
 @repeatable
 def revenue_regressor(
-    context: WindowContext, plan: HhistusPlan | None, gating: BuyerGating, evaluated: WindowModels | None = None
+    context: WindowContext, plan: HhistusPlan | None, gating: BuyerGating, evaluated: Evaluated | None = None
 ) -> RevenueRegressor:
     """How much."""
-    return fit_revenue_regressor(context.design, plan, gating, context.models, context.trainer, evaluated.regressor if evaluated else None)
+    return fit_revenue_regressor(context.design, plan, gating, context.models, context.trainer, evaluated)
 
 
 @repeatable
@@ -179,12 +179,10 @@ def final_stacker(
     classifier: BuyerClassifier,
     gating: BuyerGating,
     regressor: RevenueRegressor,
-    evaluated: WindowModels | None = None,
+    evaluated: Evaluated | None = None,
 ) -> Stacker:
     """The final score and its gate."""
-    return fit_stacker(
-        context.design, classifier, gating, regressor, context.models, context.trainer, evaluated.stacker if evaluated else None
-    )
+    return fit_stacker(context.design, classifier, gating, regressor, context.models, context.trainer, evaluated)
 
 
 @dataclass(frozen=True)
@@ -261,24 +259,37 @@ PLANS: Mapping[str, Callable[[WindowContext], Any]] = {"histos_train": histos_pl
 """What stages need beside other stages."""
 
 
-def fit_window(context: WindowContext, evaluated: WindowModels | None = None) -> WindowModels:
-    """All stages in order; a plan is made right before the first stage that needs it."""
+def _at_once(_: str, work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def fit_window(
+    context: WindowContext, evaluated: Evaluated | None = None, step: Callable[[str, Callable[[], Any]], Any] = _at_once
+) -> WindowModels:
+    """All stages in order; a plan is made right before the first stage that needs it.
+
+    ``step`` is called with the name of each plan and stage and the function that makes it, whose result it returns.
+    """
     from ltv_assets.modeling.model_set import WindowModels
 
     fitted: dict[str, Any] = {}
     for stage in STAGES:
         for name in stage.needs:
             if name not in fitted:
-                fitted[name] = PLANS[name](context)
-        fitted[stage.name] = stage.fit(context, *(fitted[name] for name in stage.needs), evaluated=evaluated)
+                fitted[name] = step(name, partial(PLANS[name], context))
+        fitted[stage.name] = step(stage.name, partial(stage.fit, context, *(fitted[name] for name in stage.needs), evaluated=evaluated))
     return WindowModels.of(fitted)
 
 
 def refit(evaluated: WindowModels, context: WindowContext, holdout: WindowData) -> WindowModels:
-    """The served model: every stage again on the window and its holdout day, with the evaluated model's tree counts.
+    """The served model: final boosters, lines and encodings fitted again on the window and its holdout day.
 
-    Calibration, cap, blend and gate come from the refit's own out-of-fold scores; the holdout has already been used to
-    measure the evaluated model, whose figures stay those of the window.
+    ``evaluated``: the window's models with their out-of-fold arrays. Tree counts, penalties and choices are theirs. Nothing is fitted
+    out of fold again: calibration, cap, blend and gate are fitted to their out-of-fold scores of the window's days and to their scores
+    of the holdout day, which they never saw. That day has already been used to measure them, and their figures stay those of the window.
     """
+    together = context.with_rows(holdout)
+    seen = see_holdout(evaluated, context.design, holdout, together.data)
     context.forget_encodings()  # those of the window and of its refit together are more than either stage needs
-    return fit_window(context.with_rows(holdout), evaluated)
+    columns = [str(name) for name in evaluated.classifier.encoder.get_feature_names_out()]
+    return fit_window(replace(together, columns=tuple(columns)), seen)

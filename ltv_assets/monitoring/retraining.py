@@ -1,7 +1,8 @@
 """Reasons to retrain: the champion's figures against the bounds of ``automation`` in the configuration. Pure: no Dagster.
 
-Three signals, each with its figures: RMSLE of the champion on the newest evaluated day, the zero rate of new
-predictions against the one the champion was gated to, and the distribution of new scores against the champion's holdout.
+Four signals, each with its figures: RMSLE of the champion on the newest evaluated day, the zero rate of new predictions
+against the one the champion was gated to, the distribution of new scores against the champion's holdout, and, if asked for,
+how many of its forecasts held.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def watched(project: Project) -> tuple[str, ...] | None:
         return None
     warehouse = project.warehouse
     windows, scored = warehouse.keys("holdout_metrics"), _scored_by(project, champion)
+    observed = warehouse.keys("cohort_outcome")
     newest = windows[-1] if windows else ""
     return (
         champion.window,
@@ -44,6 +46,8 @@ def watched(project: Project) -> tuple[str, ...] | None:
         (warehouse.fingerprint("holdout_metrics", newest) or "") if newest else "",
         scored or "",
         (warehouse.fingerprint("predictions", scored) or "") if scored else "",
+        observed[-1] if observed else "",
+        (warehouse.fingerprint("cohort_outcome", observed[-1]) or "") if observed else "",
     )
 
 
@@ -62,6 +66,18 @@ def look(project: Project) -> Watch:
             reasons.append(
                 f"RMSLE of champion {champion.window} on day {day} is {value:.4f}, above retrain_rmsle_max = {bounds.retrain_rmsle_max:g}"
             )
+    if bounds.retrain_forecast_coverage is not None:
+        from ltv_assets.training.cohorts import outcome_figures, past_outcomes
+
+        outcomes = past_outcomes(project, days=project.config.checks.forecast_days)
+        outcomes = outcomes[outcomes["model_window"] == champion.window]
+        if len(outcomes):
+            figures["forecast_coverage"] = float(outcome_figures(outcomes)["coverage_payers"])
+            if figures["forecast_coverage"] < bounds.retrain_forecast_coverage:
+                reasons.append(
+                    f"payers of {figures['forecast_coverage']:.0%} of {len(outcomes)} groups that champion {champion.window} forecast lie "
+                    f"in their 80 % intervals, fewer than retrain_forecast_coverage = {bounds.retrain_forecast_coverage:g}"
+                )
     scored = _scored_by(project, champion)
     if scored is None:
         return Watch(figures, tuple(reasons))

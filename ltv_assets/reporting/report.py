@@ -20,6 +20,7 @@ from ltv_assets.reporting.sections import (
     ablation,
     data,
     features,
+    forecast,
     gate,
     headline,
     lead,
@@ -46,6 +47,9 @@ def write_report(project: Project, key: str, pictures: Mapping[str, bytes] | Non
     drawn = dict(pictures) if pictures is not None else _pictures_again(project, key, metrics)
     window = WindowFacts(project, key)
     inputs = {f"holdout_metrics/{key}": metrics.fingerprint}
+    errors = warehouse.fingerprint("cohort_errors", key)
+    if errors is not None:
+        inputs[f"cohort_errors/{key}"] = errors
     if window.ablation is not None:
         inputs[f"ablation/{key}"] = warehouse.fingerprint("ablation", key) or ""
 
@@ -95,6 +99,7 @@ def report_document(window: WindowFacts, pictures: Mapping[str, bytes]) -> Docum
             Section("Pictures", tuple(shown)),
             Section("Gate and calibration", gate(window)),
             Section("Segments with the largest error", segments(window, WORST_SEGMENTS)),
+            Section("Forecast by group", forecast(window)),
             Section("Features", features(window)),
             Section("What each part contributes", ablation(window)),
             Section("Data", data(window)),

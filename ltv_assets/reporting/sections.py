@@ -12,6 +12,7 @@ from ltv_assets.reporting.formatting import Figure, interval, number, percent
 from ltv_assets.reporting.window_facts import WindowFacts
 
 WORST_SEGMENTS = 12
+MOST_GROUPS = 20
 TOP_FEATURES = 15
 MAX_REMARKS = 12
 
@@ -113,6 +114,35 @@ def segments(window: WindowFacts, most: int) -> tuple[Block, ...]:
     header = ("segment", "rows", "payers", "RMSLE", "95 % interval", "reference", "beyond noise", "zero rate", "predicted")
     (text,) = sentences("segments", smallest=window.project.config.evaluation.min_segment_rows)
     return (text, Table(header, tuple(rows), tuple(str(s) for s in worst["segment"])))
+
+
+def forecast(window: WindowFacts) -> tuple[Block, ...]:
+    """Groups of the holdout day as they were forecast before it was seen, and what came."""
+    groups = window.forecast
+    if groups is None:
+        return sentences("no_forecast", window=window)
+    from ltv_assets.plots import forecast_intervals
+
+    shown = groups.head(1 + MOST_GROUPS)
+    names = tuple(s if s == v else f"{s} = {v}" for s, v in zip(shown["segment"], shown["value"], strict=True))
+    rows = tuple(
+        (
+            name,
+            number(row.rows, 0),
+            number(row.expected_payers, 1),
+            f"{row.payers_low:.1f} .. {row.payers_high:.1f}",
+            number(row.payers, 0),
+            number(row.expected_revenue_usd, 2),
+            f"{row.revenue_low_usd:.2f} .. {row.revenue_high_usd:.2f}",
+            number(row.revenue_capped_usd, 2),
+        )
+        for name, row in zip(names, shown.itertuples(), strict=True)
+    )
+    header = ("group", "rows", "payers expected", "80 % interval", "came", "revenue expected (USD)", "80 % interval (USD)", "came (USD)")
+    ends = (shown[f"{name}_usd"] for name in ("expected_revenue", "revenue_low", "revenue_high"))
+    text, caption = sentences("forecast", window=window, groups=groups)
+    png = forecast_intervals(names, *ends, observed=shown["revenue_capped_usd"], title=f"Forecast of {window.key}, and what came")
+    return (text, Table(header, rows, names), Picture(png, caption))
 
 
 def features(window: WindowFacts) -> tuple[Block, ...]:

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from ltv_assets.core.asset_specs import CODE_VERSIONS
 from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import StaleError
 from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.modeling.cohorts import inside
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.model_store import read_evaluated
@@ -99,6 +101,19 @@ class WindowFacts:
         except StaleError:
             return None
         return pd.read_csv(io.BytesIO(self.project.warehouse.artifacts("ablation", self.key)[ABLATION_FILE]))
+
+    @cached_property
+    def forecast(self) -> pd.DataFrame | None:
+        """Groups of the holdout day, forecast and observed: the day, then by what was expected; None if that was not made yet."""
+        warehouse = self.project.warehouse
+        manifest, evaluated = warehouse.manifest("cohort_errors", self.key), f"holdout_metrics/{self.key}"
+        if manifest is None or manifest.inputs.get(evaluated) != warehouse.fingerprint("holdout_metrics", self.key):
+            return None
+        errors = pd.concat([pq.read_table(f).to_pandas() for f in warehouse.files("cohort_errors", self.key)], ignore_index=True)
+        groups = errors[errors["source"] == "holdout"]
+        groups = groups.join(inside(groups))
+        order = np.lexsort((groups["value"], groups["segment"], -groups["expected_revenue_usd"], groups["segment"] != ALL))
+        return groups.iloc[order].reset_index(drop=True)
 
     @cached_property
     def days(self) -> tuple[dict[str, Any], ...]:

@@ -343,16 +343,17 @@ def stratified_uniforms(rng: np.random.Generator, by: Floats, offset: float) -> 
     return (place + offset) / max(n, 1)
 
 
-def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape: float, offset: float) -> dict[str, NDArray[Any]]:
-    """Draw the 17 label columns; ``offset`` is the hour's place in (0, 1) for `stratified_uniforms`.
+def draw_labels(rng: np.random.Generator, hour: Impressions, truth: Truth, shape: float, offset: float | None) -> dict[str, NDArray[Any]]:
+    """Draw the 17 label columns; ``offset`` is the hour's place in (0, 1) for `stratified_uniforms`, None draws each row for itself.
 
     Day 7: payers with probability p, log1p(revenue) = mu * Gamma(shape, mean 1). Days 14 and 28: some payers add a
     gamma log increment, and ``LATE_PAYERS[h] * p`` of earlier non-payers pay for the first time.
     """
     n, p = len(truth.p), truth.p
-    payer = stratified_choice(rng, p)
-    log = np.zeros(n)
-    log[payer] = truth.mean_log[payer] * gammaincinv(shape, stratified_uniforms(rng, truth.mean_log[payer], offset)) / shape
+    payer = rng.random(n) < p if offset is None else stratified_choice(rng, p)
+    mean_log, log = truth.mean_log[payer], np.zeros(n)
+    place = rng.random(len(mean_log)) if offset is None else stratified_uniforms(rng, mean_log, offset)
+    log[payer] = mean_log * gammaincinv(shape, place) / shape
     free = facts.ZERO_REVENUE_BUYERS / (1 - facts.ZERO_REVENUE_BUYERS)
     buyer = payer | (rng.random(n) < np.minimum(free * p / (1 - p), 0.5))
     buys = np.where(buyer, 1 + rng.poisson(0.5 * np.maximum(log, 0.2)), 0)

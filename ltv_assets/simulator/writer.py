@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from ltv_assets.simulator.population import People, World, build_world, draw_peo
 GAP_DAYS = 1
 """Days between the last training day and the first test day, as in the real data (10-06 and 10-08)."""
 
+MAX_LEVEL_SD = 2.0
 PILOT_ROWS, PILOT_HOURS = 96_000, 8
 PILOT_START, PILOT_STEP = datetime(2025, 10, 1, tzinfo=UTC), 33
 ARROW_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64()}
@@ -66,14 +67,19 @@ class SimulationSummary:
 class Simulator:
     """One seed and law: the world, the calibrated law, and any hour of it on demand."""
 
-    def __init__(self, seed: int = 0, law: LawName = "additive", rows_per_hour: int = 600) -> None:
+    def __init__(
+        self, seed: int = 0, law: LawName = "additive", rows_per_hour: int = 600, level_sd: float = 0.0, independent: bool = False
+    ) -> None:
         if law not in LAWS:
             raise ConfigError(f"law: expected one of {', '.join(LAWS)}, found {law!r}")
         if seed < 0:
             raise ConfigError(f"seed: expected a whole number >= 0, found {seed}")
         if not 1 <= rows_per_hour < 1 << 23:
             raise ConfigError(f"rows_per_hour: expected 1 .. {(1 << 23) - 1}, found {rows_per_hour}")
+        if not 0.0 <= level_sd <= MAX_LEVEL_SD:
+            raise ConfigError(f"level_sd: expected 0 .. {MAX_LEVEL_SD:g}, found {level_sd:g}")
         self.seed, self.law, self.rows_per_hour = seed, law, rows_per_hour
+        self.level_sd, self.independent = level_sd, independent
         self.world: World = build_world(seed)
         self.effects = draw_effects(self.world)
         if law == "rare":
@@ -99,13 +105,19 @@ class Simulator:
         rng = generator(self.seed, 5, self.rows_per_hour, _hour_number(moment))
         people = draw_people(self.world, rng, rows_in_hour(self.rows_per_hour, moment.hour), moment)
         hour = draw_impressions(self.world, people, rng)
-        return hour, truth_of(*scores(hour, self.effects, self.law), self.calibration)
+        moved = replace(self.calibration, intercept=self.calibration.intercept + self.level(moment.date()))
+        return hour, truth_of(*scores(hour, self.effects, self.law), moved)
+
+    def level(self, day: date) -> float:
+        """What a day adds to the log-odds of all its rows, and so, where few pay, to the log of its payer rate: normal, mean 0."""
+        return self.level_sd * float(generator(self.seed, 9, day.toordinal()).normal()) if self.level_sd else 0.0
 
     def hour(self, moment: datetime) -> tuple[pa.Table, pa.Table]:
         """One hour as (impressions with labels, truth), in the published column order."""
         hour, truth = self.impressions(moment)
         rng = generator(self.seed, 6, LAWS.index(self.law), self.rows_per_hour, _hour_number(moment))
-        labels = draw_labels(rng, hour, truth, self.calibration.shape, (self._phase + GOLDEN * _hour_number(moment)) % 1.0)
+        offset = None if self.independent else (self._phase + GOLDEN * _hour_number(moment)) % 1.0
+        labels = draw_labels(rng, hour, truth, self.calibration.shape, offset)
         columns = self._arrow.columns(hour)
         for name in LABEL_NAMES:
             columns[name] = pa.array(labels[name], from_pandas=True).cast(ARROW_TYPES[BY_NAME[name].type])
@@ -128,6 +140,8 @@ class Simulator:
             "seed": self.seed,
             "law": self.law,
             "rows_per_hour": self.rows_per_hour,
+            "level_sd": self.level_sd,
+            "independent": self.independent,
             "marginals": facts.SOURCE,
             "calibration": asdict(self.calibration),
             **describe_law(self.law),
@@ -201,6 +215,8 @@ def simulate(
     law: LawName = "additive",
     first_day: str = "2025-10-01",
     gap_days: int = GAP_DAYS,
+    level_sd: float = 0.0,
+    independent: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationSummary:
     """Write simulated impressions in the real layout, with their truth.
@@ -210,8 +226,13 @@ def simulate(
     row] for 7, 14 and 28 days, revenues in USD) and ``out/truth/law.json``. The test days follow ``gap_days`` after the
     training days. Memory is bounded by one hour.
 
-    The bytes of an hour depend only on (seed, law, rows_per_hour, hour). ``progress(done, total)`` is called after each
-    hour. Raises `DataError` if ``out`` holds hours or parts of another simulation.
+    ``level_sd``: standard deviation of a day's level, by which the payer rate of whole days moves; ``p`` and the oracles are those of the
+    day as it turned out, which no model can know beforehand. ``independent``: every row's label is drawn for itself. By default payers
+    and amounts are spread evenly over an hour's rows, so that a small simulation already shows a law's means; sums of days and groups
+    then scatter far less than real ones, and no interval of them can be judged.
+
+    The bytes of an hour depend only on (seed, law, rows_per_hour, level_sd, independent, hour). ``progress(done, total)`` is called
+    after each hour. Raises `DataError` if ``out`` holds hours or parts of another simulation.
     """
     out = Path(out)
     try:
@@ -224,7 +245,7 @@ def simulate(
         "train": [start + timedelta(days=i) for i in range(train_days)],
         "test": [start + timedelta(days=train_days + gap_days + i) for i in range(test_days)],
     }
-    simulator = Simulator(seed, law, rows_per_hour)
+    simulator = Simulator(seed, law, rows_per_hour, level_sd, independent)
     planned = {split: {_hour_path(simulator, out / split, moment): moment for moment in _hours(days[split])} for split in days}
     _refuse_foreign_files(out, {path for paths in planned.values() for path in paths})
 
@@ -275,6 +296,8 @@ def _hours(days: list[date]) -> Iterator[datetime]:
 
 def _hour_path(simulator: Simulator, root: Path, moment: datetime) -> Path:
     name = f"{simulator.seed} {simulator.law} {simulator.rows_per_hour} {_hour_number(moment)}"
+    if simulator.level_sd or simulator.independent:
+        name += f" {simulator.level_sd} {simulator.independent}"
     part = hashlib.sha256(name.encode()).hexdigest()[:8]
     return root / f"datetime={moment:%Y-%m-%d-%H-00}" / f"part-00000-{part}.c000.snappy.parquet"
 

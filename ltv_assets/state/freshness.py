@@ -25,6 +25,8 @@ from ltv_assets.ingestion.raw_days import hourly_folders, split_folder
 from ltv_assets.storage.champion import Champion, champion_in_use
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 
+MAX_HISTORY = 28
+"""Windows whose errors a forecast rests on, at most."""
 State = Literal["fresh", "stale", "failed", "missing"]
 
 
@@ -78,7 +80,7 @@ class Lineage:
     def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
         """(asset, partition) pairs that one partition is made from."""
         spec = SPECS[asset]
-        days: dict[str, tuple[date, ...]] = {"test": self.horizon.test_days, "champion": ()}
+        days: dict[str, tuple[date, ...]] = {"test": self.horizon.test_days, "champion": (), "history": (), "published": ()}
         if spec.partitions == "window":
             window = parse_day(key)
             if window not in self.horizon.train_days:
@@ -92,6 +94,11 @@ class Lineage:
     def champion(self) -> Champion | None:
         """The champion that scores new days, as stored verdicts have it."""
         return champion_in_use(self.warehouse)
+
+    def history(self, asset: str) -> tuple[str, ...]:
+        """The newest partitions of a window asset, at most `MAX_HISTORY` and none newer than the champion."""
+        champion = self.champion()
+        return tuple(k for k in self.warehouse.keys(asset) if champion is not None and k <= champion.window)[-MAX_HISTORY:]
 
     def inputs(self, asset: str, key: str) -> dict[str, str]:
         """{asset/partition: content hash} of everything one partition is made from, as it lies in the warehouse now.
@@ -111,6 +118,16 @@ class Lineage:
                     f"{asset} {key}: no window has passed its checks yet, so there is no champion; `ltv status` says which failed"
                 )
             found[f"champion/{champion.window}"] = champion.fingerprint
+        for above in SPECS[asset].upstream:
+            if above.days == "history":
+                found |= {f"{above.asset}/{k}": self.warehouse.fingerprint(above.asset, k) or "" for k in self.history(above.asset)}
+            elif above.days == "published":
+                fingerprint = self.warehouse.fingerprint(above.asset, key)
+                if fingerprint is None:
+                    raise StaleError(
+                        f"{asset} {key}: there is no {above.asset} of {key}, so there is nothing to compare; score days before"
+                    )
+                found[f"{above.asset}/{key}"] = fingerprint
         if asset in WINDOW_UPSTREAM:
             window = parse_day(key)
             found["label_horizons"] = ",".join(str(h) for h in sorted(mature_horizons(self.config, window)))
@@ -177,6 +194,10 @@ class Lineage:
         damage = self.warehouse.damage(asset, key)
         if damage is not None:
             return status("stale", damage)
+        if SPECS[asset].job == "score_days" and parse_day(key) in self.horizon.train_days:
+            # What was said of a day before its labels came is a record: it is compared with them, not made again with their help.
+            judged = self._judge_verdicts(asset, key)
+            return judged if judged.state == "failed" else status("fresh", "kept as it was published: the day has labels")
         if manifest.code_version != CODE_VERSIONS[asset]:
             return status("stale", f"made by code version {manifest.code_version}, now {CODE_VERSIONS[asset]}")
         try:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from ltv_assets.core.asset_specs import ASSET_NAMES, ASSETS, JOBS, AssetSpec
-from ltv_assets.ingestion.calendar import Horizon, today
+from ltv_assets.ingestion.calendar import Horizon, mature_horizons, today
 from ltv_assets.state.freshness import Lineage, Status, has_raw_data
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Partition keys that a plan covers: days to ingest, windows to train, days to score, and the submission (one or none).
+    """Partition keys that a plan covers: days to ingest, windows to train, days to score, the submission (one or none), and forecast days
+    whose outcome is known.
 
     ``stored``: also whatever the warehouse holds of windows and scores beside them.
     """
@@ -26,6 +27,7 @@ class Targets:
     windows: tuple[str, ...]
     scored: tuple[str, ...]
     submission: tuple[str, ...]
+    observed: tuple[str, ...] = ()
     stored: bool = False
 
     def keys(self, lineage: Lineage, asset: AssetSpec) -> tuple[str, ...]:
@@ -34,21 +36,28 @@ class Targets:
             return self.submission
         if asset.group == "ingestion":
             return self.days
-        chosen = self.windows if asset.partitions == "window" else self.scored
+        chosen = {"train_window": self.windows, "observe_days": self.observed}.get(asset.job, self.scored)
         return tuple(sorted({*chosen, *lineage.warehouse.keys(asset.name)})) if self.stored else chosen
+
+
+def observable(lineage: Lineage) -> tuple[str, ...]:
+    """Days that were forecast and whose labels have come and are final."""
+    known = {str(day) for day in lineage.horizon.train_days if 7 in mature_horizons(lineage.config, day)}
+    return tuple(key for key in lineage.warehouse.keys("cohort_forecast") if key in known)
 
 
 def standing(lineage: Lineage) -> Targets:
     """Every day with data, the newest window, the test days, and what the warehouse holds already."""
     horizon = lineage.horizon
     newest = () if horizon.last_window is None else (str(horizon.last_window),)
-    return Targets(_days(lineage, None), newest, _keys(horizon.test_days), submission_keys(horizon), stored=True)
+    return Targets(_days(lineage, None), newest, _keys(horizon.test_days), submission_keys(horizon), observable(lineage), stored=True)
 
 
 def up_to(lineage: Lineage, window: date) -> Targets:
     """What one window and the scores made from it need; days without data are left for the window to complain about."""
     horizon = lineage.horizon
-    return Targets(_days(lineage, window), (str(window),), _keys(horizon.test_days), submission_keys(horizon))
+    observed = tuple(key for key in observable(lineage) if key <= str(window))
+    return Targets(_days(lineage, window), (str(window),), _keys(horizon.test_days), submission_keys(horizon), observed)
 
 
 def followed(lineage: Lineage) -> Targets:
@@ -57,7 +66,7 @@ def followed(lineage: Lineage) -> Targets:
     windows = horizon.window_keys()
     oldest = windows[-1] - timedelta(days=lineage.config.automation.windows_back) if windows else None
     recent = tuple(str(day) for day in windows if oldest is not None and day >= oldest)
-    return Targets(_days(lineage, None), recent, _keys(horizon.test_days), submission_keys(horizon))
+    return Targets(_days(lineage, None), recent, _keys(horizon.test_days), submission_keys(horizon), observable(lineage))
 
 
 def plan(lineage: Lineage, targets: Targets, assets: Collection[str] = ASSET_NAMES) -> tuple[Status, ...]:

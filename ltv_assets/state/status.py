@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.asset_specs import ASSET_NAMES
 from ltv_assets.core.errors import LtvError
+from ltv_assets.ingestion.raw_days import listed_once
 from ltv_assets.state.freshness import Lineage
 from ltv_assets.state.plan import plan, standing
 from ltv_assets.state.project import Project
@@ -35,8 +36,10 @@ def verify_everything(project: Project) -> list[str]:
 def partition_states(project: Project) -> list[dict[str, Any]]:
     """One dictionary per partition: asset, partition, state, rows, quarantined (rows and files), why."""
     lineage = project.lineage()
+    with listed_once():
+        planned = plan(lineage, standing(lineage))
     rows = []
-    for status in plan(lineage, standing(lineage)):
+    for status in planned:
         asset, key = status.asset, status.partition
         try:
             manifest = project.warehouse.manifest(asset, key)

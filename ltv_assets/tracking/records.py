@@ -82,7 +82,8 @@ def _explain(found: StageEvidence, model: TreeModel, title: str, window: WindowC
     """Importances and SHAP summary of a model over the window's features; of a model of payers, on payers."""
     from ltv_assets.plots import shap_summary
 
-    rows = np.flatnonzero(window.data.payer > 0) if payers else np.arange(len(window.data))
+    numbers = window.design.served_rows
+    rows = np.flatnonzero(window.data.payer[numbers] > 0) if payers else np.arange(len(numbers))
     draw = np.random.default_rng(window.seed).choice(rows, min(EXPLAINED_ROWS, rows.size), replace=False)
     values = window.design.train.take(np.sort(draw)).values
     contributions = model.contributions(values)

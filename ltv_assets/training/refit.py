@@ -6,17 +6,16 @@ from pathlib import Path
 
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.model_store import read_evaluated, write_figures
-from ltv_assets.modeling.stages import STAGES, fit_window
+from ltv_assets.modeling.stages import STAGES, refit
 from ltv_assets.state.project import Project
-from ltv_assets.training.windows import served_context
+from ltv_assets.training.windows import rows_of_refit
 
 
 def refit_window(project: Project, key: str) -> WindowModels:
-    """Fit a window's models again on its training days and its holdout, with the evaluated models' tree counts."""
-    evaluated = read_evaluated(project.warehouse, key)
+    """Fit a window's models again on its training days and its holdout, with the evaluated models' settings; see `stages.refit`."""
     if not project.config.models.refit:
-        return evaluated
-    return fit_window(served_context(project, key), evaluated)
+        return read_evaluated(project.warehouse, key)
+    return refit(read_evaluated(project.warehouse, key, out_of_fold=True), *rows_of_refit(project, key))
 
 
 def write_served(folder: Path, key: str, models: WindowModels) -> dict[str, int | None]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ltv_assets.core.config import Config, ModelsConfig
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import StaleError
-from ltv_assets.core.memory import columns_in_memory, rows_in_memory
+from ltv_assets.core.memory import columns_in_memory, rows_in_memory, rows_of_all_columns
 from ltv_assets.features.schema import feature_names
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day, today
 from ltv_assets.modeling.dataset import BLOCK_ROWS, WindowData, prepare_window
@@ -85,14 +85,20 @@ class WindowRows:
 
 
 def affordable(config: Config, features: int, rows: int) -> ModelsConfig:
-    """The models' settings with as many auxiliary rows and encoded columns as ``compute.max_memory_gb`` has room for.
+    """The models' settings with as many auxiliary rows, zeros and encoded columns as ``compute.max_memory_gb`` has room for.
 
-    ``rows``: those of the window and its holdout, which the served model is fitted on.
+    ``rows``: those of the window and its holdout, which the served model is fitted on. Zeros are given up for columns: most of them
+    look alike.
     """
     models, compute = config.models, config.compute
-    auxiliary, columns = rows_in_memory(compute, features), columns_in_memory(compute, rows)
+    auxiliary, budget = rows_in_memory(compute, features), models.zero_budget_rows
+    if budget is not None:
+        budget = min(budget, rows_of_all_columns(compute, features))
+        rows = min(rows, budget)
+    columns = columns_in_memory(compute, rows)
     return models.model_copy(
         update={
+            "zero_budget_rows": budget,
             "max_auxiliary_rows": min(models.max_auxiliary_rows or auxiliary, auxiliary),
             "max_features": min(models.max_features or columns, columns),
         }
@@ -117,11 +123,11 @@ def window_context(project: Project, key: str) -> WindowContext:
     return _LAST_CONTEXT[identity]
 
 
-def served_context(project: Project, key: str) -> WindowContext:
-    """Context of a window's training rows and its holdout day, for the last fit of the window; it replaces the kept one."""
-    together = window_context(project, key).with_rows(as_window(WindowRows(project, key).holdout_rows()))
+def rows_of_refit(project: Project, key: str) -> tuple[WindowContext, WindowData]:
+    """Context of a window's training rows, and its holdout day, for the last fit of the window; the context is kept no longer."""
+    found = window_context(project, key), as_window(WindowRows(project, key).holdout_rows())
     _LAST_CONTEXT.clear()
-    return together
+    return found
 
 
 def plan_table(

@@ -14,6 +14,7 @@ import pytest
 from ltv_assets.cli import benchmark as measuring
 from ltv_assets.cli.benchmark import bench
 from ltv_assets.core.errors import DataError
+from ltv_assets.modeling.stages import PLANS, STAGE_NAMES
 from ltv_assets.simulator import simulate
 from ltv_assets.state.project import Project
 from ltv_assets_tests.conftest import SMALL_RUN
@@ -54,7 +55,15 @@ def test_training_is_measured_against_the_reference_of_the_same_rows(data: Path,
     take(monkeypatch, 8.0, 2.0)
     figures = bench("train", Project.open(), data, 2)
     rows = labelled_rows(data)
-    assert (figures["rows"], figures["auxiliary_rows"]) == (rows, rows)
+    assert figures["rows"] == rows
+    assert int(figures["auxiliary_rows"]) == int(figures["served_rows"]) == pytest.approx(rows * 2 / 3, rel=0.05), (
+        "the last day is held out"
+    )
+    assert figures["reference_multiple"] == 4.0
+    steps = ["read", *PLANS, *STAGE_NAMES, "holdout_metrics", "served_model"]
+    assert sum(float(figures[f"{step}_cpu_seconds"]) for step in steps) == pytest.approx(float(figures["cpu_seconds"]), abs=1.0)
+    multiple = float(figures["cpu_seconds"]) / float(figures["reference_cpu_seconds"])
+    assert float(figures["reference_multiple_cpu"]) == pytest.approx(multiple, rel=0.5)
     assert (figures["seconds"], figures["rows_per_second"]) == (8.0, round(rows / 8.0, 1))
     assert (figures["baseline_rows_per_second"], figures["ratio"]) == (round(rows / 2.0, 1), 0.25)
     assert 0 < float(figures["peak_rss_mb"]) < 4096

@@ -224,3 +224,32 @@ def test_plain_boosting_lies_between_constant_and_oracle(law: LawName) -> None:
     booster = lgb.train({"objective": "l2", "num_leaves": 31, "learning_rate": 0.05, "min_data_in_leaf": 50, **fixed}, data, 100)
     later = Sample(found.simulator, [], found.truth[~train])
     assert 0.35 <= later.share(np.asarray(booster.predict(X[~train]))) <= 0.9
+
+
+def test_levels_move_by_the_stated_standard_deviation_and_leave_the_impressions_alone() -> None:
+    """Payer rates of 60 days against those of the same days without movement; the law's p says how far each day moved."""
+    moving, still = Simulator(seed=5, rows_per_hour=400, level_sd=0.3, independent=True), Simulator(seed=5, rows_per_hour=400)
+    moment = FIRST + timedelta(hours=12)
+    drawn = [moving.level((moment + timedelta(days=d)).date()) for d in range(400)]
+    assert np.mean(drawn) == pytest.approx(0.0, abs=0.045) and np.std(drawn) == pytest.approx(0.3, abs=0.035)
+    assert abs(np.corrcoef(drawn[1:], drawn[:-1])[0, 1]) < 0.15
+    for d in range(3):
+        (table, truth), (before, known) = (s.hour(moment + timedelta(days=d)) for s in (moving, still))
+        assert table["row_id"].equals(before["row_id"]) and table["country"].equals(before["country"])
+        odds = [np.log(p / (1 - p)) for p in (truth["p"].to_numpy(), known["p"].to_numpy())]
+        assert odds[0] - odds[1] == pytest.approx(np.full(len(odds[0]), drawn[d]))
+
+
+def test_independent_labels_scatter_as_the_law_says_and_spread_ones_do_not() -> None:
+    """Payers of 150 hours around the sum of p, in units of binomial noise."""
+
+    def scatter(simulator: Simulator) -> float:
+        found = []
+        for h in range(150):
+            truth = simulator.hour(FIRST + timedelta(hours=h))[1]
+            p, payer = truth["p"].to_numpy(), truth["revenue"].to_numpy() > 0
+            found.append((payer.sum() - p.sum()) / np.sqrt(np.sum(p * (1 - p))))
+        return float(np.std(found))
+
+    assert scatter(Simulator(seed=6, rows_per_hour=300, independent=True)) == pytest.approx(1.0, abs=0.2)
+    assert scatter(Simulator(seed=6, rows_per_hour=300)) < 0.25

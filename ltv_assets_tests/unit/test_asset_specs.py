@@ -10,8 +10,8 @@ from ltv_assets.core import asset_specs as specs
 from ltv_assets.storage.warehouse import Warehouse
 
 MODELS = ("buyer_classifier", "buyer_gating", "revenue_regressor", "stacker")
-WINDOW = ("histos_train", "hhistus_buyers", *MODELS, "holdout_metrics", "served_model")
-SCORED = ("predictions", "cohort_forecast")
+WINDOW = ("histos_train", "hhistus_buyers", *MODELS, "holdout_metrics", "cohort_errors", "served_model")
+SCORED = ("predictions", "cohort_forecast", "cohort_outcome")
 BOOSTING = ("compute.engine", "compute.threads", "compute.max_memory_gb")
 
 CODE_VERSIONS = {
@@ -19,14 +19,16 @@ CODE_VERSIONS = {
     "flattened_features": "4",
     "histos_train": "1",
     "hhistus_buyers": "1",
-    "buyer_classifier": "4",
-    "buyer_gating": "5",
-    "revenue_regressor": "5",
-    "stacker": "6",
+    "buyer_classifier": "5",
+    "buyer_gating": "6",
+    "revenue_regressor": "6",
+    "stacker": "7",
     "holdout_metrics": "2",
-    "served_model": "6",
+    "cohort_errors": "1",
+    "served_model": "7",
     "predictions": "3",
-    "cohort_forecast": "1",
+    "cohort_forecast": "2",
+    "cohort_outcome": "1",
     "submission": "1",
 }
 WINDOW_UPSTREAM = {
@@ -37,6 +39,7 @@ WINDOW_UPSTREAM = {
     "revenue_regressor": ("hhistus_buyers", "buyer_classifier", "buyer_gating"),
     "stacker": ("buyer_classifier", "buyer_gating", "revenue_regressor"),
     "holdout_metrics": MODELS,
+    "cohort_errors": (*MODELS[:3], "holdout_metrics"),
     "served_model": ("stacker", "holdout_metrics"),
 }
 CONFIG_KEYS = {
@@ -49,9 +52,11 @@ CONFIG_KEYS = {
     "revenue_regressor": ("seed", "sampling", "models", *BOOSTING),
     "stacker": ("seed", "models", "compute.threads", "compute.max_memory_gb"),
     "holdout_metrics": ("seed", "evaluation"),
+    "cohort_errors": ("seed", "models", "evaluation.min_segment_rows", "evaluation.max_segments"),
     "served_model": ("seed", "sampling", "models", *BOOSTING),
     "predictions": (),
     "cohort_forecast": ("evaluation.min_segment_rows", "evaluation.max_segments"),
+    "cohort_outcome": (),
     "submission": ("data.sample_submission",),
 }
 TRACKED = {
@@ -76,7 +81,7 @@ TRACKED = {
         (tuple(specs.RELATIONS), tuple(name for name in specs.ASSET_NAMES if name != "flattened_features")),
         ({name: len(columns) for name, columns in specs.RELATIONS.items() if name not in MODELS}, {
             "raw_partitions": 10, "histos_train": 6, "hhistus_buyers": 6, "holdout_metrics": 6, "served_model": 3,
-            "predictions": 10, "cohort_forecast": 10, "submission": 2,
+            "predictions": 10, "cohort_forecast": 10, "cohort_outcome": 18, "cohort_errors": 17, "submission": 2,
         }),
         (list(specs.CODE_VERSIONS.items()), list(CODE_VERSIONS.items())),
         (list(specs.WINDOW_UPSTREAM.items()), list(WINDOW_UPSTREAM.items())),

@@ -442,6 +442,7 @@ BOUNDS = {
     "expected_revenue": ("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"),
     "drift": ("checks.psi_warn",),
     "adversarial_drift": ("checks.adversarial_auc_warn",),
+    "forecast_coverage": ("checks.forecast_coverage_min", "checks.forecast_days"),
 }
 
 

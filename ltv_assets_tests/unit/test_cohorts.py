@@ -59,7 +59,7 @@ def test_interval_holds_eighty_percent_of_outcomes_of_a_known_law(rows: int, lev
     amounts = np.minimum(rng.lognormal(2.0, spread, 400_000), cap)
     expected = p * amounts.mean()
     known = Amounts((), (float(np.mean((amounts / amounts.mean()) ** 2)),), (float(np.mean((amounts / amounts.mean()) ** 3)),))
-    noise = CohortNoise(day=Movement(level_sd**2), amount=Movement(0.0), ahead=1.0)
+    noise = CohortNoise(day=Movement(level_sd**2), amount=Movement(0.0), followed=0.0)
     forecast = one_group(p, expected, known, noise)
     payers, revenue = np.empty(4000), np.empty(4000)
     for i in range(len(payers)):

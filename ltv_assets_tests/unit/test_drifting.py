@@ -52,7 +52,7 @@ def stored(path: Path, frame: pd.DataFrame) -> list[Path]:
 
 def separation(tmp_path: Path, before: pd.DataFrame, new: pd.DataFrame, **settings: Any) -> Any:
     sides = stored(tmp_path / "a.parquet", before), stored(tmp_path / "b.parquet", new)
-    return adversarial_separation(*sides, list(before.columns[1:]), **LIMITS, **settings)
+    return adversarial_separation(*sides, list(before.columns[1:]), threads=2, **settings)
 
 
 def test_rows_of_one_distribution_cannot_be_told_apart(tmp_path: Path) -> None:
@@ -96,13 +96,20 @@ def test_shift_of_a_feature_that_begins_like_a_calendar_column_is_found(tmp_path
 def test_sample_is_of_the_smallest_hashes_whatever_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Over two files; the hash is that of the project's own draws, which no new version of DuckDB changes."""
     monkeypatch.setattr(drifting, "HASHED_ROWS", block)
+    drifting._sample_of_file.cache_clear()
     parts = [rows(1, 800), rows(2, 500)]
     files = [path for number, part in enumerate(parts) for path in stored(tmp_path / f"{number}.parquet", part)]
-    found = drifting._sample(files, ["spend", "country"], 300, **LIMITS)
+    found = drifting._sample(files, ("spend", "country"), 300)
     everything = pd.concat(parts, ignore_index=True)
     wanted = everything.assign(h=row_hashes(everything["row_id"])).sort_values("h", ignore_index=True).head(300)
     pd.testing.assert_frame_equal(found, wanted[["h", "spend", "country"]], check_dtype=False)
-    assert len(drifting._sample(files, ["spend"], 5000, **LIMITS)) == 1300
+    assert len(drifting._sample(files, ("spend",), 5000)) == 1300
+
+
+def test_file_that_was_written_anew_is_sampled_anew(tmp_path: Path) -> None:
+    before = drifting._sample(stored(tmp_path / "a.parquet", rows(1)), ("spend",), 50)
+    again = drifting._sample(stored(tmp_path / "a.parquet", rows(2)), ("spend",), 50)
+    assert not before["h"].isin(again["h"]).any()
 
 
 def test_hashes_that_choose_the_sample_are_the_same_everywhere() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from ltv_assets.core.config import SamplingConfig
 from ltv_assets.modeling.dataset import prepare_window
-from ltv_assets.modeling.evaluation.ablation import COLUMNS, VARIANTS, ablate
+from ltv_assets.modeling.evaluation.ablation import COLUMNS, REFITTED, VARIANTS, ablate
 from ltv_assets.modeling.evaluation.metrics import rmsle
-from ltv_assets.modeling.stages import WindowContext, fit_window
+from ltv_assets.modeling.stages import WindowContext, fit_window, refit
 from ltv_assets_tests.model_world import SMALL, world
 
 
@@ -22,8 +22,8 @@ def test_each_variant_is_a_complete_fit_beside_the_reference() -> None:
     chosen = {name: VARIANTS[name] for name in ("all parts", "no gate", "no stacker")}
     table = ablate(context, holdout, replicates=50, variants=chosen, progress=said.append).set_index("variant")
     assert ["variant", *table.columns] == list(COLUMNS)
-    assert list(table.index) == ["reference", *chosen]
-    assert said == list(chosen)
+    assert list(table.index) == ["reference", *chosen, REFITTED]
+    assert said == [*chosen, REFITTED]
     models = fit_window(context)
     frame = models.score(last.X)
     assert table.loc["all parts", "rmsle"] == pytest.approx(rmsle(last.revenue["d7"], frame["ltv_d7"]))
@@ -32,9 +32,15 @@ def test_each_variant_is_a_complete_fit_beside_the_reference() -> None:
     assert table.loc["no gate", "rmsle_gated"] == table.loc["no gate", "rmsle"]
     assert (table["rmsle_low"] <= table["rmsle"]).all()
     assert np.isfinite(table.drop(index="reference").to_numpy()).all()
+    assert table.loc["all parts", "minus_all_parts"] == 0.0
+    assert table.loc["no stacker", "minus_all_parts"] == pytest.approx(table.loc["no stacker", "rmsle"] - table.loc["all parts", "rmsle"])
+    early, newest = train.rows(train.period < 2), train.rows(train.period == 2)
+    before = WindowContext(prepare_window(early.X, early.revenue, early.period, early.row_id), SMALL, SamplingConfig())
+    served = refit(fit_window(before), before, prepare_window(newest.X, newest.revenue, newest.period, newest.row_id))
+    assert table.loc[REFITTED, "rmsle"] == pytest.approx(rmsle(last.revenue["d7"], served.score(last.X)["ltv_d7"]))
 
 
 def test_every_part_has_a_variant_that_changes_the_settings() -> None:
     default = (SMALL, SamplingConfig())
     for name, change in VARIANTS.items():
-        assert (change(*default) == default) == (name == "all parts")
+        assert (change(*default, 5000) == default) == (name == "all parts")

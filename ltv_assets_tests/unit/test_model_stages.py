@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -12,21 +13,21 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import ElasticNet
+from sklearn.linear_model import ElasticNet, LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from ltv_assets.core.config import CalibrationConfig, GatingConfig, SamplingConfig
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
-from ltv_assets.modeling.base_learners import COMPONENTS
+from ltv_assets.modeling.base_learners import COMPONENTS, fit_base
 from ltv_assets.modeling.blend import component_cap, fit_blend
-from ltv_assets.modeling.boosting import Trainer, booster_params, narrowed, sigmoid
+from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
-from ltv_assets.modeling.dataset import JoinedRows, RowStore, concat_windows, prepare_window
+from ltv_assets.modeling.dataset import Floats, JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
-from ltv_assets.modeling.linear import LinearModels, _Sums
+from ltv_assets.modeling.linear import LinearModels, _Logistic, _Sums
 from ltv_assets.modeling.meta_learner import winner
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
@@ -118,21 +119,46 @@ class TestLeakage:
         np.testing.assert_array_equal(before.train.values, after.train.values)
         np.testing.assert_array_equal(before.held.values, after.held.values)
 
-    def test_out_of_fold_scores_of_a_fold_do_not_know_its_labels(self) -> None:
-        """With tree counts given, as in a refit, a fold's own labels are nowhere in its rows' scores."""
+    def test_out_of_fold_scores_of_a_fold_do_not_know_its_labels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With tree counts and penalties given, a fold's own labels are nowhere in its rows' scores."""
+
+        def five_trees(self: Trainer, matrix: Matrix, label: Floats, params: Params, *args: Any, **rows: Any) -> Chosen:
+            rows.pop("later_start", None)
+            return Chosen(5, {"rmsle": [0.0]}, self.train(matrix, label, params, 5, **rows))
+
+        monkeypatch.setattr(Trainer, "choose_rounds", five_trees)
+        monkeypatch.setattr(linear, "ALPHAS_PAYERS", (0.1,))
+        monkeypatch.setattr(linear, "ALPHAS_DIRECT", (0.01,))
+        monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)
         data = world(1200, 3)
-        evaluated = fit_window(_context(data))
+        lines = SMALL.linear.model_copy(update={"penalties": (0.01,)})
         changed = data.revenue.copy()
         held = data.period == 1
         changed.loc[held, :] = np.roll(data.revenue[held].to_numpy(), 17, axis=0)
-        scores = []
-        for revenue in (data.revenue, changed):
-            context = WindowContext(prepare_window(data.X, revenue, data.period, data.row_id), SMALL, SamplingConfig())
-            models = fit_window(context, evaluated)
-            components = [models.stacker.oof[f"component_{name}"] for name in ("reference", "linear", "forest", "boosting")]
-            scores.append(np.column_stack([models.classifier.oof["buyer_log_odds"], *components]))
+        both = [fit_window(_context(replace(data, revenue=revenue), linear=lines)) for revenue in (data.revenue, changed)]
+        assert not any(m.stacker.settings.skipped for m in both)
+        scores = [
+            np.column_stack([m.classifier.oof["buyer_log_odds"], *(m.stacker.oof[f"component_{n}"] for n in COMPONENTS[1:])]) for m in both
+        ]
         np.testing.assert_array_equal(scores[0][held], scores[1][held])
         assert (scores[0][~held] != scores[1][~held]).any()
+
+    def test_refit_calibrates_and_gates_by_scores_of_models_that_had_not_seen_the_rows(self) -> None:
+        """The holdout day's scores are the evaluated model's, and its labels are in none of them."""
+        data = world(2500, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        evaluated = fit_window(_context(train))
+        rows = encode(evaluated.classifier.encoder, last.X)
+        before = {name: values for stage in evaluated.stages.values() for name, values in stage.oof.items()}
+        calibrators = []
+        for revenue in (last.revenue, last.revenue.iloc[::-1].reset_index(drop=True) * 2.0):
+            served = refit(evaluated, _context(train), prepare_window(last.X, revenue, last.period, last.row_id))
+            oof = {name: values for stage in served.stages.values() for name, values in stage.oof.items()}
+            scored = evaluated.held_out_arrays(rows)
+            for name in ("buyer_log_odds", "buyer_probability", "score", "component_linear"):
+                np.testing.assert_array_equal(oof[name], np.concatenate([before[name], scored[name]]), err_msg=name)
+            calibrators.append(served.classifier.calibrator.to_dict())
+        assert calibrators[0] != calibrators[1]
 
 
 class TestCalibration:
@@ -353,6 +379,29 @@ class TestLinear:
         w = np.append(np.linspace(0, 1, 12), 3.0)
         np.testing.assert_allclose(rows.lines([w])[:, 0], X.astype(np.float64) @ w[:-1] + 3.0, atol=1e-4)
 
+    def test_logistic_regression_is_the_ridge_penalised_one_of_scikit_learn(self) -> None:
+        rng = np.random.default_rng(0)
+        X = (rng.normal(size=(4000, 30)) @ rng.normal(size=(30, 30)) * 0.2 + rng.normal(size=30)).astype(np.float32)
+        y = np.where(rng.random(4000) < sigmoid(X @ rng.normal(0, 0.3, 30) - 3.0), 2.0, 0.0)
+        as_they_are = Shaper(np.arange(30), np.zeros(30, bool), np.zeros(30, np.float32), np.ones(30, np.float32), np.arange(0), ())
+        rows = ShapedRows(as_they_are, Matrix(X, tuple(map(str, range(30))), ()))
+        logistic = _Logistic.of(rows, _Sums.of(rows, y)[0], y > 0)
+        strong = logistic.fit(0.001)
+        chosen = logistic.columns.astype(np.float64)
+
+        def loss(w: Floats, intercept: float, c: float) -> float:
+            z = chosen @ w + intercept
+            return float(np.logaddexp(0.0, z).sum() - z[y > 0].sum() + 0.5 * (w @ w) / c)
+
+        for c in (0.001, 0.01, 1.0):
+            known = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10).fit(chosen, y > 0)
+            least = loss(known.coef_[0], known.intercept_[0], c)
+            for found in (logistic.fit(c), logistic.fit(c, strong)):
+                assert loss(found[logistic.chosen], found[-1], c) - least < 0.02
+                expected = chosen @ known.coef_[0] + known.intercept_[0]
+                np.testing.assert_allclose(rows.lines([found])[:, 0], expected, atol=0.05)
+        assert (np.delete(strong[:-1], logistic.chosen) == 0).all()
+
 
 class TestSelection:
     def test_columns_of_one_value_or_gap_are_left_out(self) -> None:
@@ -442,7 +491,31 @@ class TestStacker:
         model, _, _ = fitted()
         stacker = model.models_.stacker
         assert stacker.kind in ("meta", "blend", "component")
-        assert {f"last_fold_mse_{k}" for k in ("meta", "blend", "component")} <= set(stacker.diagnostics)
+        assert {f"last_fold_mse_{k}" for k in ("meta", "blend", "component", "reference")} <= set(stacker.diagnostics)
+
+    def test_reference_is_served_where_the_stacker_loses_to_it_beyond_noise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing a stacker can do helps against a bar that knows the answer: it is served, also after a refit, and survives its files."""
+        data = world(2500, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        monkeypatch.setattr("ltv_assets.modeling.meta_learner.FALLBACK_ERRORS", -1e9)
+        evaluated = fit_window(_context(train))
+        assert evaluated.stacker.serves_reference
+        np.testing.assert_allclose(evaluated.score(last.X)["ltv_d7"], evaluated.reference_ltv(last.X), rtol=1e-9)
+        served = refit(evaluated, _context(train), prepare_window(last.X, last.revenue, last.period, last.row_id))
+        assert served.stacker.serves_reference
+        again = WindowModels.from_files(served.to_files())
+        np.testing.assert_array_equal(again.score(last.X)["ltv_d7"], served.score(last.X)["ltv_d7"])
+
+    def test_learners_without_weight_or_left_out_are_not_fitted(self) -> None:
+        data = world(2000, 4)
+        models = fit_window(_context(data, stacker=SMALL.stacker.model_copy(update={"without": ("forest", "boosting")})))
+        base = models.stacker.base
+        assert (base.forest, base.boosting, base.additive) == (None, None, None)
+        assert models.stacker.diagnostics["skipped_forest"] == 1.0
+        weights = dict(zip(COMPONENTS, models.stacker.blend.weights, strict=True))
+        assert weights["forest"] == weights["boosting"] == weights["additive_boosting"] == 0.0
+        again = WindowModels.from_files(models.to_files())
+        pd.testing.assert_frame_equal(again.score(data.X), models.score(data.X), check_exact=True)
 
 
 class TestScoringFast:
@@ -451,7 +524,10 @@ class TestScoringFast:
     def test_trees_on_the_used_columns_alone_predict_the_same(self) -> None:
         models, rows = fitted()[0].models_, fitted()[2]
         matrix = encode(models.classifier.encoder, rows.X)
-        for model in (models.classifier.model, models.regressor.reference, models.stacker.base.forest, models.stacker.base.boosting):
+        forest = Trainer(0, 2).train(
+            matrix, matrix.values[:, 0].astype(float), {"boosting": "rf", "bagging_fraction": 0.5, "bagging_freq": 1}, 5
+        )
+        for model in (models.classifier.model, models.regressor.reference, forest):
             whole = lgb.Booster(model_str=model.text)
             first_tree = whole.model_to_string(num_iteration=1)
             assert len(narrowed(first_tree)[0]) < matrix.values.shape[1]
@@ -469,15 +545,19 @@ class TestScoringFast:
     def test_boosters_without_weight_are_not_asked(self) -> None:
         models, rows = fitted()[0].models_, fitted()[2]
         matrix = encode(models.classifier.encoder, rows.X)
-        every = models.stacker.base.scores(matrix)
-        some = models.stacker.base.scores(matrix, ("forest",))
+        label = np.log1p(rows.revenue["d7"].to_numpy())
+        settings = replace(models.stacker.settings, skipped=())
+        base = fit_base(matrix, label, SMALL, settings, Trainer(0, 2))
+        every = base.scores(matrix)
+        some = base.scores(matrix, ("forest",))
         assert (some[:, [0, 1, 2]] == every[:, [0, 1, 2]]).all() and not some[:, [3, 4]].any()
+        assert every[:, [3, 4]].any()
         signals = models.signals(matrix)
         for kind, wanted in (("meta", set(COMPONENTS)), ("component", {"forest"})):
             stacker = replace(models.stacker, kind=kind, component="forest")
             assert set(stacker._wanted) == wanted
-        single = replace(models.stacker, kind="component", component="forest").score(signals, matrix)
-        np.testing.assert_array_equal(single, every[:, 2])
+        single = replace(models.stacker, kind="component", component="forest", base=base, settings=settings).score(signals, matrix)
+        np.testing.assert_array_equal(single, np.minimum(every[:, 2], models.stacker.log_max))
 
     def test_linear_inputs_without_coefficient_are_left_out(self) -> None:
         linear, rows = fitted()[0].models_.stacker.base.linear, fitted()[2]
@@ -549,6 +629,22 @@ class TestStoredRows:
         assert there.to_files() == here.to_files()
         pd.testing.assert_frame_equal(there.score(Shelf(data.X)), here.score(data.X.reset_index(drop=True)), check_exact=True)
         np.testing.assert_array_equal(there.reference_ltv(Shelf(data.X)), here.reference_ltv(data.X))
+
+    @pytest.mark.parametrize("zeros", [None, 1200], ids=["all rows", "drawn zeros"])
+    def test_served_models_of_stored_rows_are_the_same_bit_for_bit(self, zeros: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("dataset", "design_matrix", "model_set", "evaluated"):
+            monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
+        data = world(4000, 5)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        settings = SMALL.model_copy(update={"max_auxiliary_rows": 1500, "zero_budget_rows": zeros})
+        served = []
+        for kind in (Shelf, lambda X: X):
+            window, holdout = (prepare_window(kind(w.X), w.revenue, w.period, w.row_id) for w in (train, last))
+            context = WindowContext(window, settings, SamplingConfig())
+            served.append(refit(fit_window(context), context, holdout))
+        assert served[0].to_files() == served[1].to_files()
+        assert served[0].classifier.diagnostics["training_rows"] == 4000
+        assert (served[0].classifier.diagnostics["served_rows"] < 2000) == (zeros is not None)
 
     def test_rows_are_read_for_their_bins_only_once_and_part_of_them_trains_the_same_trees(self) -> None:
         """LightGBM would ask for a subset's raw values, float64 and all at once, and keep them."""
@@ -652,6 +748,21 @@ class TestComposition:
         assert len(models.classifier.oof["buyer_log_odds"]) == 1500
         assert len(context.design.train) == 3000
         assert np.isfinite(models.score(data.X).select_dtypes("number")).all().all()
+
+    def test_drawn_zeros_bound_the_rows_of_served_boosters_and_move_no_level(self) -> None:
+        """Every payer stays, columns and encodings are those of all rows, and probabilities keep the natural rate."""
+        data = world(6000, 5, payer_log_odds=-3.4)
+        train, last = data.rows(data.period < 4), data.rows(data.period == 4)
+        context = _context(train, zero_budget_rows=1500)
+        models, whole = fit_window(context), fit_window(_context(train))
+        payers = np.flatnonzero(train.revenue["d7"] > 0)
+        assert set(payers) <= set(context.design.served_rows)
+        assert len(context.design.train) == len(context.design.served_rows) == models.classifier.diagnostics["served_rows"] < 1700
+        assert models.classifier.diagnostics["zero_weight"] > 2.0
+        assert models.classifier.encoder.to_dict()["encodings"] == whole.classifier.encoder.to_dict()["encodings"]
+        assert len(context.design.aux_train) == len(train.X)
+        rates = [m.score(last.X)["buyer_probability"].mean() for m in (models, whole)]
+        assert rates[0] == pytest.approx(rates[1], rel=0.12)
 
     def test_swapped_plan_is_refused(self) -> None:
         from ltv_assets.modeling.stages import buyer_classifier

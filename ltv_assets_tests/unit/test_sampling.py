@@ -10,6 +10,7 @@ import pytest
 
 from ltv_assets.sampling import TargetHistogram, hash_uniform, plan_hhistus, plan_histos, row_hashes
 from ltv_assets.sampling.histogram import keep_probability
+from ltv_assets.sampling.zeros import AUXILIARY_DRAW, SERVED_DRAW, draw_zeros
 
 
 def _revenue(rows: int = 20_000, seed: int = 0) -> np.ndarray:
@@ -107,3 +108,42 @@ def test_draws_are_uniform_and_independent_between_seeds_and_copies() -> None:
 
 def test_identifiers_are_compared_by_their_text() -> None:
     assert (row_hashes([1, 2]) == row_hashes(["1", "2"])).all()
+
+
+class TestZeros:
+    def test_payers_stay_and_zeros_are_weighed_back_exactly(self) -> None:
+        rng = np.random.default_rng(0)
+        hashes, payer, x = row_hashes(np.arange(100_000)), rng.random(100_000) < 0.03, rng.normal(1.0, 1.0, 100_000)
+        draw = draw_zeros(payer, hashes, 0, 20_000, SERVED_DRAW)
+        assert draw is not None
+        assert set(np.flatnonzero(payer)) <= set(draw.rows)
+        assert len(draw.rows) == pytest.approx(20_000, rel=0.03)
+        assert (draw.weight[payer[draw.rows]] == 1.0).all()
+        zeros = ~payer[draw.rows]
+        np.testing.assert_allclose(draw.weight[zeros], 1.0 / draw.share, rtol=1e-6)
+        assert draw.weight.sum() == pytest.approx(100_000, rel=0.02)
+        assert draw.weight[zeros] @ x[draw.rows][zeros] == pytest.approx(x[~payer].sum(), rel=0.03)
+
+    def test_order_of_rows_changes_no_draw_and_seeds_differ(self) -> None:
+        hashes, payer = row_hashes(np.arange(5000)), np.arange(5000) % 40 == 0
+        order = np.random.default_rng(1).permutation(5000)
+        first, second = draw_zeros(payer, hashes, 3, 1000, SERVED_DRAW), draw_zeros(payer[order], hashes[order], 3, 1000, SERVED_DRAW)
+        assert first is not None and second is not None
+        assert sorted(order[second.rows]) == first.rows.tolist()
+        assert draw_zeros(payer, hashes, 4, 1000, SERVED_DRAW).rows.tolist() != first.rows.tolist()
+
+    def test_two_draws_of_the_same_rows_are_independent(self) -> None:
+        """Drawn among rows that were drawn: what is weighed back twice still adds up."""
+        hashes, payer = row_hashes(np.arange(200_000)), np.arange(200_000) % 50 == 0
+        first = draw_zeros(payer, hashes, 0, 50_000, SERVED_DRAW)
+        assert first is not None
+        second = draw_zeros(payer[first.rows], hashes[first.rows], 0, 12_000, AUXILIARY_DRAW)
+        assert second is not None
+        assert (first.weight[second.rows] * second.weight).sum() == pytest.approx(200_000, rel=0.03)
+
+    def test_nothing_is_drawn_where_all_rows_fit_or_most_pay(self) -> None:
+        hashes = row_hashes(np.arange(1000))
+        assert draw_zeros(np.arange(1000) < 30, hashes, 0, 1000, SERVED_DRAW) is None
+        assert draw_zeros(np.arange(1000) < 700, hashes, 0, 800, SERVED_DRAW) is None
+        crowded = draw_zeros(np.arange(1000) < 300, hashes, 0, 100, SERVED_DRAW)
+        assert crowded is not None and 520 < len(crowded.rows) < 680

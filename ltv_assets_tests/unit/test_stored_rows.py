@@ -78,11 +78,16 @@ def test_a_budget_bounds_rows_blocks_and_duckdb() -> None:
     assert columns_in_memory(large, 10**7) == 64 * columns_in_memory(small, 10**7)
 
 
-def test_a_large_window_sees_fewer_columns_and_a_smaller_one_what_its_configuration_says() -> None:
+def test_a_large_window_gives_up_zeros_for_columns_and_columns_only_if_it_may_not() -> None:
     config = Config(models={"max_features": 200}, compute={"max_memory_gb": 4.0})
     assert affordable(config, 384, 1_000_000).max_features == 200
-    assert affordable(config, 384, 10_000_000).max_features == 100
     assert affordable(Config(), 384, 1_000_000).max_features > 384
+    for memory, rows in ((4.0, 2_000_000), (1.0, 558_000)):
+        drawn = affordable(Config(compute={"max_memory_gb": memory}), 384, 20_000_000)
+        assert drawn.max_features >= 384 * 7 // 6
+        assert drawn.zero_budget_rows == pytest.approx(rows, rel=0.01)
+    natural = Config(models={"max_features": 200, "zero_budget_rows": None}, compute={"max_memory_gb": 4.0})
+    assert affordable(natural, 384, 10_000_000).max_features == 100
 
 
 def test_encoded_rows_come_back_from_the_file_and_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -342,6 +342,9 @@ class StackerConfig(Section):
     """The LightGBM meta learner; it starts at the best non-negative blend of the components."""
 
     enabled: bool = Field(True, description="false: probability x log-revenue is served as it is")
+    without: tuple[Literal["elastic_net", "forest", "boosting"], ...] = Field(
+        (), description="base learners that are left out; those that get no weight on the time-last fold are not fitted again anyway"
+    )
     booster: BoosterConfig = Field(
         BoosterConfig(
             num_leaves=6, learning_rate=0.02, min_data_in_leaf=300, lambda_l2=50.0, feature_fraction=0.7, max_rounds=150, patience=20
@@ -369,6 +372,17 @@ class ModelsConfig(Section):
         3_000_000,
         description="the reference and the increments beyond the shortest horizon are fitted on at most this many rows, drawn by a hash of "
         "(seed, row_id); null = all",
+    )
+    zero_budget_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
+        2_000_000,
+        description="served boosters see every payer, and of the zeros as many as make so many rows together (as many as payers at "
+        "least), drawn by a hash of (seed, row_id) and weighed back; smaller windows use all rows, as drawing costs quality where payers "
+        "are few; compute.max_memory_gb lowers it until all columns fit; null = all rows",
+    )
+    zeros_per_payer: PositiveFloat | None = Field(
+        10.0,
+        description="the whale classifier and the increments beyond D7 see every payer and so many zeros for each, drawn by a hash of "
+        "(seed, row_id) and weighed back, but no fewer than 20,000 rows; null = all rows",
     )
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
@@ -438,6 +452,10 @@ class ChecksConfig(Section):
         description="the same if, among the training rows where it has another value than there, non-payers are rarer than elsewhere by "
         "more than this share: 1 means that only payers have it",
     )
+    forecast_coverage_min: Share = Field(
+        0.5, description="smallest share of groups whose payers, and whose revenue, lie in their 80 % intervals (a warning below)"
+    )
+    forecast_days: PositiveDays = Field(14, description="newest observed days that the check of intervals looks at")
 
 
 class EvaluationConfig(Section):
@@ -550,6 +568,11 @@ class AutomationConfig(Section):
     )
     retrain_score_psi: PositiveFloat = Field(
         0.25, description="population stability index of scores, holdout against new predictions, that asks for retraining"
+    )
+    retrain_forecast_coverage: Share | None = Field(
+        None,
+        description="share of groups whose payers lie in the 80 % intervals of the champion's forecasts below which retraining is asked "
+        "for, over the newest checks.forecast_days observed days; null: forecasts are no reason",
     )
 
 

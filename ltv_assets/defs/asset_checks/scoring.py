@@ -71,6 +71,30 @@ def groups_add_up(project: Project, key: str) -> Outcome:
     return Outcome(True, f"{len(totals) - 1} segments add up to {scored} rows and {whole[2]:,.2f} USD", figures)
 
 
+@check("cohort_outcome", bounds=("checks.forecast_coverage_min", "checks.forecast_days"))
+def forecast_coverage(project: Project, key: str) -> Outcome:
+    """Of the newest observed days, the share of groups whose payers and revenue lie in their 80 % intervals."""
+    from ltv_assets.training.cohorts import outcome_figures, past_outcomes
+
+    bounds = project.config.checks
+    found = past_outcomes(project, until=key, days=bounds.forecast_days)
+    own = found[found["day"] == key]
+    if own.empty:
+        text = f"day {key}: its model had seen the day, or its labels came for other rows than were scored; it says nothing of forecasts"
+        return Outcome(True, text)
+    figures = {name: float(value) for name, value in outcome_figures(found).items()}
+    days, shares = int(found["day"].nunique()), (figures["coverage_payers"], figures["coverage_revenue"])
+    text = (
+        f"payers of {shares[0]:.0%} and revenue of {shares[1]:.0%} of {len(found)} groups of {days} days lie in their 80 % intervals; "
+        f"expected / came: payers {figures['bias_payers']:.2f}, revenue {figures['bias_revenue']:.2f}"
+    )
+    passed = min(shares) >= bounds.forecast_coverage_min
+    if not passed:
+        text = f"{text}; fewer than forecast_coverage_min = {bounds.forecast_coverage_min:g}"
+    outside = own[~(own["payers_inside"] & own["revenue_inside"])].head(MAX_FAILING_ROWS)
+    return Outcome(passed, text, {**figures, "days": days}, [] if passed else outside.to_dict("records"))
+
+
 @check("predictions", name="no_leak", blocking=True, bounds=LEAK_BOUNDS)
 def predictions_without_leak(project: Project, key: str) -> Outcome:
     """No feature alone told payers from others when the champion was trained and is absent or constant on the day that was scored."""

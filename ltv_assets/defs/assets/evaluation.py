@@ -1,13 +1,17 @@
-"""``holdout_metrics``: the evaluated model on the day it never saw; ``served_model``: the refit that scores new days."""
+"""``holdout_metrics``: the evaluated model on the day it never saw; ``cohort_errors``: its groups forecast and observed;
+``served_model``: the refit that scores new days."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import Publication, markdown_table, picture_metadata
+from ltv_assets.defs.publication import Publication, groups_picture, largest_groups, markdown_table, picture_metadata
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import Champion
+
+if TYPE_CHECKING:
+    from ltv_assets.training.cohorts import WindowErrors
 
 
 def holdout_metrics(work: Publication) -> dg.MaterializeResult:
@@ -23,6 +27,17 @@ def holdout_metrics(work: Publication) -> dg.MaterializeResult:
     documents = {report.name: report.read_bytes()}
     log_window(work.tracker, work.project, work.key, holdout, drawn, documents, run_id=work.run_id, seconds=work.seconds)
     return work.result(manifest, _evaluation_metadata(holdout, drawn, report, work.tracker.run_id(work.key)))
+
+
+def cohort_errors(work: Publication) -> dg.MaterializeResult:
+    """Compare forecasts of groups with what came, and show it in the report."""
+    from ltv_assets.reporting.report import write_report
+    from ltv_assets.training.cohorts import window_errors, write_errors
+
+    found = window_errors(work.project, work.key)
+    manifest = work.publish(lambda folder: write_errors(folder, found))
+    write_report(work.project, work.key)
+    return work.result(manifest, _errors_metadata(found))
 
 
 def served_model(work: Publication) -> dg.MaterializeResult:
@@ -51,6 +66,21 @@ def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, ru
         "deciles": markdown_table(deciles),
         **shown,
         "mlflow_run_id": run_id or "not delivered yet; run `ltv mlflow-sync`",
+    }
+
+
+def _errors_metadata(found: "WindowErrors") -> dict[str, Any]:
+    """Whether the intervals of the holdout day held, how much levels move, and every group of that day."""
+    noise, groups = found.noise, found.holdout
+    picture = groups_picture(largest_groups(groups), f"Forecast of {found.window} by the models trained before it, and what came")
+    return {
+        "groups": len(groups),
+        **{name: float(share) for name, share in found.coverage.items()},
+        "movement_of_days": noise.day.sd,
+        "movement_of_revenue_per_payer": noise.amount.sd,
+        **{f"movement_of_{segment}": movement.sd for segment, movement in noise.groups.items()},
+        "days": ", ".join(noise.days),
+        **picture_metadata({"forecast_and_outcome.png": picture}),
     }
 
 

@@ -1,17 +1,15 @@
-"""``predictions`` of a day by the champion, their ``cohort_forecast`` by group, and the ``submission`` of the test days."""
+"""``predictions`` of a day by the champion, their ``cohort_forecast`` by group and its ``cohort_outcome``, and the ``submission``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ltv_assets.defs.publication import Publication, markdown_table, picture_metadata
+from ltv_assets.defs.publication import Publication, groups_picture, largest_groups, markdown_table, picture_metadata
+from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
-    from ltv_assets.training.cohorts import CohortForecast
-
-SHOWN_GROUPS = 20
-"""Groups of which most is expected, in the picture and the table of a forecast's page."""
+    from ltv_assets.training.cohorts import CohortForecast, CohortOutcome
 
 
 def predictions(work: Publication) -> dg.MaterializeResult:
@@ -26,6 +24,15 @@ def cohort_forecast(work: Publication) -> dg.MaterializeResult:
 
     forecast = forecast_day(work.project, work.key)
     return work.result(work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts()), _forecast_metadata(forecast))
+
+
+def cohort_outcome(work: Publication) -> dg.MaterializeResult:
+    """Put the forecast of a day and what came of it side by side."""
+    from ltv_assets.training.cohorts import compare_day, write_outcome
+
+    outcome = compare_day(work.project, work.key)
+    manifest = work.publish(lambda folder: write_outcome(folder, outcome))
+    return work.result(manifest, _outcome_metadata(work.project, outcome))
 
 
 def submission(work: Publication) -> dg.MaterializeResult:
@@ -76,26 +83,34 @@ def _prediction_metadata(work: Publication) -> dict[str, Any]:
 
 def _forecast_metadata(forecast: "CohortForecast") -> dict[str, Any]:
     """What a day will bring, how sure that is and why, then the groups of which most is expected."""
-    from ltv_assets.plots import forecast_intervals
-
-    total = forecast.total
-    largest = forecast.groups.iloc[1:].sort_values("expected_revenue_usd", ascending=False, kind="stable").head(SHOWN_GROUPS)
-    shown = forecast.groups.iloc[[0, *largest.index]]
-    names = [str(s) if s == v else f"{s} = {v}" for s, v in zip(shown["segment"], shown["value"], strict=True)]
-    ends = (shown[f"{name}_usd"] for name in ("expected_revenue", "revenue_low", "revenue_high"))
-    picture = forecast_intervals(names, *ends, title=f"What {forecast.day} will bring, by group")
+    total, shown = forecast.total, largest_groups(forecast.groups)
     return {
         "expected_revenue_usd": float(total["expected_revenue_usd"]),
         "revenue_80_percent_usd": f"{total['revenue_low_usd']:,.2f} to {total['revenue_high_usd']:,.2f}",
         "expected_payers": float(total["expected_payers"]),
         "payers_80_percent": f"{total['payers_low']:,.1f} to {total['payers_high']:,.1f}",
-        **picture_metadata({"forecast.png": picture}),
+        **picture_metadata({"forecast.png": groups_picture(shown, f"What {forecast.day} will bring, by group")}),
         "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
         "interval": forecast.reach,
         "champion": forecast.champion,
         "days_ahead": forecast.days_ahead,
         "cap_usd": forecast.cap_usd,
         "tail_factor": forecast.tail_factor,
+    }
+
+
+def _outcome_metadata(project: Project, outcome: "CohortOutcome") -> dict[str, Any]:
+    """What came against what was forecast, then how good the forecasts of all days were, by segment and age of the model."""
+    from ltv_assets.training.cohorts import past_outcomes, summary
+
+    shown = largest_groups(outcome.groups)
+    return {
+        **outcome.figures,
+        **picture_metadata({"outcome.png": groups_picture(shown, f"What {outcome.day} was to bring, and what came")}),
+        "by_segment_and_age": markdown_table(summary(past_outcomes(project, until=outcome.day)).to_dict("records")),
+        "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
+        "model_window": outcome.champion,
+        "cap_usd": outcome.cap_usd,
     }
 
 

@@ -371,8 +371,6 @@ _METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 """Every figure; words in braces are filled in by `metrics_of`, and ``rmsle_longer`` stands for one row a longer horizon."""
 
-_WITHIN = {1: "one day", 7: "seven days"}
-
 
 @cache
 def metrics_of(names: Scores) -> Mapping[str, Metric]:
@@ -381,7 +379,7 @@ def metrics_of(names: Scores) -> Mapping[str, Metric]:
         "ltv": names.ltv[0],
         "expected": names.expected,
         "target": names.target,
-        "within": _WITHIN.get(names.horizons[0], f"{names.horizons[0]} days"),
+        "within": names.within,
         "violations": " or ".join(f"`{a}` > `{b}`" for a, b in pairwise(names.ltv)) or "a longer horizon below a shorter one",
     }
     found: dict[str, Metric] = {}
