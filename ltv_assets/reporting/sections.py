@@ -118,11 +118,9 @@ def segments(window: WindowFacts, most: int) -> tuple[Block, ...]:
 
 def forecast(window: WindowFacts) -> tuple[Block, ...]:
     """Groups of the holdout day as they were forecast before it was seen, and what came."""
-    groups = window.forecast
-    if groups is None:
-        return sentences("no_forecast", window=window)
     from ltv_assets.plots import forecast_intervals
 
+    groups = window.forecast
     shown = groups.head(1 + MOST_GROUPS)
     names = tuple(s if s == v else f"{s} = {v}" for s, v in zip(shown["segment"], shown["value"], strict=True))
     rows = tuple(

@@ -103,14 +103,17 @@ class WindowFacts:
         return pd.read_csv(io.BytesIO(self.project.warehouse.artifacts("ablation", self.key)[ABLATION_FILE]))
 
     @cached_property
-    def forecast(self) -> pd.DataFrame | None:
-        """Groups of the holdout day, forecast and observed: the day, then by what was expected; None if that was not made yet."""
-        warehouse = self.project.warehouse
-        manifest, evaluated = warehouse.manifest("cohort_errors", self.key), f"holdout_metrics/{self.key}"
-        if manifest is None or manifest.inputs.get(evaluated) != warehouse.fingerprint("holdout_metrics", self.key):
-            return None
-        errors = pd.concat([pq.read_table(f).to_pandas() for f in warehouse.files("cohort_errors", self.key)], ignore_index=True)
-        groups = errors[errors["source"] == "holdout"]
+    def forecast(self) -> pd.DataFrame:
+        """Groups of the holdout day, forecast and observed: the day, then by what was expected. ``cohort_errors`` publishes the same."""
+        from ltv_assets.training.cohorts import HOLDOUT, window_errors
+
+        warehouse, evaluated = self.project.warehouse, f"holdout_metrics/{self.key}"
+        manifest = warehouse.manifest("cohort_errors", self.key)
+        if manifest is not None and manifest.inputs.get(evaluated) == warehouse.fingerprint("holdout_metrics", self.key):
+            errors = pd.concat([pq.read_table(f).to_pandas() for f in warehouse.files("cohort_errors", self.key)], ignore_index=True)
+        else:
+            errors = window_errors(self.project, self.key).errors
+        groups = errors[errors["source"] == HOLDOUT]
         groups = groups.join(inside(groups))
         order = np.lexsort((groups["value"], groups["segment"], -groups["expected_revenue_usd"], groups["segment"] != ALL))
         return groups.iloc[order].reset_index(drop=True)

@@ -6,7 +6,7 @@ results, only their locations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -39,20 +39,24 @@ def _load_registry(path: Path, mtime_ns: int, contract: Path, contract_mtime_ns:
 
 @dataclass(frozen=True)
 class Project:
-    """Configuration, horizon and warehouse, read together once."""
+    """Configuration, horizon and warehouse, read together once.
+
+    ``kept``: what one step of a run leaves for the next in memory, by its identity: the rows of the window in training.
+    """
 
     config: Config
     horizon: Horizon
     warehouse: Warehouse
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def open(cls, path: Path | None = None) -> Project:
+    def open(cls, path: Path | None = None, kept: dict[str, Any] | None = None) -> Project:
         """Open what ``LTV_CONFIG``, ``LTV_DATA_ROOT`` and ``LTV_WAREHOUSE`` describe, or the configuration at ``path``.
 
         Raises ConfigError if the configuration is wrong.
         """
         config = load_config(path)
-        return cls(config, discover(config), Warehouse(config.warehouse.root))
+        return cls(config, discover(config), Warehouse(config.warehouse.root), {} if kept is None else kept)
 
     @cached_property
     def registry(self) -> Registry:

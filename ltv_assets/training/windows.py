@@ -111,22 +111,20 @@ def as_window(rows: Rows) -> WindowData:
     return prepare_window(rows.X, rows.revenue, rows.day, hashes=np.concatenate(hashes) if hashes else None, contract=rows.contract)
 
 
-_LAST_CONTEXT: dict[tuple[Path, str], WindowContext] = {}
-
-
 def window_context(project: Project, key: str) -> WindowContext:
-    """Context of a window's training rows; the last one is kept, so the stages of one process encode it once."""
-    identity = (project.warehouse.root, project.lineage().window_identity(key))
-    if identity not in _LAST_CONTEXT:
-        _LAST_CONTEXT.clear()
-        _LAST_CONTEXT[identity] = WindowRows(project, key).context()
-    return _LAST_CONTEXT[identity]
+    """Context of a window's training rows; the project keeps the last one, so the stages of one run encode it once."""
+    identity = project.lineage().window_identity(key)
+    if identity not in project.kept:
+        project.kept.clear()
+        project.kept[identity] = WindowRows(project, key).context()
+    found: WindowContext = project.kept[identity]
+    return found
 
 
 def rows_of_refit(project: Project, key: str) -> tuple[WindowContext, WindowData]:
     """Context of a window's training rows, and its holdout day, for the last fit of the window; the context is kept no longer."""
     found = window_context(project, key), as_window(WindowRows(project, key).holdout_rows())
-    _LAST_CONTEXT.clear()
+    project.kept.clear()
     return found
 
 

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.check_specs import standing_checks
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import DataError
 from ltv_assets.defs.asset_checks.health import champion_fresh, standing_failures
+from ltv_assets.defs.asset_checks.scoring import forecast_coverage
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import feature_names
 from ltv_assets.monitoring import adversarial as drifting
@@ -227,6 +229,58 @@ def test_new_scores_and_new_figures_are_looked_at_again(world: World) -> None:
     second = watched(world.project)
     assert first != second
     assert second == watched(world.project)
+
+
+def observed_day(world: World, day: str, held: int, *, window: str = WINDOW, labelled: int = 100, age: int = 2) -> None:
+    """Ten groups of which so many lie in their intervals."""
+    import pandas as pd
+
+    from ltv_assets.training.cohorts import write_relation
+
+    names = [c.name for c in RELATIONS["cohort_outcome"]]
+    frame = pd.DataFrame({name: np.full(10, 1.0) for name in names}).astype(object)
+    frame = frame.assign(day=day, segment=["all", *["country"] * 9], value=[f"v{i}" for i in range(10)], model_window=window)
+    frame = frame.assign(
+        rows=100, rows_labelled=labelled, model_age_days=age, payers=1, payers_inside=np.arange(10) < held, revenue_inside=True
+    )
+
+    def fill(folder: Path) -> dict[str, int | None]:
+        return {"outcome.parquet": write_relation(folder / "outcome.parquet", "cohort_outcome", frame)}
+
+    world.warehouse.write("cohort_outcome", day, fill, code_version="1", config="c", inputs={})
+
+
+def test_forecasts_that_did_not_hold_are_a_reason_only_where_they_are_asked_for(place: Callable[..., Path], tmp_path: Path) -> None:
+    world = World(place(tmp_path / "data", "automation: {retrain_forecast_coverage: 0.5}\n"))
+    world.evaluated()
+    before = watched(world.project)
+    observed_day(world, DAY, 4)
+    assert watched(world.project) != before
+    (reason,) = look(world.project).reasons
+    assert reason == (
+        "payers of 40% of 10 groups that champion 2025-10-06 forecast lie in their 80 % intervals, "
+        "fewer than retrain_forecast_coverage = 0.5"
+    )
+    observed_day(world, "2025-10-09", 9)
+    assert look(world.project).reasons == (), "13 of 20"
+    observed_day(world, "2025-10-09", 9, window="2025-10-01")
+    assert len(look(world.project).reasons) == 1, "what another model forecast says nothing about this one"
+    place(tmp_path / "data", "automation: {}\n")
+    unasked = look(Project.open())
+    assert unasked.reasons == () and "forecast_coverage" not in unasked.figures
+
+
+def test_coverage_is_judged_on_days_that_no_model_had_seen_and_whose_rows_are_the_same(world: World) -> None:
+    observed_day(world, "2025-10-08", 9)
+    observed_day(world, "2025-10-09", 0)
+    good, bad = (forecast_coverage(world.project, day) for day in ("2025-10-08", "2025-10-09"))
+    assert good.passed and "payers of 90% and revenue of 100% of 10 groups of 1 days" in good.message
+    assert not bad.passed and "payers of 45% and revenue of 100% of 20 groups of 2 days" in bad.message
+    assert "fewer than forecast_coverage_min = 0.5" in bad.message and len(bad.rows) == 10
+    observed_day(world, "2025-10-09", 0, age=0)
+    assert forecast_coverage(world.project, "2025-10-09").passed, "its model had seen the day"
+    observed_day(world, "2025-10-09", 0, labelled=99)
+    assert "its labels came for other rows than were scored" in forecast_coverage(world.project, "2025-10-09").message
 
 
 # -------------------------------------------------------------------------------------------- the warehouse as a whole

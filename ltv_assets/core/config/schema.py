@@ -596,6 +596,24 @@ class TrackingConfig(Section):
     patience_seconds: Seconds = Field(30.0, description="longest time, in all, that a run spends on deliveries to a server")
 
 
+class ServingConfig(Section):
+    """`ltv serve`: the champion behind HTTP requests. Bounds hold for each process."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; others than this machine's own need a token or a proxy")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 chooses a free one")
+    workers: PositiveInt = Field(1, description="processes that answer; one for each core that is to be used")
+    max_body_mb: PositiveFloat = Field(16.0, description="largest body of a request, MiB; more is refused with 413")
+    max_rows: PositiveInt = Field(5000, description="most impressions in a request; more are refused with 413")
+    max_concurrent: PositiveInt = Field(64, description="most requests that are worked on at once; more are refused with 429")
+    max_connections: PositiveInt = Field(1000, description="most open connections; more are refused with 503")
+    max_buffer_mb: PositiveFloat = Field(128.0, description="most memory of bodies that are still arriving, MiB; more are refused with 429")
+    timeout_seconds: PositiveSeconds = Field(10.0, description="longest time for an answer once the body is there; 504 after it")
+    read_seconds: PositiveSeconds = Field(10.0, description="longest time that a request's head, and then its body, may take to arrive")
+    keep_alive_seconds: PositiveSeconds = Field(30.0, description="how long a connection without a request stays open")
+    stop_seconds: PositiveSeconds = Field(30.0, description="longest time that requests in flight have to finish when the server stops")
+    poll_seconds: PositiveSeconds = Field(1.0, description="how often the champion's record is read")
+
+
 class Config(Section):
     """The whole tree. ``config.yaml`` describes the full horizon, ``config_test.yaml`` a simulated run of a minute or two."""
 
@@ -615,6 +633,7 @@ class Config(Section):
     tracking: TrackingConfig = Field(TrackingConfig())
     automation: AutomationConfig = Field(AutomationConfig())
     retention: RetentionConfig = Field(RetentionConfig())
+    serving: ServingConfig = Field(ServingConfig())
 
     @model_validator(mode="after")
     def _stops_early_on_one_machine(self) -> Self:
