@@ -202,18 +202,13 @@ class Explainer:
         columns = ["row_id", *self._labels, *self.names]
         table = self.warehouse.read("flattened_features", self.window, lambda files: spread_rows(files, columns, SAMPLE_ROWS))
         frame = table.select(self.names).to_pandas()
-<<<<<<< HEAD
         kept = table.select([name for name in ("row_id", *self._labels, *self._about) if name in table.column_names])
         expected, pushes = [], []
         for low in range(0, len(frame), CHUNK_ROWS):  # what the models need of a row beside its features is many times as large
             chunk = frame.iloc[low : low + CHUNK_ROWS]
-            expected.append(self.models.score(chunk)["expected_revenue_d7"].to_numpy())
+            expected.append(self.models.score(chunk)[self.models.names.expected].to_numpy())
             pushes.append(self._pushes(encode(self.models.classifier.encoder, chunk).values))
         return kept, np.concatenate(pushes), np.concatenate(expected)
-=======
-        expected = self.models.score(frame)[self.models.names.expected].to_numpy()
-        return table, self._pushes(encode(self.models.classifier.encoder, frame).values), expected
->>>>>>> main
 
     def _alike(self, pushes: NDArray[np.float32]) -> tuple[tuple[Neighbour, ...], int, int, float, float, str, int]:
         try:
