@@ -266,6 +266,17 @@ class TestFiles:
         with pytest.raises(ModelFileError, match=r"another|belong to different models"):
             WindowModels.from_files(mixed)
 
+    @pytest.mark.parametrize(
+        "file", ["buyer_classifier/buyer_classifier.json", "stacker/stacker.json", "revenue_regressor/revenue_regressor.json"]
+    )
+    def test_model_of_another_version_is_refused_with_a_remedy(self, file: str) -> None:
+        files = fitted()[0].models_.to_files()
+        state = json.loads(files[file])
+        wanted = {"buyer_classifier": "growth", "stacker": "settings", "revenue_regressor": "log_range"}[file.partition("/")[0]]
+        del state[wanted]
+        with pytest.raises(ModelFileError, match=rf"no '{wanted}'.*made by another version: make the window again by `ltv run`"):
+            WindowModels.from_files({**files, file: json.dumps(state).encode()})
+
     def test_loads_in_a_new_process_without_the_training_rows(self, folder: Path) -> None:
         code = f"from ltv_assets.modeling import LTVModel; m = LTVModel.load({str(folder)!r}); print(m.n_features_in_)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
