@@ -11,7 +11,7 @@ from __future__ import annotations
 import click
 
 from ltv_assets import __version__
-from ltv_assets.cli import champion, dashboard, data, init, maintenance, models, run
+from ltv_assets.cli import champion, dashboard, data, init, maintenance, models, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,6 +46,7 @@ for command in (
     models.tune,
     champion.promote,
     champion.rollback,
+    serve.serve,
     maintenance.gc,
     maintenance.mlflow_sync,
     maintenance.dev,

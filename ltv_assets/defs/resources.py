@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -26,9 +27,11 @@ class ProjectResource(dg.ConfigurableResource):
 
     config_file: str | None = Field(None, description="configuration file; null = LTV_CONFIG, else config/config_test.yaml")
 
+    _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     def open(self) -> Project:
-        """Open the project; raises ConfigError if its configuration is wrong."""
-        return Project.open(Path(self.config_file) if self.config_file else None)
+        """Open the project; raises ConfigError if its configuration is wrong. The assets of a run share what it keeps in memory."""
+        return Project.open(Path(self.config_file) if self.config_file else None, self._kept)
 
 
 class CatalogueResource(DuckDBResource):

@@ -399,7 +399,7 @@ class Design:
 
     def _encode(self, data: WindowData, parts: Sequence[Ints] = ()) -> tuple[WindowEncoder, list[Matrix]]:
         """An encoder fitted on all rows, and these rows encoded; or only those of ``parts``, of which the first decides on the columns."""
-        encoder = WindowEncoder()
+        encoder = WindowEncoder(data.contract.encodings)
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
         # Frames as well in blocks: encoding all rows at once would need several copies of them.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ltv_assets.core.contract import Contract
-from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation.metrics import auc
 from ltv_assets.modeling.lightgbm_params import repeatable_params
@@ -42,7 +42,6 @@ def adversarial_separation(
     features: Sequence[str],
     *,
     threads: int,
-    memory_limit: str,
     max_rows: int = 4000,
     seed: int = 0,
     contract: Contract | None = None,
@@ -52,14 +51,14 @@ def adversarial_separation(
     Rows are sampled by the hash of row_id, at most ``max_rows`` a side and equally many on both; halves are cut by the same
     hash, so the result depends neither on order nor on chunking. Features made from calendar columns of the contract, by default
     the shipped one, are left out.
-    ``threads`` are used by DuckDB and LightGBM, ``memory_limit`` is DuckDB's.
+    ``threads`` are LightGBM's.
 
     Raises DataError if a side has fewer than 20 rows.
     """
     import lightgbm as lgb
 
     used = without_calendar(features, contract)
-    frames = [_sample(files, used, max_rows, threads, memory_limit) for files in (before, new)]
+    frames = [_sample(files, used, max_rows) for files in (before, new)]
     size = min(len(f) for f in frames)
     if size < 20:
         raise DataError(f"drift against earlier days needs at least 20 rows on each side, found {len(frames[0])} and {len(frames[1])}")
@@ -93,36 +92,46 @@ def adversarial_separation(
     return Separation(float(auc(is_new, scores)), size, size, tuple((names[i], float(share[i])) for i in order if gains[i] > 0))
 
 
-def _sample(files: Sequence[Path], features: Sequence[str], max_rows: int, threads: int, memory_limit: str) -> pd.DataFrame:
-    """The rows with the smallest hashes of row_id (column ``h``), in order of hash and identifier.
+def _sample(files: Sequence[Path], features: tuple[str, ...], max_rows: int) -> pd.DataFrame:
+    """The rows with the smallest hashes of row_id (column ``h``), in order of hash and identifier."""
+    parts = [_sample_of_file(path, path.stat().st_mtime_ns, features, max_rows) for path in files]
+    table = pd.concat(parts, ignore_index=True).sort_values(["h", "row_id"], kind="stable", ignore_index=True)
+    return table.iloc[:max_rows].drop(columns="row_id")
 
-    All identifiers are read, block by block; features are read for the chosen rows only.
+
+@lru_cache(maxsize=4)
+def _sample_of_file(path: Path, _modified: int, features: tuple[str, ...], max_rows: int) -> pd.DataFrame:
+    """The ``max_rows`` rows of one file with the smallest hashes of row_id, and these hashes ``h``.
+
+    All identifiers are read, block by block; features are read for the chosen rows only. Remembered, because a day is compared
+    with the days before it and then with those after it.
     """
-    chosen = _smallest_hashes(files, max_rows)
-    columns = ", ".join('side."' + f.replace('"', '""') + '"' for f in features)
-    source = "read_parquet(?, file_row_number = true, hive_partitioning = false) AS side"
-    query = f"SELECT chosen.h, side.row_id, {columns} FROM {source} JOIN chosen ON side.file_row_number = chosen.row"
-    with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
-        parts = []
-        for number, path in enumerate(files):
-            here = chosen[chosen["file"] == number]
-            connection.register("chosen", pa.Table.from_pandas(here[["h", "row"]], preserve_index=False))
-            parts.append(connection.execute(query, [str(path)]).fetch_df())
-    table = pd.concat(parts, ignore_index=True)
-    return table.sort_values(["h", "row_id"], kind="stable", ignore_index=True).drop(columns="row_id")
+    chosen = _smallest_hashes(path, max_rows).sort_values("row")
+    rows, first, parts = chosen["row"].to_numpy(), 0, []
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            here = rows[(rows >= first) & (rows < last)]
+            if len(here):
+                table = file.read_row_group(group, columns=["row_id", *features], use_threads=False)
+                parts.append(table.take(pa.array(here - first)))
+            first = last
+        table = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table().select(["row_id", *features])
+    frame = table.to_pandas()
+    frame.insert(0, "h", chosen["h"].to_numpy())
+    return frame
 
 
-def _smallest_hashes(files: Sequence[Path], count: int) -> pd.DataFrame:
-    """Hash ``h`` of row_id, number of the ``file`` and ``row`` in it, of the ``count`` rows with the smallest hashes."""
-    best = pd.DataFrame({"h": np.empty(0, np.uint64), "file": np.empty(0, np.int64), "row": np.empty(0, np.int64)})
-    for number, path in enumerate(files):
-        start = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(HASHED_ROWS, columns=["row_id"]):
-                hashes = row_hashes(batch.column(0).to_pandas())
-                block = pd.DataFrame({"h": hashes, "file": number, "row": np.arange(start, start + len(hashes))})
-                start += len(hashes)
-                if len(best) == count:
-                    block = block[block["h"] < best["h"].iloc[-1]]
-                best = pd.concat([best, block]).sort_values("h", kind="stable").iloc[:count]
+def _smallest_hashes(path: Path, count: int) -> pd.DataFrame:
+    """Hash ``h`` of row_id and ``row`` in the file of the ``count`` rows with the smallest hashes."""
+    best = pd.DataFrame({"h": np.empty(0, np.uint64), "row": np.empty(0, np.int64)})
+    start = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(HASHED_ROWS, columns=["row_id"]):
+            hashes = row_hashes(batch.column(0).to_pandas())
+            block = pd.DataFrame({"h": hashes, "row": np.arange(start, start + len(hashes))})
+            start += len(hashes)
+            if len(best) == count:
+                block = block[block["h"] < best["h"].iloc[-1]]
+            best = pd.concat([best, block]).sort_values("h", kind="stable").iloc[:count]
     return best

@@ -1,4 +1,4 @@
-"""Population stability index (PSI) of each feature between two sets of flattened days, computed in SQL.
+"""Population stability index (PSI) of each feature between two sets of flattened days.
 
 What belongs here: the PSI. What does not: deciding when to retrain, plots. Next to read: ``features/schema.py`` (the
 columns).
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.database import open_duckdb
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOP_CATEGORIES = 20
+
+Counts = NDArray[np.int64]
 
 
 def without_calendar(features: Iterable[str], contract: Contract | None = None) -> tuple[str, ...]:
@@ -65,25 +70,23 @@ def population_stability(
         return pd.DataFrame({"feature": [], "psi": [], "missing_reference": [], "missing_current": []})
     with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
         try:
-            for side, files in (("reference", reference), ("current", current)):
-                _load(connection, side, files, features, max_rows)
-            relation = connection.sql("SELECT * FROM reference")
-            texts = [name for name, kind in zip(relation.columns, relation.types, strict=True) if str(kind) == "VARCHAR"]
-            numbers = [name for name in features if name not in texts]
-            parts = []
-            if numbers:
-                parts.append(connection.sql(_psi_sql(numbers, _NUMBER_BINS.format(quantiles=[i / bins for i in range(1, bins)]))).df())
-            if texts:
-                parts.append(connection.sql(_psi_sql(texts, _TEXT_BINS)).df())
+            before, after = (
+                _load(connection, side, files, features, max_rows) for side, files in (("reference", reference), ("current", current))
+            )
         except duckdb.Error as error:
             raise DataError(
                 f"{', '.join(map(str, [*reference[:1], *current[:1]]))}: stability of features cannot be computed: {error}"
             ) from error
-    frame = pd.concat(parts, ignore_index=True)
+    rows = []
+    for name, old, new in zip(features, before.columns, after.columns, strict=True):
+        counted = _text_bins(old, new) if pa.types.is_string(old.type) or pa.types.is_string(new.type) else _number_bins(old, new, bins)
+        gaps = np.array([old.null_count, new.null_count])
+        rows.append((name, _index(np.vstack([counted, gaps])), gaps[0] / before.num_rows, gaps[1] / after.num_rows))
+    frame = pd.DataFrame(rows, columns=["feature", "psi", "missing_reference", "missing_current"])
     return frame.sort_values(["psi", "feature"], ascending=[False, True], ignore_index=True)
 
 
-def _load(connection: duckdb.DuckDBPyConnection, side: str, files: Sequence[Path], features: Sequence[str], max_rows: int) -> None:
+def _load(connection: duckdb.DuckDBPyConnection, side: str, files: Sequence[Path], features: Sequence[str], max_rows: int) -> pa.Table:
     if not files:
         raise DataError(f"{side}: expected at least one flattened file, found none")
     paths = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
@@ -91,66 +94,43 @@ def _load(connection: duckdb.DuckDBPyConnection, side: str, files: Sequence[Path
     rows = connection.execute(f"SELECT count(*) FROM {source}").fetchall()[0][0]
     if rows == 0:
         raise DataError(f"{files[0]}: expected rows to compare, found none")
-    columns = ", ".join(f'"{name}"' for name in features)
+    columns = ", ".join('"' + name.replace('"', '""') + '"' for name in features)
     thin = f" WHERE hash(row_id) % {rows} < {max_rows}" if rows > max_rows else ""
-    connection.execute(f"CREATE TEMP TABLE {side} AS SELECT {columns} FROM {source}{thin}")
+    return connection.sql(f"SELECT {columns} FROM {source}{thin}").to_arrow_table()
 
 
-# Bins of a long table of (feature, value). A value that equals a cut has a bin of its own, so that a shift of a constant or
-# a count is detected as well as that of a continuous quantity.
-_BIN = "len(list_filter(edges, lambda e: e < value)) + len(list_filter(edges, lambda e: e <= value))"
-_NUMBER_BINS = f"""
-  cuts AS (SELECT feature, list_sort(list_distinct(quantile_disc(value, {{quantiles}}))) AS edges FROM long_reference GROUP BY feature),
-  binned_reference AS (SELECT feature, {_BIN} AS bin FROM long_reference JOIN cuts USING (feature)),
-  binned_current AS (SELECT feature, coalesce({_BIN}, 0) AS bin FROM long_current LEFT JOIN cuts USING (feature))"""
+def _number_bins(reference: pa.ChunkedArray, current: pa.ChunkedArray, bins: int) -> Counts:
+    """Rows (reference, current) between the reference's quantiles and at each of them, (k, 2).
 
-_TEXT_BINS = f"""
-  counts AS (SELECT feature, value, count(*) AS n FROM long_reference GROUP BY ALL),
-  cuts AS (
-    SELECT feature, value, value AS bin FROM counts
-    QUALIFY row_number() OVER (PARTITION BY feature ORDER BY n DESC, value) <= {TOP_CATEGORIES}
-  ),
-  binned_reference AS (SELECT feature, coalesce('=' || bin, 'other') AS bin FROM long_reference LEFT JOIN cuts USING (feature, value)),
-  binned_current AS (SELECT feature, coalesce('=' || bin, 'other') AS bin FROM long_current LEFT JOIN cuts USING (feature, value))"""
+    A value that equals a cut has a bin of its own, so that a shift of a constant or a count is detected as well as that of a
+    continuous quantity.
+    """
+    sides = [np.sort(side.drop_null().to_numpy()) for side in (reference, current)]
+    n = len(sides[0])
+    cuts = np.unique(sides[0][[max(-(-n * i // bins), 1) - 1 for i in range(1, bins)]]) if n else sides[0]
+    counted = []
+    for values in sides:
+        edges = np.column_stack([np.searchsorted(values, cuts, "left"), np.searchsorted(values, cuts, "right")]).ravel()
+        counted.append(np.diff(edges, prepend=0, append=len(values)))
+    return np.column_stack(counted)
 
 
-def _psi_sql(features: Sequence[str], binning: str) -> str:
-    columns = ", ".join(f'"{name}"' for name in features)
-    names = ", ".join("('" + name.replace("'", "''") + "')" for name in features)
-    # UNPIVOT drops NULLs, so the missing values are the difference to the number of rows.
-    return f"""
-WITH
-  long_reference AS (UNPIVOT (SELECT {columns} FROM reference) ON {columns} INTO NAME feature VALUE value),
-  long_current AS (UNPIVOT (SELECT {columns} FROM current) ON {columns} INTO NAME feature VALUE value),
-  {binning.strip()},
-  sizes AS (SELECT (SELECT count(*) FROM reference) AS rows_reference, (SELECT count(*) FROM current) AS rows_current),
-  filled_reference AS (SELECT feature, bin, count(*) AS n FROM binned_reference GROUP BY ALL),
-  filled_current AS (SELECT feature, bin, count(*) AS n FROM binned_current GROUP BY ALL),
-  known AS (
-    SELECT feature, bin, coalesce(r.n, 0) AS r, coalesce(c.n, 0) AS c
-    FROM filled_reference r FULL JOIN filled_current c USING (feature, bin)
-  ),
-  gaps AS (
-    SELECT feature, rows_reference - coalesce(sum(r), 0) AS r, rows_current - coalesce(sum(c), 0) AS c
-    FROM (VALUES {names}) AS all_features(feature) CROSS JOIN sizes LEFT JOIN known USING (feature)
-    GROUP BY feature, rows_reference, rows_current
-  ),
-  cells AS (
-    SELECT feature, r, c FROM known
-    UNION ALL SELECT feature, r, c FROM gaps
-  ),
-  shares AS (
-    SELECT
-      feature,
-      (r + 0.5) / (rows_reference + 0.5 * count(*) OVER (PARTITION BY feature)) AS r,
-      (c + 0.5) / (rows_current + 0.5 * count(*) OVER (PARTITION BY feature)) AS c
-    FROM cells CROSS JOIN sizes
-  ),
-  stability AS (SELECT feature, sum((c - r) * ln(c / r) ORDER BY r, c) AS psi FROM shares GROUP BY feature)
-SELECT feature, psi, gaps.r / rows_reference AS missing_reference, gaps.c / rows_current AS missing_current
-FROM stability JOIN gaps USING (feature) CROSS JOIN sizes"""
+def _text_bins(reference: pa.ChunkedArray, current: pa.ChunkedArray) -> Counts:
+    """Rows (reference, current) of the reference's most frequent values and of all others together, (k, 2)."""
+    old, new = ({c["values"]: c["counts"] for c in side.drop_null().value_counts().to_pylist()} for side in (reference, current))
+    common = sorted(old, key=lambda value: (-old[value], value))[:TOP_CATEGORIES]
+    counted = [(old[value], new.get(value, 0)) for value in common]
+    return np.array([*counted, (sum(old.values()) - sum(o for o, _ in counted), sum(new.values()) - sum(n for _, n in counted))])
 
 
-def score_shift(before: Sequence[Path], new: Sequence[Path], *, threads: int, memory_limit: str) -> float:
-    """Population stability index of ``ltv_d7`` between two sets of scored files (columns ``row_id``, ``ltv_d7``)."""
-    return float(population_stability(list(before), list(new), ["ltv_d7"], threads=threads, memory_limit=memory_limit)["psi"].iloc[0])
+def _index(counted: Counts) -> float:
+    """PSI of the rows by bin; the last bin, of missing values, always counts, others where either side has rows."""
+    cells = np.vstack([counted[:-1][counted[:-1].any(axis=1)], counted[-1:]])
+    share = (cells + 0.5) / (cells.sum(axis=0) + 0.5 * len(cells))
+    r, c = share[np.lexsort(share.T[::-1])].T
+    return float(np.sum((c - r) * np.log(c / r)))
+
+
+def score_shift(before: Sequence[Path], new: Sequence[Path], column: str, *, threads: int, memory_limit: str) -> float:
+    """Population stability index of a column of scores between two sets of scored files with it and ``row_id``."""
+    return float(population_stability(list(before), list(new), [column], threads=threads, memory_limit=memory_limit)["psi"].iloc[0])

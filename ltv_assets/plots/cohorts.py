@@ -21,20 +21,23 @@ def forecast_intervals(
     *,
     title: str,
     observed: ArrayLike | None = None,
-    unit: str = "expected revenue within seven days (USD, each impression up to the cap)",
+    unit: str = "revenue within seven days (USD, impressions capped)",
 ) -> bytes:
     """Expected value and 80 % interval of every group, first group on top, on a logarithmic axis; diamonds are what came.
 
-    Ends and outcomes below a hundredth of the largest expected value's scale are drawn at the left edge.
+    Ends and outcomes below a quarter of the smallest expected value are drawn there, at the left edge.
     """
-    middle, below, above = (np.asarray(a, dtype=np.float64) for a in (expected, low, high))
+    columns = [np.asarray(a, dtype=np.float64) for a in (expected, low, high)]
+    known = np.logical_and.reduce([np.isfinite(a) for a in columns])
+    middle, below, above = (a[known] for a in columns)
     if not len(middle) or not middle.max() > 0.0:
         return no_data(title, "no group of which anything is expected")
-    came = None if observed is None else np.asarray(observed, dtype=np.float64)
+    came = None if observed is None else np.asarray(observed, dtype=np.float64)[known]
+    shown_names = [canvas.shorten(name, 36) for name, chosen in zip(names, known, strict=True) if chosen]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        floor = max(float(middle[middle > 0.0].min()) / 4.0, float(above.max()) * 1e-5)
+        floor = float(middle[middle > 0.0].min()) / 4.0
         y = np.arange(len(middle))[::-1]
         axes.hlines(y, np.maximum(below, floor), np.maximum(above, floor), color=SKY, linewidth=5, alpha=0.8)
         axes.plot(np.maximum(middle, floor), y, linestyle="none", marker="o", color=BLUE)
@@ -45,7 +48,7 @@ def forecast_intervals(
             shown.append(Line2D([], [], color=RED, marker="D", linestyle="none"))
             labels.append("came")
         axes.set(xscale="log", ylim=(-0.8, len(middle) - 0.2))
-        axes.set_yticks(y, labels=[canvas.shorten(name, 32) for name in names])
+        axes.set_yticks(y, labels=shown_names)
         axes.set_title(title)
         axes.set_xlabel(unit)
         canvas.log_axis(axes.xaxis, lambda value: f"{value:,.10g}".replace(",", " "))

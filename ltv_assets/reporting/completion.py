@@ -16,8 +16,7 @@ def complete_documents(project: Project, key: str) -> list[str]:
     warehouse, problems = project.warehouse, []
     try:
         metrics, report = warehouse.manifest("holdout_metrics", key), warehouse.manifest("report", key)
-        shown = {f"{asset}/{key}": warehouse.fingerprint(asset, key) for asset in ("holdout_metrics", "cohort_errors")}
-        if metrics is not None and (report is None or any(report.inputs.get(name) != content for name, content in shown.items())):
+        if metrics is not None and (report is None or report.inputs.get(f"holdout_metrics/{key}") != metrics.fingerprint):
             from ltv_assets.reporting.report import write_report
 
             write_report(project, key)

@@ -47,9 +47,6 @@ def write_report(project: Project, key: str, pictures: Mapping[str, bytes] | Non
     drawn = dict(pictures) if pictures is not None else _pictures_again(project, key, metrics)
     window = WindowFacts(project, key)
     inputs = {f"holdout_metrics/{key}": metrics.fingerprint}
-    errors = warehouse.fingerprint("cohort_errors", key)
-    if errors is not None:
-        inputs[f"cohort_errors/{key}"] = errors
     if window.ablation is not None:
         inputs[f"ablation/{key}"] = warehouse.fingerprint("ablation", key) or ""
 

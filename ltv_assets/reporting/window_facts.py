@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets.core.asset_specs import CODE_VERSIONS
+from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import StaleError
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.modeling.cohorts import inside
@@ -31,6 +32,27 @@ class WindowFacts:
 
     project: Project
     key: str
+
+    @property
+    def scores(self) -> Scores:
+        """Names of the predicted columns and their horizons."""
+        return self.project.contract.scores
+
+    @property
+    def is_contest(self) -> bool:
+        """Whether the rows are the contest's impressions, of which more can be said than of those of another table."""
+        return self.project.contract.is_shipped
+
+    @property
+    def noun(self) -> str:
+        """What the rows are called."""
+        return "impressions" if self.is_contest else "rows"
+
+    @property
+    def within(self) -> str:
+        """The shortest horizon in words."""
+        days = self.scores.horizons[0]
+        return "seven days" if days == 7 else "one day" if days == 1 else f"{days} days"
 
     @cached_property
     def figures(self) -> pd.DataFrame:
@@ -81,14 +103,17 @@ class WindowFacts:
         return pd.read_csv(io.BytesIO(self.project.warehouse.artifacts("ablation", self.key)[ABLATION_FILE]))
 
     @cached_property
-    def forecast(self) -> pd.DataFrame | None:
-        """Groups of the holdout day, forecast and observed: the day, then by what was expected; None if that was not made yet."""
-        warehouse = self.project.warehouse
-        manifest, evaluated = warehouse.manifest("cohort_errors", self.key), f"holdout_metrics/{self.key}"
-        if manifest is None or manifest.inputs.get(evaluated) != warehouse.fingerprint("holdout_metrics", self.key):
-            return None
-        errors = pd.concat([pq.read_table(f).to_pandas() for f in warehouse.files("cohort_errors", self.key)], ignore_index=True)
-        groups = errors[errors["source"] == "holdout"]
+    def forecast(self) -> pd.DataFrame:
+        """Groups of the holdout day, forecast and observed: the day, then by what was expected. ``cohort_errors`` publishes the same."""
+        from ltv_assets.training.cohorts import HOLDOUT, window_errors
+
+        warehouse, evaluated = self.project.warehouse, f"holdout_metrics/{self.key}"
+        manifest = warehouse.manifest("cohort_errors", self.key)
+        if manifest is not None and manifest.inputs.get(evaluated) == warehouse.fingerprint("holdout_metrics", self.key):
+            errors = pd.concat([pq.read_table(f).to_pandas() for f in warehouse.files("cohort_errors", self.key)], ignore_index=True)
+        else:
+            errors = window_errors(self.project, self.key).errors
+        groups = errors[errors["source"] == HOLDOUT]
         groups = groups.join(inside(groups))
         order = np.lexsort((groups["value"], groups["segment"], -groups["expected_revenue_usd"], groups["segment"] != ALL))
         return groups.iloc[order].reset_index(drop=True)
@@ -102,7 +127,8 @@ class WindowFacts:
         warehouse = self.project.warehouse
         raw = warehouse.require("raw_partitions", day, "run `ltv run`").facts
         manifest = warehouse.require("flattened_features", day, "run `ltv run`")
-        revenue = [pq.read_table(f, columns=["iap_revenue_d7"])["iap_revenue_d7"] for f in warehouse.files("flattened_features", day)]
+        target = self.project.contract.target
+        revenue = [pq.read_table(f, columns=[target])[target] for f in warehouse.files("flattened_features", day)]
         verdicts = {v.check: v for v in warehouse.verdicts("flattened_features", day)}
         drift, adversarial = verdicts.get("drift"), verdicts.get("adversarial_drift")
         return {

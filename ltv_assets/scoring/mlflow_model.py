@@ -14,15 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from ltv_assets.core.config import Config
 from ltv_assets.core.contract import Contract, contract_of
-from ltv_assets.core.errors import ModelFileError, StaleError
+from ltv_assets.core.errors import ModelFileError
 from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.features.impressions import example_impression
-from ltv_assets.features.registry import load_registry
 from ltv_assets.scoring.online import CONTRACT, ERROR_COLUMN, LISTING, MODELS, REGISTRY, SCHEMA_VERSION, OnlineModel, input_columns
+from ltv_assets.scoring.window_model import require_same_features
 from ltv_assets.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def write_model(config: Config, warehouse: Warehouse, window: str, folder: Path)
 def write_files(config: Config, warehouse: Warehouse, window: str, folder: Path) -> None:
     """Write the verified files of a window's served model, its feature registry, its contract and the list of all with their hashes."""
     files = {f"{MODELS}/{name}": data for name, data in warehouse.artifacts("served_model", window).items()}
-    _require_same_features(config, warehouse, window)
+    require_same_features(config, warehouse, window)
     files |= {REGISTRY: config.features.read_bytes(), CONTRACT: config.contract.read_bytes()}
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,20 +89,6 @@ def write_files(config: Config, warehouse: Warehouse, window: str, folder: Path)
     (folder / LISTING).write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
 
 
-def _require_same_features(config: Config, warehouse: Warehouse, window: str) -> None:
-    """Refuse a registry that differs from the one the window's last day was flattened with."""
-    if warehouse.manifest("flattened_features", window) is None:
-        return
-    expected = load_registry(config.features, contract_of(config)).fingerprint()
-    for path in warehouse.files("flattened_features", window, verify=False):
-        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
-        if metadata.get(b"registry", b"").decode() != expected:
-            raise StaleError(
-                f"window {window} was trained on other features than {config.features} describes now; train it again with "
-                f"`ltv run --window {window}`, or restore the file"
-            )
-
-
 def signature(contract: Contract) -> ModelSignature:
     """The model's inputs and outputs.
 
@@ -114,10 +98,10 @@ def signature(contract: Contract) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    from ltv_assets.core.asset_specs import RELATIONS
+    from ltv_assets.core.asset_specs import relations
 
     kinds: dict[str, Any] = {"DOUBLE": "double", "BOOLEAN": "boolean", "VARCHAR": "string"}
-    outputs = [ColSpec(kinds[c.type], c.name, required=False) for c in RELATIONS["predictions"] if c.name != "day"]
+    outputs = [ColSpec(kinds[c.type], c.name, required=False) for c in relations(contract)["predictions"] if c.name != "day"]
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in input_columns(contract)]),
         outputs=Schema([*outputs, ColSpec("string", ERROR_COLUMN, required=False)]),

@@ -6,7 +6,7 @@ results, only their locations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from ltv_assets.core.asset_specs import OutputColumn
+from ltv_assets.core.asset_specs import OutputColumn, relations
 from ltv_assets.core.config import Config, load_config
 from ltv_assets.core.contract import Contract, contract_of, load_contract
 from ltv_assets.core.database import open_duckdb
@@ -39,20 +39,24 @@ def _load_registry(path: Path, mtime_ns: int, contract: Path, contract_mtime_ns:
 
 @dataclass(frozen=True)
 class Project:
-    """Configuration, horizon and warehouse, read together once."""
+    """Configuration, horizon and warehouse, read together once.
+
+    ``kept``: what one step of a run leaves for the next in memory, by its identity: the rows of the window in training.
+    """
 
     config: Config
     horizon: Horizon
     warehouse: Warehouse
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def open(cls, path: Path | None = None) -> Project:
+    def open(cls, path: Path | None = None, kept: dict[str, Any] | None = None) -> Project:
         """Open what ``LTV_CONFIG``, ``LTV_DATA_ROOT`` and ``LTV_WAREHOUSE`` describe, or the configuration at ``path``.
 
         Raises ConfigError if the configuration is wrong.
         """
         config = load_config(path)
-        return cls(config, discover(config), Warehouse(config.warehouse.root))
+        return cls(config, discover(config), Warehouse(config.warehouse.root), {} if kept is None else kept)
 
     @cached_property
     def registry(self) -> Registry:
@@ -101,7 +105,15 @@ class Project:
         """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalog.sync`."""
         timeout = self.config.warehouse.lock_timeout_seconds
         connect = connect or partial(self.open_duckdb, database=self.warehouse.database)
-        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, connect=connect, rebuild=rebuild, problems=problems)
+        return sync(
+            self.warehouse,
+            self.flattened_columns,
+            timeout_seconds=timeout,
+            connect=connect,
+            rebuild=rebuild,
+            problems=problems,
+            relations=relations(self.contract),
+        )
 
     def refresh_catalogue(self) -> list[str]:
         """`sync_catalogue` as the last step of a command: problems are returned as messages and left to `ltv catalog`."""

@@ -79,3 +79,53 @@ def test_group_that_will_hardly_pay_has_an_interval_from_nothing() -> None:
 def test_nobody_and_nothing_expected_is_a_forecast_of_zero() -> None:
     forecast = one_group(np.zeros(0), np.zeros(0), Amounts())
     assert forecast.drop(["segment", "value"]).astype(float).eq(0.0).all()
+
+
+def test_nothing_known_is_wide_and_every_day_that_kept_its_level_narrows_it() -> None:
+    errors = [np.zeros(n) for n in (0, 2, 6, 30)]
+    found = [cohorts.learn_movement(e, np.full(len(e), 0.03**2), scale=cohorts.DAY_SCALE).sd for e in errors]
+    assert found[0] > 0.25 and found == sorted(found, reverse=True) and found[-1] < 0.02
+
+
+@pytest.mark.parametrize("level_sd", [0.1, 0.3])
+def test_movement_of_many_days_is_found(level_sd: float) -> None:
+    rng = np.random.default_rng(1)
+    noise = np.full(4000, 0.1**2)
+    error = rng.normal(0.0, np.sqrt(noise + level_sd**2))
+    assert cohorts.learn_movement(error, noise, scale=cohorts.DAY_SCALE).sd == pytest.approx(level_sd, rel=0.07)
+
+
+def test_amounts_of_few_payers_lean_on_an_exponential_and_of_many_on_themselves() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (cohorts.learn_amounts(rng.random(n), np.full(n, 5.0)) for n in (5, 5000))
+    assert few.second == (pytest.approx((5 * 1.0 + 20 * 2.0) / 25),)
+    assert np.allclose(many.second, 1.0, atol=0.03)
+    expected = rng.lognormal(0.0, 1.0, 4000)
+    scattered = cohorts.learn_amounts(expected, expected * rng.exponential(1.0, 4000))
+    assert len(scattered.second) == cohorts.AMOUNT_BINS
+    assert np.asarray(scattered.second[1:-1]) == pytest.approx(np.full(3, 2.0), rel=0.25)
+
+
+def test_noise_survives_its_file() -> None:
+    noise = CohortNoise(Amounts((1.0,), (2.0, 3.0), (6.0, 7.0)), groups={"country": Movement(0.01, 12)}, days=("2025-10-01",))
+    assert CohortNoise.from_json(noise.to_json()) == noise
+    assert CohortNoise.from_json(noise.to_json()).to_json() == noise.to_json()
+
+
+def test_interval_widens_with_the_lasting_part_of_movements_only() -> None:
+    passing, lasting = (CohortNoise(day=Movement(0.04), followed=0.2, lasting_share=share) for share in (0.0, 0.5))
+    assert passing.payers_variance(["all"], 9)[0] == passing.payers_variance(["all"], 1)[0] == pytest.approx(0.048)
+    assert lasting.payers_variance(["all"], 3)[0] == pytest.approx(0.04 * (1.2 + 2 * 0.5))
+
+
+def test_values_that_a_forecast_did_not_name_are_found_among_its_others() -> None:
+    later = pd.DataFrame({"country": ["de", "fr", None, "xx", "de"]})
+    groups = cohorts.same_groups(later, {"all": ("all",), "country": ("(missing)", "de"), "gone": ("a",)})
+    came = cohorts.observed(groups, np.array([1.0, 2.0, 3.0, 4.0, 0.0]), 3.5)
+    found = dict(zip(zip(*groups.listed(), strict=True), zip(came["payers"], came["revenue_capped_usd"], strict=True), strict=True))
+    assert found == {
+        ("all", "all"): (4, 9.5),
+        ("country", "(missing)"): (1, 3.0),
+        ("country", "de"): (1, 1.0),
+        ("country", "(other)"): (2, 5.5),
+    }

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.check_specs import standing_checks
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import DataError
 from ltv_assets.defs.asset_checks.health import champion_fresh, standing_failures
+from ltv_assets.defs.asset_checks.scoring import forecast_coverage
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.schema import feature_names
 from ltv_assets.monitoring import adversarial as drifting
@@ -52,7 +54,7 @@ def stored(path: Path, frame: pd.DataFrame) -> list[Path]:
 
 def separation(tmp_path: Path, before: pd.DataFrame, new: pd.DataFrame, **settings: Any) -> Any:
     sides = stored(tmp_path / "a.parquet", before), stored(tmp_path / "b.parquet", new)
-    return adversarial_separation(*sides, list(before.columns[1:]), **LIMITS, **settings)
+    return adversarial_separation(*sides, list(before.columns[1:]), threads=2, **settings)
 
 
 def test_rows_of_one_distribution_cannot_be_told_apart(tmp_path: Path) -> None:
@@ -96,13 +98,20 @@ def test_shift_of_a_feature_that_begins_like_a_calendar_column_is_found(tmp_path
 def test_sample_is_of_the_smallest_hashes_whatever_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Over two files; the hash is that of the project's own draws, which no new version of DuckDB changes."""
     monkeypatch.setattr(drifting, "HASHED_ROWS", block)
+    drifting._sample_of_file.cache_clear()
     parts = [rows(1, 800), rows(2, 500)]
     files = [path for number, part in enumerate(parts) for path in stored(tmp_path / f"{number}.parquet", part)]
-    found = drifting._sample(files, ["spend", "country"], 300, **LIMITS)
+    found = drifting._sample(files, ("spend", "country"), 300)
     everything = pd.concat(parts, ignore_index=True)
     wanted = everything.assign(h=row_hashes(everything["row_id"])).sort_values("h", ignore_index=True).head(300)
     pd.testing.assert_frame_equal(found, wanted[["h", "spend", "country"]], check_dtype=False)
-    assert len(drifting._sample(files, ["spend"], 5000, **LIMITS)) == 1300
+    assert len(drifting._sample(files, ("spend",), 5000)) == 1300
+
+
+def test_file_that_was_written_anew_is_sampled_anew(tmp_path: Path) -> None:
+    before = drifting._sample(stored(tmp_path / "a.parquet", rows(1)), ("spend",), 50)
+    again = drifting._sample(stored(tmp_path / "a.parquet", rows(2)), ("spend",), 50)
+    assert not before["h"].isin(again["h"]).any()
 
 
 def test_hashes_that_choose_the_sample_are_the_same_everywhere() -> None:
@@ -131,8 +140,8 @@ def scores(seed: int, factor: float = 1.0, size: int = 4000) -> pd.DataFrame:
 
 
 def test_shift_of_scores_is_small_for_equal_laws_and_large_for_others(tmp_path: Path) -> None:
-    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), **LIMITS)
-    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), **LIMITS)
+    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), "ltv_d7", **LIMITS)
+    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), "ltv_d7", **LIMITS)
     assert same < 0.02
     assert other > 0.25
 
@@ -220,6 +229,58 @@ def test_new_scores_and_new_figures_are_looked_at_again(world: World) -> None:
     second = watched(world.project)
     assert first != second
     assert second == watched(world.project)
+
+
+def observed_day(world: World, day: str, held: int, *, window: str = WINDOW, labelled: int = 100, age: int = 2) -> None:
+    """Ten groups of which so many lie in their intervals."""
+    import pandas as pd
+
+    from ltv_assets.training.cohorts import write_relation
+
+    names = [c.name for c in RELATIONS["cohort_outcome"]]
+    frame = pd.DataFrame({name: np.full(10, 1.0) for name in names}).astype(object)
+    frame = frame.assign(day=day, segment=["all", *["country"] * 9], value=[f"v{i}" for i in range(10)], model_window=window)
+    frame = frame.assign(
+        rows=100, rows_labelled=labelled, model_age_days=age, payers=1, payers_inside=np.arange(10) < held, revenue_inside=True
+    )
+
+    def fill(folder: Path) -> dict[str, int | None]:
+        return {"outcome.parquet": write_relation(folder / "outcome.parquet", "cohort_outcome", frame)}
+
+    world.warehouse.write("cohort_outcome", day, fill, code_version="1", config="c", inputs={})
+
+
+def test_forecasts_that_did_not_hold_are_a_reason_only_where_they_are_asked_for(place: Callable[..., Path], tmp_path: Path) -> None:
+    world = World(place(tmp_path / "data", "automation: {retrain_forecast_coverage: 0.5}\n"))
+    world.evaluated()
+    before = watched(world.project)
+    observed_day(world, DAY, 4)
+    assert watched(world.project) != before
+    (reason,) = look(world.project).reasons
+    assert reason == (
+        "payers of 40% of 10 groups that champion 2025-10-06 forecast lie in their 80 % intervals, "
+        "fewer than retrain_forecast_coverage = 0.5"
+    )
+    observed_day(world, "2025-10-09", 9)
+    assert look(world.project).reasons == (), "13 of 20"
+    observed_day(world, "2025-10-09", 9, window="2025-10-01")
+    assert len(look(world.project).reasons) == 1, "what another model forecast says nothing about this one"
+    place(tmp_path / "data", "automation: {}\n")
+    unasked = look(Project.open())
+    assert unasked.reasons == () and "forecast_coverage" not in unasked.figures
+
+
+def test_coverage_is_judged_on_days_that_no_model_had_seen_and_whose_rows_are_the_same(world: World) -> None:
+    observed_day(world, "2025-10-08", 9)
+    observed_day(world, "2025-10-09", 0)
+    good, bad = (forecast_coverage(world.project, day) for day in ("2025-10-08", "2025-10-09"))
+    assert good.passed and "payers of 90% and revenue of 100% of 10 groups of 1 days" in good.message
+    assert not bad.passed and "payers of 45% and revenue of 100% of 20 groups of 2 days" in bad.message
+    assert "fewer than forecast_coverage_min = 0.5" in bad.message and len(bad.rows) == 10
+    observed_day(world, "2025-10-09", 0, age=0)
+    assert forecast_coverage(world.project, "2025-10-09").passed, "its model had seen the day"
+    observed_day(world, "2025-10-09", 0, labelled=99)
+    assert "its labels came for other rows than were scored" in forecast_coverage(world.project, "2025-10-09").message
 
 
 # -------------------------------------------------------------------------------------------- the warehouse as a whole

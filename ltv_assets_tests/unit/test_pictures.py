@@ -49,6 +49,9 @@ def every_picture(revenue: np.ndarray, p: np.ndarray, ltv: np.ndarray) -> dict[s
         "shap_summary": lambda: pictures.shap_summary(names[:5], np.outer(p, np.arange(5)) - 0.1, np.outer(ltv, np.ones(5))[:, :5]),
         "missing_shares": lambda: pictures.missing_shares(dict(zip(names, p[:40], strict=True))),
         "psi_bars": lambda: pictures.psi_bars(names, p[:40]),
+        "forecast_intervals": lambda: pictures.forecast_intervals(
+            names[:20], p[:20], 0.8 * p[:20], 1.3 * p[:20], observed=ltv[:20], title="Forecast"
+        ),
         "rmsle_bars": lambda: pictures.rmsle_bars({name: (v, v - 0.01, v + 0.01) for name, v in zip(names, p[:5], strict=False)}),
     }
 

@@ -120,3 +120,11 @@ def test_bins_that_were_given_up_are_found_again() -> None:
     matrix.forget_bins()
     assert trees() == first
     assert matrix.binned() is not bins
+
+
+def test_assets_of_one_run_share_what_is_kept_and_two_runs_do_not() -> None:
+    from ltv_assets.defs.resources import ProjectResource
+
+    run, other = ProjectResource(config_file=None), ProjectResource(config_file=None)
+    run.open().kept["rows"] = 1
+    assert run.open().kept == {"rows": 1} and other.open().kept == {}

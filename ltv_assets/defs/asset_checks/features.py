@@ -145,7 +145,6 @@ def adversarial_drift(project: Project, key: str) -> Outcome:
             seed=project.config.seed,
             contract=project.contract,
             threads=project.config.compute.threads,
-            memory_limit=project.config.compute.duckdb_limit,
         )
     except DataError as error:
         return Outcome(True, f"day {key}: not measured: {error}")

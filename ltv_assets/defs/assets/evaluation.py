@@ -30,14 +30,11 @@ def holdout_metrics(work: Publication) -> dg.MaterializeResult:
 
 
 def cohort_errors(work: Publication) -> dg.MaterializeResult:
-    """Compare forecasts of groups with what came, and show it in the report."""
-    from ltv_assets.reporting.report import write_report
+    """Compare forecasts of groups with what came."""
     from ltv_assets.training.cohorts import window_errors, write_errors
 
     found = window_errors(work.project, work.key)
-    manifest = work.publish(lambda folder: write_errors(folder, found))
-    write_report(work.project, work.key)
-    return work.result(manifest, _errors_metadata(found))
+    return work.result(work.publish(lambda folder: write_errors(folder, found)), _errors_metadata(found))
 
 
 def served_model(work: Publication) -> dg.MaterializeResult:
