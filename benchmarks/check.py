@@ -2,9 +2,10 @@
 
     python benchmarks/check.py [--record] [--repeats 2] [--rows-per-hour 600]
 
-Fails (exit 1) when a ratio is more than 20 % below the last one recorded in ``benchmarks/results.csv`` for the same stage and
-data. ``--record`` appends the figures with the package's version; record on a machine that does nothing else. Ratios
-compare two speeds of one run, so they travel between machines far better than rows per second do.
+Fails (exit 1) when a ratio is more than 20 % below the last one recorded in ``benchmarks/results.csv`` for the same stage, data
+and baseline. ``--record`` appends the figures with the package's version; record on a machine that does nothing else. Ratios
+compare two speeds of one run, so they travel between machines far better than rows per second do. That of training is one by
+``reference_multiple``: how many times what the pinned reference costs a whole window costs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from ltv_assets.simulator import Simulator
 
 RESULTS = Path(__file__).with_name("results.csv")
 SERVING = Path(__file__).with_name("serving.py")
-COLUMNS = ("version", "stage", "rows_per_hour", "rows", "rows_per_second", "ratio", "peak_rss_mb", "cores")
+COLUMNS = (
+    *("version", "stage", "rows_per_hour", "rows", "rows_per_second", "ratio", "peak_rss_mb", "cores"),
+    *("reference_multiple", "baseline"),
+)
 LOWEST = 0.8
 SIMULATED_ROWS = 60_000
 
@@ -79,10 +83,11 @@ def measured(stage: str, data: Path, repeats: int) -> dict[str, Any]:
     return max((STAGES[stage](data) for _ in range(1 if stage == "serve" else repeats)), key=lambda figures: figures["ratio"])
 
 
-def recorded(stage: str, rows_per_hour: int) -> float | None:
-    """The newest recorded ratio of a stage on such data."""
+def recorded(stage: str, rows_per_hour: int, baseline: str) -> float | None:
+    """The newest recorded ratio of a stage to the same baseline on such data."""
+    wanted = {"stage": stage, "rows_per_hour": str(rows_per_hour), "baseline": baseline}
     with RESULTS.open(newline="") as handle:
-        found = [row for row in csv.DictReader(handle) if row["stage"] == stage and int(row["rows_per_hour"]) == rows_per_hour]
+        found = [row for row in csv.DictReader(handle) if wanted.items() <= row.items()]
     return float(found[-1]["ratio"]) if found else None
 
 
@@ -99,7 +104,7 @@ def main() -> int:
         ltv("simulate", "--out", str(data), "--train-days", "4", "--test-days", "1", "--rows-per-hour", str(arguments.rows_per_hour))
         for stage in STAGES:
             figures = measured(stage, data, arguments.repeats)
-            before = recorded(stage, arguments.rows_per_hour)
+            before = recorded(stage, arguments.rows_per_hour, figures.get("baseline", ""))
             good = before is None or figures["ratio"] >= LOWEST * before
             failed += not good
             print(

@@ -29,6 +29,7 @@ from ltv_assets.core.contract import Column, Contract, load_contract
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
 from ltv_assets.modeling.evaluation.segments import metrics_markdown
+from ltv_assets.serving.metrics import DESCRIPTIONS
 
 DOCS = PROJECT_ROOT / "docs"
 PAGE_WIDTH = 132
@@ -281,6 +282,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "metrics": metrics_markdown,
     "faults": faults,
     "your-table": your_table,
+    "serving-metrics": lambda: table(("metric", "meaning"), ((code(name), meaning) for name, meaning in DESCRIPTIONS.items())),
 }
 
 

@@ -191,7 +191,7 @@ def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
         for number, path in enumerate(files):
             written.append(folder / f"scores-{number}.parquet")
             score_files(models, [path], features, written[-1], chunk_rows=config.compute.chunk_rows, threads=threads)
-        return write_submissions(written, None, folder, threads=threads, memory_limit=limit)
+        return write_submissions(written, None, folder, threads=threads, memory_limit=limit, contract=project.contract)
 
     count, seconds, peak = _timed(score)
     stages = (models.classifier.model, models.regressor.head, *models.regressor.increments.values())

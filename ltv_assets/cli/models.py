@@ -121,10 +121,12 @@ def validate_submission(file: Path, sample: Path | None) -> None:
       ltv validate-submission mine.csv --sample sample_submission.csv
     """
     from ltv_assets.core.config import load_config
+    from ltv_assets.core.contract import contract_of
     from ltv_assets.scoring.submission import validate_submission as validate
 
-    compute = load_config().compute
-    problems = validate(file, sample, threads=compute.threads, memory_limit=compute.duckdb_limit)
+    config = load_config()
+    compute = config.compute
+    problems = validate(file, sample, threads=compute.threads, memory_limit=compute.duckdb_limit, contract=contract_of(config))
     for problem in problems:
         click.echo(f"{file}: {problem}")
     if not problems:

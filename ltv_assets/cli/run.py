@@ -62,7 +62,7 @@ def run(window: datetime | None) -> None:
 
 
 def _print_headline(project: Project, window: date | None) -> None:
-    from ltv_assets.modeling.evaluation.segments import HEADLINE
+    from ltv_assets.modeling.evaluation.segments import headline_of
     from ltv_assets.state.status import headline_figures
 
     day = project.window_or_last(window)
@@ -72,7 +72,7 @@ def _print_headline(project: Project, window: date | None) -> None:
         table.add_column("figure")
         table.add_column("value", justify="right")
         table.add_column("95 % interval", justify="right")
-        for name, label in HEADLINE:
+        for name, label in headline_of(project.contract.scores):
             row = figures.get(name)
             if row is not None and row["value"] is not None:
                 low, high = row["low"], row["high"]

@@ -72,7 +72,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     target = project.window_or_last(window)
     sample = project.config.data.sample_submission
     if sample is not None and project.horizon.test_days:
-        sample_form(sample)  # what is wrong with it should not be said after an hour of training
+        sample_form(sample, project.contract)  # what is wrong with it should not be said after an hour of training
     report.warnings += [f"{message}; it is left out" for split in SPLITS for message in unknown_entries(project.config, split)]
     report.warnings += uncovered_hours(project.config, project.horizon)
     swept = project.warehouse.sweep()

@@ -1,6 +1,6 @@
 """``ltv tune``: a search for better hyperparameters on walk-forward windows, which can stop and go on at any time.
 
-Every trial fits complete windows with its settings and is judged by the mean RMSLE of ``ltv_d7`` on their holdout days;
+Every trial fits complete windows with its settings and is judged by the mean RMSLE of the shortest horizon on their holdout days;
 the first trial is the configuration in force. The newest window takes no part in the search, so that the winner can be
 compared with the present settings on a day that had no say in choosing it. The study lies in the warehouse and is the
 record; MLflow gets one run for each trial when its server answers, or later from ``ltv mlflow-sync``. Optuna is imported
@@ -252,8 +252,8 @@ class SearchedWindow:
         return self._kept[part][1]
 
     def losses(self, models: ModelsConfig) -> Floats:
-        """Squared errors of log1p(``ltv_d7``) on the holdout day, (n,)."""
-        ltv = self.fit(models).score(self.holdout.X)["ltv_d7"].to_numpy()
+        """Squared errors of log1p(LTV) on the holdout day, (n,)."""
+        ltv = self.fit(models).score(self.holdout.X)[self.holdout.names.ltv[0]].to_numpy()
         return (np.log1p(ltv) - self.holdout.log_d7) ** 2
 
     def figures(self, models: ModelsConfig) -> dict[str, float]:
@@ -261,8 +261,8 @@ class SearchedWindow:
         frame = self.fit(models).score(self.holdout.X)
         probability = frame["buyer_probability"].to_numpy()
         return {
-            "rmsle": rmsle(self.holdout.d7, frame["ltv_d7"].to_numpy()),
-            "rmsle_gated": rmsle(self.holdout.d7, frame["iap_revenue_d7"].to_numpy()),
+            "rmsle": rmsle(self.holdout.d7, frame[self.holdout.names.ltv[0]].to_numpy()),
+            "rmsle_gated": rmsle(self.holdout.d7, frame[self.holdout.names.target].to_numpy()),
             "auc": auc(self.holdout.payer, probability),
             "log_loss": log_loss(self.holdout.payer, probability),
         }

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ltv_assets.core.contract import ROW_ID, Contract, load_contract
+
 Clock = Literal["day", "window", "submission"]
 Days = Literal["same", "training", "training and holdout", "test", "champion", "history", "published"]
 
@@ -76,7 +78,7 @@ _PLAN_ROW = (
     OutputColumn("day", "VARCHAR", "training day, YYYY-MM-DD"),
     OutputColumn("file", "INTEGER", "position of the flattened file in its manifest"),
     OutputColumn("row_number", "BIGINT", "position of the row in the flattened file, from 0"),
-    OutputColumn("bin", "SMALLINT", "histogram bin of log1p(iap_revenue_d7); 0 is revenue 0"),
+    OutputColumn("bin", "SMALLINT", "histogram bin of log1p(revenue) within the shortest horizon; 0 is revenue 0"),
 )
 _STAGE_METRICS = (
     _WINDOW_KEY,
@@ -90,22 +92,58 @@ _GROUP = (
     OutputColumn("rows", "BIGINT", "impressions of the group"),
 )
 _FORECAST = (
-    OutputColumn("expected_payers", "DOUBLE", "expected number of impressions with revenue_d7 > 0", "rows"),
+    OutputColumn("expected_payers", "DOUBLE", "expected number of impressions with revenue", "rows"),
     OutputColumn("payers_low", "DOUBLE", "lower end of the 80 % interval of payers", "rows"),
     OutputColumn("payers_high", "DOUBLE", "upper end of the 80 % interval of payers", "rows"),
-    OutputColumn("expected_revenue_usd", "DOUBLE", "expected sum of min(revenue_d7, cap_usd)", "USD"),
+    OutputColumn("expected_revenue_usd", "DOUBLE", "expected sum of min(revenue, cap_usd)", "USD"),
     OutputColumn("revenue_low_usd", "DOUBLE", "lower end of the 80 % interval of that sum", "USD"),
     OutputColumn("revenue_high_usd", "DOUBLE", "upper end of the 80 % interval of that sum", "USD"),
 )
 _CAME = (
-    OutputColumn("payers", "BIGINT", "impressions with revenue_d7 > 0", "rows"),
-    OutputColumn("revenue_capped_usd", "DOUBLE", "sum of min(revenue_d7, cap_usd)", "USD"),
-    OutputColumn("revenue_usd", "DOUBLE", "sum of revenue_d7", "USD"),
+    OutputColumn("payers", "BIGINT", "impressions with revenue", "rows"),
+    OutputColumn("revenue_capped_usd", "DOUBLE", "sum of min(revenue, cap_usd)", "USD"),
+    OutputColumn("revenue_usd", "DOUBLE", "sum of revenue", "USD"),
 )
 
 _TRAINING_DAYS = Upstream("flattened_features", "training")
 _WINDOW_DAYS = Upstream("flattened_features", "training and holdout")
 _BOOSTING_KEYS = ("compute.engine", "compute.threads", "compute.max_memory_gb")
+
+
+def _predictions(contract: Contract) -> tuple[OutputColumn, ...]:
+    scores = contract.scores
+    others = [f"{days} days" for days in scores.horizons[1:]]
+    target, shortest = scores.target, f"revenue_d{scores.horizons[0]}"
+    longer = [
+        OutputColumn(name, "DOUBLE", text, "USD")
+        for name, text in zip(
+            scores.ltv[1:],
+            (
+                f"the same law {f'as {scores.ltv[0]} ' if k == 0 else ''}at {days}, never below {'it' if k == 0 else scores.ltv[k]}"
+                for k, days in enumerate(others)
+            ),
+            strict=True,
+        )
+    ]
+    return (
+        OutputColumn(ROW_ID, "VARCHAR", "the impression"),
+        OutputColumn("day", "VARCHAR", "its day, YYYY-MM-DD"),
+        OutputColumn("buyer_probability", "DOUBLE", f"calibrated P({shortest} > 0)", "0..1"),
+        OutputColumn("log_revenue_if_buyer", "DOUBLE", f"E[log1p({shortest}) | {shortest} > 0]", "log USD"),
+        OutputColumn(scores.ltv[0], "DOUBLE", "expm1(score), RMSLE-optimal, ungated", "USD"),
+        OutputColumn(scores.expected, "DOUBLE", f"E[min({shortest}, cap_usd)]: money that adds up", "USD"),
+        *longer,
+        OutputColumn("predicted_zero", "BOOLEAN", "the gate's verdict"),
+        OutputColumn(target, "DOUBLE", f"0 where predicted_zero, else {scores.ltv[0]}: the submission's column", "USD"),
+    )
+
+
+def _submission(contract: Contract) -> tuple[OutputColumn, ...]:
+    return (
+        OutputColumn(contract.identifier, "VARCHAR", "the test impression"),
+        OutputColumn(contract.target, "DOUBLE", "predicted revenue", "USD"),
+    )
+
 
 ASSETS: tuple[AssetSpec, ...] = (
     AssetSpec(
@@ -193,7 +231,8 @@ ASSETS: tuple[AssetSpec, ...] = (
         "models",
         code_version="5",
         description=(
-            "P(revenue_d7 > 0): LightGBM on the HistOS plan, corrected for its prior and calibrated at the natural rate out of fold."
+            "P(revenue > 0) within the shortest horizon: LightGBM on the HistOS plan, corrected for its prior and calibrated at the "
+            "natural rate out of fold."
         ),
         kinds=("lightgbm",),
         upstream=(
@@ -236,7 +275,8 @@ ASSETS: tuple[AssetSpec, ...] = (
         "models",
         code_version="6",
         description=(
-            "E[log1p(revenue_d7) | payer], non-negative log increments for D14 and D28, expected_revenue_d7 and the pinned reference."
+            "E[log1p(revenue) | payer] within the shortest horizon, non-negative log increments to the longer ones, expected revenue "
+            "and the pinned reference."
         ),
         kinds=("lightgbm",),
         upstream=(
@@ -367,24 +407,13 @@ ASSETS: tuple[AssetSpec, ...] = (
         "scoring",
         "lake",
         code_version="3",
-        description="Every impression of a day scored with the champion: probability, log revenue, LTV at three horizons, the gate.",
+        description="Every impression of a day scored with the champion: probability, log revenue, LTV at every horizon, the gate.",
         kinds=("lightgbm", "parquet"),
         upstream=(
             Upstream("flattened_features"),
             Upstream("served_model", "champion"),
         ),
-        relation=(
-            OutputColumn("row_id", "VARCHAR", "the impression"),
-            OutputColumn("day", "VARCHAR", "its day, YYYY-MM-DD"),
-            OutputColumn("buyer_probability", "DOUBLE", "calibrated P(revenue_d7 > 0)", "0..1"),
-            OutputColumn("log_revenue_if_buyer", "DOUBLE", "E[log1p(revenue_d7) | revenue_d7 > 0]", "log USD"),
-            OutputColumn("ltv_d7", "DOUBLE", "expm1(score), RMSLE-optimal, ungated", "USD"),
-            OutputColumn("expected_revenue_d7", "DOUBLE", "E[min(revenue_d7, cap_usd)]: money that adds up", "USD"),
-            OutputColumn("ltv_d14", "DOUBLE", "the same law as ltv_d7 at 14 days, never below it", "USD"),
-            OutputColumn("ltv_d28", "DOUBLE", "the same law at 28 days, never below ltv_d14", "USD"),
-            OutputColumn("predicted_zero", "BOOLEAN", "the gate's verdict"),
-            OutputColumn("iap_revenue_d7", "DOUBLE", "0 where predicted_zero, else ltv_d7: the submission's column", "USD"),
-        ),
+        relation=_predictions(load_contract()),
         view=True,
     ),
     AssetSpec(
@@ -394,8 +423,8 @@ ASSETS: tuple[AssetSpec, ...] = (
         "lake",
         code_version="2",
         description=(
-            "What the impressions of a scored day will bring within seven days, as a whole and by segment: expected payers and revenue "
-            "with 80 % intervals. Groups of a segment add up to the total."
+            "What the impressions of a scored day will bring within the shortest horizon, as a whole and by segment: expected payers and "
+            "revenue with 80 % intervals. Groups of a segment add up to the total."
         ),
         kinds=("parquet",),
         upstream=(
@@ -450,10 +479,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         kinds=("csv",),
         upstream=(Upstream("predictions", "test"),),
         config_keys=("data.sample_submission",),
-        relation=(
-            OutputColumn("row_id", "VARCHAR", "the test impression"),
-            OutputColumn("iap_revenue_d7", "DOUBLE", "predicted revenue", "USD"),
-        ),
+        relation=_submission(load_contract()),
         view=True,
     ),
 )
@@ -479,7 +505,15 @@ JOBS: dict[str, tuple[str, ...]] = {job: tuple(a.name for a in ASSETS if a.job =
 """Assets of each job that makes partitions, in the order in which the jobs run."""
 
 RELATIONS: dict[str, tuple[OutputColumn, ...]] = {a.name: a.relation for a in ASSETS if a.relation}
-"""Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry."""
+"""Columns of every relation of the warehouse but ``flattened_features``, whose columns follow from the feature registry; under the
+shipped contract, see `relations`."""
+
+
+def relations(contract: Contract) -> dict[str, tuple[OutputColumn, ...]]:
+    """`RELATIONS` under any contract: its identifier, horizons and target name columns of scores."""
+    return {**RELATIONS, "predictions": _predictions(contract), "submission": _submission(contract)}
+
+
 CODE_VERSIONS: dict[str, str] = {a.name: a.code_version for a in ASSETS}
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {a.name: a.config_keys for a in ASSETS}
 WINDOW_UPSTREAM: dict[str, tuple[str, ...]] = {

@@ -12,3 +12,4 @@ RAW_COLUMNS: tuple[Column, ...] = load_contract().columns
 BY_NAME: dict[str, Column] = load_contract().by_name
 INPUTS: tuple[Column, ...] = load_contract().inputs
 LABEL_NAMES: tuple[str, ...] = load_contract().label_names
+SCORED_COLUMNS: tuple[str, ...] = load_contract().scores.columns

@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -166,6 +168,51 @@ class Encodings(_Frozen):
     ranked: tuple[str, ...] = Field((), description="features that are ranked within those categories, such as past spend")
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the columns of scores are called: revenue within some horizons, in days, shortest first, and the gated ``target``."""
+
+    horizons: tuple[int, ...]
+    target: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``d7`` for each horizon."""
+        return tuple(f"d{days}" for days in self.horizons)
+
+    @property
+    def within(self) -> str:
+        """The shortest horizon in words."""
+        days = self.horizons[0]
+        return {1: "one day", 7: "seven days"}.get(days, f"{days} days")
+
+    @property
+    def ltv(self) -> tuple[str, ...]:
+        """The RMSLE-optimal columns by horizon, USD."""
+        return tuple(f"ltv_d{days}" for days in self.horizons)
+
+    @property
+    def expected(self) -> str:
+        """Expected capped revenue within the shortest horizon, USD: money that adds up."""
+        return f"expected_revenue_d{self.horizons[0]}"
+
+    @property
+    def observed(self) -> str:
+        """What came in within the shortest horizon, USD, as it stands beside the scores of a holdout: no score has this name."""
+        name = f"revenue_d{self.horizons[0]}"
+        return name if name != self.target else f"{name}_observed"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column of scores, in order."""
+        first, *longer = self.ltv
+        return ("buyer_probability", "log_revenue_if_buyer", first, self.expected, *longer, "predicted_zero", self.target)
+
+    def violations(self) -> tuple[str, ...]:
+        """SQL conditions that hold where a longer horizon is below the one before."""
+        return tuple(f"{shorter} > {longer}" for shorter, longer in pairwise(self.ltv))
+
+
 class Contract(_Frozen):
     """The whole contract; names are checked against one another when it is read."""
 
@@ -226,6 +273,11 @@ class Contract(_Frozen):
     def target(self) -> str:
         """Revenue within the shortest horizon: what is predicted, and the submission's column."""
         return self.revenue[0]
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What is predicted, by the names of its columns."""
+        return Scores(self.horizons, self.target)
 
     @property
     def payer(self) -> str | None:

@@ -338,7 +338,7 @@ def _capture_chart(snap: Snapshot) -> Chart | None:
         tuple((c.name, c.color, c.style) for c in found),
         ("bought", "caught", "at best"),
         table,
-        f"Recorded revenue of holdout day {window}, {_of_rows(curves)}, ordered by ltv_d7.",
+        f"Recorded revenue of holdout day {window}, {_of_rows(curves)}, ordered by {snap.project.contract.scores.ltv[0]}.",
     )
 
 

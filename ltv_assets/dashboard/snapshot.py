@@ -160,10 +160,12 @@ class Snapshot:
         return self._try(lambda: self.warehouse.remembered("curves", "holdout_metrics", window, lambda: self._curves(window)), None)
 
     def _curves(self, window: str) -> Curves:
-        table = self.warehouse.columns("holdout_metrics", window, ("revenue_d7", "ltv_d7", "buyer_probability"), name=SCORES_FILE)
+        names = self.project.contract.scores
+        columns = (names.observed, names.ltv[0], "buyer_probability")
+        table = self.warehouse.columns("holdout_metrics", window, columns, name=SCORES_FILE)
         rows = table.num_rows
         step = max(1, -(-rows // MAX_CURVE_ROWS))
-        revenue, ltv, probability = (table[c].to_numpy()[::step] for c in ("revenue_d7", "ltv_d7", "buyer_probability"))
+        revenue, ltv, probability = (table[c].to_numpy()[::step] for c in columns)
         share, caught = metrics.gain_curve(revenue, ltv, points=101)
         _, best = metrics.gain_curve(revenue, revenue, points=101)
         bins = metrics.reliability(revenue > 0, probability, 10)

@@ -211,11 +211,7 @@ def _spans(hours: list[int]) -> str:
 
 
 def mature_horizons(config: Config, day: date, on: date | None = None) -> frozenset[int]:
-    """Label horizons (7, 14, 28 days) that are final for impressions of ``day``, as of day ``on``."""
+    """Label horizons of the contract, in days, that are final for impressions of ``day``, as of day ``on``."""
     age = ((on or today()) - day).days
-    needed = {
-        7: config.windows.label_maturity_days_d7,
-        14: config.windows.label_maturity_days_d14,
-        28: config.windows.label_maturity_days_d28,
-    }
+    needed = {horizon: config.windows.maturity_days(horizon) for horizon in contract_of(config).horizons}
     return frozenset(horizon for horizon, days in needed.items() if age > days or (days == 0 and age >= 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array, column_or_1d
 
+from ltv_assets.core.contract import Contract, Scores, load_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.sampling.draws import row_hashes
 
@@ -137,16 +138,14 @@ class JoinedRows(RowStore):
         return _concat_many([part.select(columns) if isinstance(part, RowStore) else part[list(columns)] for part in self._parts])
 
 
-HORIZONS: tuple[str, str, str] = ("d7", "d14", "d28")
-
-
 @dataclass(frozen=True)
 class WindowData:
     """One window's rows in the order they were given.
 
-    X : features by name, in memory or in a store. revenue : (n, 3) USD for d7, d14, d28; a longer horizon that is absent or
+    X : features by name, in memory or in a store. revenue : (n, horizons) USD, shortest horizon first; a longer one that is absent or
     immature is NaN.
     period : (n,) codes 0..P-1 in time order; period_names : their P labels. hashes : (n,) 64-bit hash of each row_id.
+    contract : names the horizons and says which categories are paired and ranked.
     """
 
     X: pd.DataFrame | RowStore
@@ -154,6 +153,7 @@ class WindowData:
     period: Ints
     period_names: tuple[str, ...]
     hashes: NDArray[np.uint64]
+    contract: Contract = field(default_factory=load_contract)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -161,21 +161,26 @@ class WindowData:
     def rows(self, rows: Ints) -> WindowData:
         """The rows with these numbers, which must ascend, in memory."""
         X = self.X.take(rows) if isinstance(self.X, RowStore) else self.X.iloc[rows]
-        return WindowData(X, self.revenue[rows], self.period[rows], self.period_names, self.hashes[rows])
+        return WindowData(X, self.revenue[rows], self.period[rows], self.period_names, self.hashes[rows], self.contract)
+
+    @property
+    def names(self) -> Scores:
+        """What horizons and scores are called."""
+        return self.contract.scores
 
     @property
     def d7(self) -> Floats:
-        """Seven-day revenue in USD, (n,)."""
+        """Revenue within the shortest horizon in USD, (n,)."""
         return self.revenue[:, 0]
 
     @property
     def payer(self) -> Floats:
-        """1.0 where seven-day revenue is positive, (n,)."""
+        """1.0 where revenue within the shortest horizon is positive, (n,)."""
         return (self.revenue[:, 0] > 0).astype(np.float64)
 
     @property
     def log_d7(self) -> Floats:
-        """log1p of seven-day revenue, (n,)."""
+        """log1p of revenue within the shortest horizon, (n,)."""
         return np.log1p(self.revenue[:, 0])
 
 
@@ -188,14 +193,20 @@ def as_frame(X: Any) -> pd.DataFrame:
 
 
 def prepare_window(
-    X: Any, revenue: Any, period: ArrayLike | None = None, row_id: ArrayLike | None = None, *, hashes: NDArray[np.uint64] | None = None
+    X: Any,
+    revenue: Any,
+    period: ArrayLike | None = None,
+    row_id: ArrayLike | None = None,
+    *,
+    hashes: NDArray[np.uint64] | None = None,
+    contract: Contract | None = None,
 ) -> WindowData:
     """Check a window and put it into arrays.
 
-    X : frame of numeric and categorical columns, or a numeric array. revenue : Series or array of D7 revenue, or a frame or
-    mapping with ``d7`` and optionally ``d14``, ``d28`` (also as ``iap_revenue_d7`` ...), in USD. period : orders rows in
-    time, one value a row; None means one period in row order. row_id : identifiers for hash draws; None means positions.
-    hashes : their ``row_hashes``, for those who have them already.
+    X : frame of numeric and categorical columns, or a numeric array. revenue : Series or array of revenue within the shortest
+    horizon, or a frame or mapping with ``d7`` and optionally longer horizons (``d14``, or the contract's names), in USD. period :
+    orders rows in time, one value a row; None means one period in row order. row_id : identifiers for hash draws; None means positions.
+    hashes : their ``row_hashes``, for those who have them already. contract : names the horizons; None means the shipped one.
 
     Raises InputError (a DataError) when labels are NaN, infinite or negative (with counts), when lengths differ, when there is no row,
     or when nobody in the window paid: a model of revenue would be meaningless.
@@ -207,23 +218,25 @@ def prepare_window(
             f"the training window has {n} row(s) and {width} feature(s) (shape=({n}, {width})) while a minimum of 1 is required: "
             "check the window's days and filters"
         )
-    labels = revenue_matrix(revenue, n)
+    contract = contract or load_contract()
+    labels = revenue_matrix(revenue, n, contract)
     codes, names = _period_codes(period, n)
     if hashes is None:
         hashes = row_hashes(np.arange(n) if row_id is None else _one_per_row(row_id, n, "row_id"))
     if not (labels[:, 0] > 0).any():
         raise InputError(
-            f"no payer among {n} training rows (revenue d7 is 0 everywhere): a revenue model would be meaningless; "
+            f"no payer among {n} training rows (revenue {contract.scores.names[0]} is 0 everywhere): a revenue model would be meaningless; "
             "widen the window or check that labels have matured"
         )
-    return WindowData(frame, labels, codes, names, _one_per_row(hashes, n, "hashes"))
+    return WindowData(frame, labels, codes, names, _one_per_row(hashes, n, "hashes"), contract)
 
 
-def revenue_matrix(revenue: Any, n: int) -> Floats:
-    """Labels as (n, 3) USD; absent horizons are NaN. D7 must be complete; longer horizons may be NaN row by row."""
-    columns = _revenue_columns(revenue)
-    out = np.full((n, 3), np.nan)
-    for j, horizon in enumerate(HORIZONS):
+def revenue_matrix(revenue: Any, n: int, contract: Contract | None = None) -> Floats:
+    """Labels as (n, horizons) USD; absent horizons are NaN. The shortest must be complete; longer ones may be NaN row by row."""
+    contract = contract or load_contract()
+    columns, horizons = _revenue_columns(revenue, contract), contract.scores.names
+    out = np.full((n, len(horizons)), np.nan)
+    for j, horizon in enumerate(horizons):
         values = columns.get(horizon)
         if values is None:
             continue
@@ -237,19 +250,25 @@ def revenue_matrix(revenue: Any, n: int) -> Floats:
     return out
 
 
-def _revenue_columns(revenue: Any) -> dict[str, Any]:
+def _revenue_columns(revenue: Any, contract: Contract) -> dict[str, Any]:
+    horizons = contract.scores.names
     if isinstance(revenue, pd.DataFrame | Mapping):
-        known = {name: h for h in HORIZONS for name in (h, f"iap_revenue_{h}")}
+        known = {name: h for h, column in zip(horizons, contract.revenue, strict=True) for name in (h, column)}
         found = {known[c]: revenue[c] for c in revenue if c in known}
-        if "d7" not in found:
-            raise InputError(f"revenue has no seven-day column: expected 'd7' or 'iap_revenue_d7', found {list(revenue)}")
+        if horizons[0] not in found:
+            days = contract.horizons[0]
+            raise InputError(
+                f"revenue has no column of {days} days: expected {horizons[0]!r} or {contract.target!r}, found {list(revenue)}"
+            )
         return found
     array = np.asarray(revenue)
     if array.ndim == 2 and array.shape[1] == 1:
         array = column_or_1d(array, warn=True)
     if array.ndim != 1:
-        raise InputError(f"revenue must be a series of D7 revenue or a frame with d7, d14, d28; found shape {array.shape}")
-    return {"d7": array}
+        raise InputError(
+            f"revenue must be a series of {horizons[0].upper()} revenue or a frame with {', '.join(horizons)}; found shape {array.shape}"
+        )
+    return {horizons[0]: array}
 
 
 def _check_revenue(values: Floats, horizon: str, *, may_be_missing: bool) -> None:
@@ -290,6 +309,7 @@ def concat_windows(first: WindowData, second: WindowData) -> WindowData:
         period=period,
         period_names=tuple(names),
         hashes=np.concatenate([first.hashes, second.hashes]),
+        contract=first.contract,
     )
 
 

@@ -97,8 +97,8 @@ class LTVModel(RegressorMixin, BaseEstimator):
         return served
 
     def predict(self, X: Any) -> Floats:
-        """``ltv_d7`` in USD (n,): RMSLE-optimal, ungated."""
-        return self.predict_frame(X)["ltv_d7"].to_numpy()
+        """LTV of the shortest horizon in USD (n,): RMSLE-optimal, ungated."""
+        return self.predict_frame(X)[self.models_.names.ltv[0]].to_numpy()
 
     def predict_frame(self, X: Any, chunk_rows: int = CHUNK_ROWS) -> pd.DataFrame:
         """All scored columns, with X's index; ``chunk_rows`` bounds memory and changes nothing else."""

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import ModelFileError
 from ltv_assets.modeling.base_learners import COMPONENTS
 from ltv_assets.modeling.classifier import BuyerClassifier
-from ltv_assets.modeling.dataset import BLOCK_ROWS, HORIZONS, RowStore, as_frame
+from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
 from ltv_assets.modeling.design_matrix import Matrix, encode, encoded_columns
 from ltv_assets.modeling.encoding.row_encoder import RowEncoder
 from ltv_assets.modeling.gating import BuyerGating
@@ -29,16 +30,6 @@ from ltv_assets.modeling.serialization import Files, below, digest, prefixed
 from ltv_assets.modeling.stacker import Stacker, staged_digests
 from ltv_assets.modeling.stages import STAGE_NAMES, STAGE_SPECS, STAGES
 
-SCORED_COLUMNS: tuple[str, ...] = (
-    "buyer_probability",
-    "log_revenue_if_buyer",
-    "ltv_d7",
-    "expected_revenue_d7",
-    "ltv_d14",
-    "ltv_d28",
-    "predicted_zero",
-    "iap_revenue_d7",
-)
 SCORE_NEEDS = STAGE_SPECS["stacker"].needs
 """Stages that the final gate belongs to."""
 CHUNK_ROWS = 65_536
@@ -70,11 +61,16 @@ class WindowModels:
 
     @property
     def cap_usd(self) -> float:
-        """The amount at which ``expected_revenue_d7`` counts a row's revenue."""
+        """The amount at which expected revenue counts a row's revenue."""
         return self.regressor.expected.cap_usd
 
+    @property
+    def names(self) -> Scores:
+        """What horizons and scores are called."""
+        return self.regressor.names
+
     def score(self, X: Any, chunk_rows: int = CHUNK_ROWS) -> pd.DataFrame:
-        """Scored columns for the rows of X, with X's index; columns and units as in ``SCORED_COLUMNS``'s contract.
+        """Scored columns for the rows of X, with X's index; columns in the order of ``names.columns``.
 
         Raises DataError when a training column is missing; columns may come in any order.
         """
@@ -112,27 +108,26 @@ class WindowModels:
         return pd.DataFrame(self._scored(encode(self.classifier.encoder, frame)), index=frame.index)
 
     def _scored(self, matrix: Matrix) -> dict[str, NDArray[Any]]:
-        """The columns of ``SCORED_COLUMNS`` for encoded rows, (n,) each."""
+        """The columns of scores for encoded rows, (n,) each."""
         signals = self.signals(matrix)
         whale = self.gating.likely_whale(signals.whale)
         probability = self.gating.at_level(signals.probability)
         # The stacker's parts were fitted without the level; where there is none, the probability that is served makes the score.
         reference = self.regressor.reference_score(matrix) if self.stacker.serves_reference else None
         score = self.stacker.score(replace(signals, probability=probability) if self.stacker.base is None else signals, matrix, reference)
-        d14, d28 = (self.regressor.increment(horizon, matrix) for horizon in HORIZONS[1:])
         score = np.where(whale, np.minimum(score * self.stacker.gate.whale_factor, self.stacker.log_max), score)
         zero = self.stacker.gate.is_zero(score, signals.log_odds, whale)
-        ltv_d7 = np.expm1(score)
-        return {
+        names, ltv = self.names, np.expm1(score)
+        found = {
             "buyer_probability": probability,
             "log_revenue_if_buyer": signals.log_revenue,
-            "ltv_d7": ltv_d7,
-            "expected_revenue_d7": self.regressor.expected.predict(signals.probability, signals.log_revenue, signals.whale),
-            "ltv_d14": np.expm1(score + d14),
-            "ltv_d28": np.expm1(score + d14 + d28),
-            "predicted_zero": zero,
-            "iap_revenue_d7": np.where(zero, 0.0, ltv_d7),
+            names.ltv[0]: ltv,
+            names.expected: self.regressor.expected.predict(signals.probability, signals.log_revenue, signals.whale),
         }
+        for horizon, name in zip(names.names[1:], names.ltv[1:], strict=True):
+            score = score + self.regressor.increment(horizon, matrix)
+            found[name] = np.expm1(score)
+        return found | {"predicted_zero": zero, names.target: np.where(zero, 0.0, ltv)}
 
     def row_scorer(self, numeric: Sequence[str], categorical: Sequence[str]) -> RowScorer:
         """Scores single rows, whose numbers and categories come in the order of these names.
@@ -149,7 +144,7 @@ class WindowModels:
         return score
 
     def reference_ltv(self, X: Any) -> Any:
-        """The pinned reference's prediction of D7 revenue in USD, (n,): what the stacker is compared with.
+        """The pinned reference's prediction of revenue within the shortest horizon, USD, (n,): what the stacker is compared with.
 
         Raises ModelFileError for refitted models, which have none.
         """
@@ -164,7 +159,7 @@ class WindowModels:
     def from_files(cls, files: Mapping[str, bytes]) -> WindowModels:
         """Load the stages and verify that cap, rules and gate belong to exactly these models."""
         parts = {name: below(name, files) for name in STAGE_NAMES}
-        models = cls.of({stage.name: stage.result.from_files(parts[stage.name]) for stage in STAGES})
+        models = cls.of({stage.name: stage.load(parts[stage.name]) for stage in STAGES})
         verify_chain(models, {name: digest(parts[name]) for name in SCORE_NEEDS})
         return models
 

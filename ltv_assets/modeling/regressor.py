@@ -1,12 +1,12 @@
 """How much: revenue heads whose horizons cannot cross, and the one that adds up to money.
 
-What belongs here: the stage ``revenue_regressor``: log1p(D7) of payers, log increments to D14 and D28 on all rows, the
-expected-revenue head, and the pinned reference on the same rows. What does not: the blend of scores (``stacker``). Next to
-read: ``stacker``.
+What belongs here: the stage ``revenue_regressor``: log1p of what payers spend within the shortest horizon, log increments
+to the longer ones on all rows, the expected-revenue head, and the pinned reference on the same rows. What does not: the blend of
+scores (``stacker``). Next to read: ``stacker``.
 
 Inspired by the order-preserving network of Li et al. (CIKM 2022): the longer horizons add non-negative increments to the
-shorter one's score, so d7 <= d14 <= d28 holds by construction. Increments are fitted on *all* rows, because people who
-pay for the first time after day 7 are in there.
+shorter one's score, so no horizon is ever below a shorter one. Increments are fitted on *all* rows, because people who pay for
+the first time after the shortest horizon are in there.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import PoissonRegressor
 
 from ltv_assets.core.config import BoosterConfig, ModelsConfig
+from ltv_assets.core.contract import Scores, load_contract
 from ltv_assets.core.errors import ModelFileError
 from ltv_assets.modeling.baseline import choose_reference, fit_reference
 from ltv_assets.modeling.boosting import Chosen, Curves, Params, Trainer, TreeModel, booster_params, log_metrics, row_dot
 from ltv_assets.modeling.classifier import Arrays
-from ltv_assets.modeling.dataset import HORIZONS, Floats
+from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
 from ltv_assets.modeling.folds import HeldOutRows
 from ltv_assets.modeling.gating import BuyerGating
@@ -45,7 +46,7 @@ EXPECTED_PENALTY = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class ExpectedRevenue:
-    """E[min(revenue_d7, cap_usd)] as a log-linear model of the other heads' logs.
+    """E[min(revenue, cap_usd)] within the shortest horizon as a log-linear model of the other heads' logs.
 
     ``log E = intercept + coefficients . (x - center) / scale`` with x = (log p, log revenue if buyer, log whale probability).
     A Poisson likelihood with log link has the sums of predictions and outcomes equal on the rows it was fitted on
@@ -108,12 +109,18 @@ def fit_expected_revenue(
     return ExpectedRevenue(cap_usd, tail_factor, head.intercept + correction, head.coefficients, center, scale)
 
 
+def head_name(names: Scores) -> str:
+    """What the booster of payers is called in files and figures."""
+    return f"head_{names.names[0]}"
+
+
 @dataclass(eq=False)
 class RevenueRegressor:
     """Result of the stage.
 
-    ``increments``: by horizon d14, d28, absent when the window has no labels for it. ``reference`` None: a refit that does not serve
-    it. ``rounds``: trees of every booster, for refits. ``oof`` (auxiliary rows): ``log_revenue_if_buyer``, ``expected_revenue``, and
+    ``names``: the horizons. ``increments``: by horizon beyond the shortest, absent when the window has no labels for it.
+    ``reference`` None: a refit that does not serve it. ``rounds``: trees of every booster, for refits. ``oof`` (auxiliary
+    rows): ``log_revenue_if_buyer``, ``expected_revenue``, and
     ``reference_score`` (time-last fold only, NaN elsewhere).
     """
 
@@ -124,12 +131,13 @@ class RevenueRegressor:
     reference: TreeModel | None
     monotone_kept: bool
     rounds: dict[str, int]
+    names: Scores
     oof: Arrays = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curves] = field(default_factory=dict)
 
     def log_revenue_if_buyer(self, matrix: Matrix) -> Floats:
-        """E[log1p(revenue_d7) given revenue > 0], (n,), within what was ever paid."""
+        """E[log1p(revenue) given revenue > 0] within the shortest horizon, (n,), within what was ever paid."""
         return np.clip(self.head.predict(matrix.values), *self.log_range)
 
     def reference_score(self, matrix: Matrix) -> Floats:
@@ -151,9 +159,11 @@ class RevenueRegressor:
             "expected_revenue": self.expected.to_dict(),
             "monotone_kept": self.monotone_kept,
             "rounds": self.rounds,
+            "horizons": list(self.names.horizons),
+            "target": self.names.target,
             "diagnostics": self.diagnostics,
         }
-        files = {**self.head.to_files("head_d7"), "revenue_regressor.json": to_json(meta)}
+        files = {**self.head.to_files(head_name(self.names)), "revenue_regressor.json": to_json(meta)}
         if self.reference is not None:
             files |= self.reference.to_files("reference")
         for horizon, model in self.increments.items():
@@ -165,14 +175,17 @@ class RevenueRegressor:
         """Inverse of ``to_files``."""
         meta = from_json(files, "revenue_regressor.json")
         low, high = meta["log_range"]
+        shipped = load_contract().scores  # a model that does not say its horizons was made when there were no others
+        names = Scores(tuple(meta.get("horizons", shipped.horizons)), str(meta.get("target", shipped.target)))
         return cls(
-            head=TreeModel.from_files(files, "head_d7"),
+            head=TreeModel.from_files(files, head_name(names)),
             log_range=(float(low), float(high)),
             increments={h: TreeModel.from_files(files, f"increment_{h}") for h in meta["increments"]},
             expected=ExpectedRevenue.from_dict(meta["expected_revenue"]),
             reference=TreeModel.from_files(files, "reference") if "reference.json" in files else None,
             monotone_kept=bool(meta["monotone_kept"]),
             rounds={k: int(v) for k, v in meta["rounds"].items()},
+            names=names,
             oof=dict(oof or {}),
             diagnostics=dict(meta["diagnostics"]),
         )
@@ -192,7 +205,8 @@ def fit_revenue_regressor(
     ``evaluated`` (refits): its tree counts and its verdict on the monotone constraints are reused, and its scores of rows that it did
     not see; the reference is fitted again only if that is what is served.
     """
-    d7 = design.data.d7
+    names, d7 = design.data.names, design.data.d7
+    head_key = head_name(names)
     weight = (d7 > 0).astype(np.float32) if plan is None else plan.weight
     paid = design.data.log_d7[d7 > 0]
     log_range = (float(paid.min()), float(paid.max()))
@@ -200,9 +214,9 @@ def fit_revenue_regressor(
     oof: Arrays = {}
     if evaluated is None:
         rows, aux_weight = design.held_out, weight[design.auxiliary]
-        head_rounds, monotone_kept, curves["head_d7"], last = _choose_head(design, aux_weight, models, trainer)
+        head_rounds, monotone_kept, curves[head_key], last = _choose_head(design, aux_weight, models, trainer)
         bar = choose_reference(design, trainer)
-        rounds, curves["reference"] = {"head_d7": head_rounds, "reference": bar.rounds}, bar.curves
+        rounds, curves["reference"] = {head_key: head_rounds, "reference": bar.rounds}, bar.curves
         oof["reference_score"] = np.full(len(rows), np.nan)
         oof["reference_score"][design.stopping.held_rows] = np.clip(bar.model.predict(design.stopping.held.values), 0.0, None)
     else:
@@ -211,7 +225,7 @@ def fit_revenue_regressor(
 
     def train_head(matrix: Matrix, log_revenue: Floats, weights: NDArray[Any], served: bool = False) -> TreeModel:
         params = _head_params(matrix, models, monotone_kept)
-        return _train_payers(matrix, log_revenue, weights, params, rounds["head_d7"], trainer, served)
+        return _train_payers(matrix, log_revenue, weights, params, rounds[head_key], trainer, served)
 
     if evaluated is None:
         log_revenue = rows.log_d7
@@ -233,9 +247,9 @@ def fit_revenue_regressor(
     inputs = (gating.oof["capped_probability"], mu, gating.oof["whale_probability"])
     expected = fit_expected_revenue(rows.d7, cap_usd, tail_factor, *inputs)
     oof["expected_revenue"] = expected.predict(*inputs)
-    diagnostics = _diagnostics(rows, oof, expected, increments, rounds)
+    diagnostics = _diagnostics(rows, names, oof, expected, increments, rounds)
     expected = replace(expected, level=gating.level_ratio)
-    return RevenueRegressor(head, log_range, increments, expected, reference, monotone_kept, rounds, oof, diagnostics, curves)
+    return RevenueRegressor(head, log_range, increments, expected, reference, monotone_kept, rounds, names, oof, diagnostics, curves)
 
 
 def revenue_cap(d7: Floats, quantile: float) -> tuple[float, float]:
@@ -279,7 +293,7 @@ def _choose_head(design: Design, weight: NDArray[Any], models: ModelsConfig, tra
 def _train_payers(
     matrix: Matrix, log_revenue: Floats, weight: NDArray[Any], params: Params, rounds: int, trainer: Trainer, served: bool = False
 ) -> TreeModel:
-    """The D7 head on the plan's payers; bins are made from payers, whose spread differs from everybody's."""
+    """The head of the shortest horizon on the plan's payers; bins are made from payers, whose spread differs from everybody's."""
     kept = np.flatnonzero(weight > 0)
     if not len(kept):  # a fold without payers: nothing is known about amounts, the score is 0 because p is
         kept, weight, rounds = np.arange(1), np.ones(1), 1
@@ -293,7 +307,7 @@ def _fit_increments(
     """Increment heads of the horizons that have labels; fills ``rounds`` and ``curves``."""
     params = booster_params(config, "regression")
     models: dict[str, TreeModel] = {}
-    for j, horizon in enumerate(HORIZONS[1:], start=1):
+    for j, horizon in enumerate(design.data.names.names[1:], start=1):
         name = f"increment_{horizon}"
         label = _log_increment(design.data.revenue[design.served_rows], j)
         known = np.flatnonzero(np.isfinite(label))
@@ -331,7 +345,7 @@ def _increment_rounds(design: Design, j: int, params: Params, config: BoosterCon
 
 
 def _diagnostics(
-    rows: HeldOutRows, oof: Arrays, expected: ExpectedRevenue, increments: Mapping[str, TreeModel], rounds: Mapping[str, int]
+    rows: HeldOutRows, names: Scores, oof: Arrays, expected: ExpectedRevenue, increments: Mapping[str, TreeModel], rounds: Mapping[str, int]
 ) -> dict[str, float]:
     d7, log_d7 = rows.d7, rows.log_d7
     paid = d7 > 0
@@ -341,7 +355,7 @@ def _diagnostics(
         "expected_revenue_ratio": float(oof["expected_revenue"].sum() / max(np.minimum(d7, expected.cap_usd).sum(), 1e-12)),
         "cap_usd": expected.cap_usd,
         "tail_factor": expected.tail_factor,
-        **{f"has_{h}": float(h in increments) for h in HORIZONS[1:]},
+        **{f"has_{h}": float(h in increments) for h in names.names[1:]},
         **{f"rounds_{name}": float(n) for name, n in rounds.items()},
     }
     if "reference_score" in oof:

@@ -131,6 +131,6 @@ def _index(counted: Counts) -> float:
     return float(np.sum((c - r) * np.log(c / r)))
 
 
-def score_shift(before: Sequence[Path], new: Sequence[Path], *, threads: int, memory_limit: str) -> float:
-    """Population stability index of ``ltv_d7`` between two sets of scored files (columns ``row_id``, ``ltv_d7``)."""
-    return float(population_stability(list(before), list(new), ["ltv_d7"], threads=threads, memory_limit=memory_limit)["psi"].iloc[0])
+def score_shift(before: Sequence[Path], new: Sequence[Path], column: str, *, threads: int, memory_limit: str) -> float:
+    """Population stability index of a column of scores between two sets of scored files with it and ``row_id``."""
+    return float(population_stability(list(before), list(new), [column], threads=threads, memory_limit=memory_limit)["psi"].iloc[0])

@@ -93,7 +93,8 @@ def look(project: Project) -> Watch:
             )
     holdout = project.warehouse.folder("holdout_metrics", champion.window) / SCORES_FILE
     if holdout.is_file():
-        figures["score_psi"] = score_shift([holdout], files, threads=compute.threads, memory_limit=compute.duckdb_limit)
+        ltv = project.contract.scores.ltv[0]
+        figures["score_psi"] = score_shift([holdout], files, ltv, threads=compute.threads, memory_limit=compute.duckdb_limit)
         if figures["score_psi"] > bounds.retrain_score_psi:
             reasons.append(
                 f"scores of day {scored} moved by PSI {figures['score_psi']:.3f} against the champion's holdout, "

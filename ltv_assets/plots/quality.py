@@ -298,7 +298,7 @@ def rmsle_bars(figures: Mapping[str, float | Sequence[float]], *, title: str = "
 
 
 def score_distribution(
-    prediction: ArrayLike, revenue: ArrayLike | None = None, *, cutoff_usd: float | None = None, title: str = "Distribution of ltv_d7"
+    prediction: ArrayLike, revenue: ArrayLike | None = None, *, cutoff_usd: float | None = None, title: str = "Distribution of LTV"
 ) -> bytes:
     """Share of rows per class of prediction (USD, log1p axis), payers and others apart when ``revenue`` is known; the gate as a line."""
     columns = finite(prediction) if revenue is None else finite(prediction, revenue)

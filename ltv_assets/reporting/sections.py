@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ltv_assets import __version__
 from ltv_assets.core.asset_specs import CODE_VERSIONS
-from ltv_assets.modeling.evaluation.segments import ALL, HEADLINE, METRICS
+from ltv_assets.modeling.evaluation.segments import ALL, headline_of, metrics_of
 from ltv_assets.reporting.document import Block, Picture, Points, Table, sentences
 from ltv_assets.reporting.formatting import Figure, interval, number, percent
 from ltv_assets.reporting.window_facts import WindowFacts
@@ -44,11 +44,13 @@ def lead(window: WindowFacts) -> tuple[str, ...]:
 def headline(window: WindowFacts) -> Table:
     """Headline figures with their intervals, units and directions."""
     rows, names = [], []
-    for name, label in HEADLINE:
+    names_of_scores = window.project.contract.scores
+    metrics = metrics_of(names_of_scores)
+    for name, label in headline_of(names_of_scores):
         row = window.segment().get(name)
         if row is not None and row.value == row.value:
             rows.append(
-                (label, number(row.value), interval(row.low, row.high), METRICS[name].unit, METRICS[name].better.replace("none", ""))
+                (label, number(row.value), interval(row.low, row.high), metrics[name].unit, metrics[name].better.replace("none", ""))
             )
             names.append(name)
     return Table(("figure", "value", "95 % interval", "unit", "better"), tuple(rows), tuple(names))
@@ -159,7 +161,7 @@ def features(window: WindowFacts) -> tuple[Block, ...]:
             feature_importances(list(found), [v["gain"] for v in found.values()], [v["split"] for v in found.values()], title=title),
             caption,
         )
-        for found, title, caption in zip((classifier, head), ("Buyer classifier", "D7 revenue head"), sentences("features"), strict=True)
+        for found, title, caption in zip((classifier, head), ("Buyer classifier", "Revenue head"), sentences("features"), strict=True)
     )
     header = ("feature", "gain, who pays (%)", "gain, how much (%)", "what it is")
     return (Table(header, rows), *drawn)

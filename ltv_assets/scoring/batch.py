@@ -15,15 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.contract import HOUR, ROW_ID, Scores
 from ltv_assets.core.parallel import Workers, in_order
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.serialization import digest
 
-_ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BOOLEAN": pa.bool_()}
 TASK_ROWS = 65_536
 """Rows that are sent to another process at a time, about."""
-PREDICTIONS_SCHEMA = pa.schema([(c.name, _ARROW[c.type]) for c in RELATIONS["predictions"]])
+
+
+def predictions_schema(names: Scores) -> pa.Schema:
+    """The columns of ``predictions``: identifier, day, scores."""
+    kinds = {"predicted_zero": pa.bool_()}
+    return pa.schema([(ROW_ID, pa.string()), ("day", pa.string()), *((name, kinds.get(name, pa.float64())) for name in names.columns)])
 
 
 def scored_batches(
@@ -34,7 +38,7 @@ def scored_batches(
     ``day`` is written into the column of that name; without it the day is taken from each row's hour. ``threads`` chunks are
     scored side by side, and as many are read ahead.
     """
-    chunks = _chunks(files, ["row_id", "datetime", *features], chunk_rows)
+    chunks = _chunks(files, [ROW_ID, HOUR, *features], chunk_rows)
     with ThreadPoolExecutor(threads, thread_name_prefix="score") as pool:
         yield from in_order(lambda chunk: pool.submit(_scored, models, chunk, features, day), chunks, ahead=2 * threads)
 
@@ -47,7 +51,8 @@ def _chunks(files: Sequence[Path], columns: list[str], chunk_rows: int) -> Itera
 
 
 def _scored(models: WindowModels, table: pa.Table, features: Sequence[str], day: str | None) -> pa.Table:
-    return _as_predictions(table, models.score(table.select(list(features)).to_pandas(), max(table.num_rows, 1)), day)
+    scores = models.score(table.select(list(features)).to_pandas(), max(table.num_rows, 1))
+    return _as_predictions(table, scores, day, predictions_schema(models.names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,7 @@ def score_part(part: Part, *, models: Mapping[str, bytes], features: Sequence[st
         for group in range(source.num_row_groups):
             ends.append(ends[-1] + source.metadata.row_group(group).num_rows)
         groups = [g for g in range(source.num_row_groups) if ends[g] < part.last and ends[g + 1] > part.first]
-        rows = source.read_row_groups(groups, columns=["row_id", "datetime", *features]).slice(
-            part.first - ends[groups[0]], part.last - part.first
-        )
+        rows = source.read_row_groups(groups, columns=[ROW_ID, HOUR, *features]).slice(part.first - ends[groups[0]], part.last - part.first)
     return [_scored(opened, rows.slice(first, chunk_rows), features, day) for first in range(0, rows.num_rows, chunk_rows)]
 
 
@@ -95,11 +98,11 @@ def _opened(files: Mapping[str, bytes]) -> WindowModels:
     return models
 
 
-def _as_predictions(table: pa.Table, scores: pd.DataFrame, day: str | None) -> pa.Table:
-    hours = table["datetime"].cast(pa.string())
+def _as_predictions(table: pa.Table, scores: pd.DataFrame, day: str | None, schema: pa.Schema) -> pa.Table:
+    hours = table[HOUR].cast(pa.string())
     days = pa.repeat(pa.scalar(day), table.num_rows) if day is not None else pc.utf8_slice_codeunits(hours, 0, 10)
-    columns = [table["row_id"], days, *(pa.array(scores[n].to_numpy()) for n in PREDICTIONS_SCHEMA.names[2:])]
-    return pa.table(columns, schema=PREDICTIONS_SCHEMA)
+    columns = [table[ROW_ID], days, *(pa.array(scores[n].to_numpy()) for n in schema.names[2:])]
+    return pa.table(columns, schema=schema)
 
 
 def score_files(
@@ -125,7 +128,7 @@ def score_files(
         shared = {"models": models.to_files(), "features": tuple(features), "chunk_rows": chunk_rows, "day": day}
         tables = (table for scored in workers.map(score_part, parts, **shared) for table in scored)
     rows = 0
-    with pq.ParquetWriter(out, PREDICTIONS_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(out, predictions_schema(models.names), compression="zstd") as writer:
         for table in tables:
             writer.write_table(table)
             rows += table.num_rows

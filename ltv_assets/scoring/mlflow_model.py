@@ -98,10 +98,10 @@ def signature(contract: Contract) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    from ltv_assets.core.asset_specs import RELATIONS
+    from ltv_assets.core.asset_specs import relations
 
     kinds: dict[str, Any] = {"DOUBLE": "double", "BOOLEAN": "boolean", "VARCHAR": "string"}
-    outputs = [ColSpec(kinds[c.type], c.name, required=False) for c in RELATIONS["predictions"] if c.name != "day"]
+    outputs = [ColSpec(kinds[c.type], c.name, required=False) for c in relations(contract)["predictions"] if c.name != "day"]
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in input_columns(contract)]),
         outputs=Schema([*outputs, ColSpec("string", ERROR_COLUMN, required=False)]),

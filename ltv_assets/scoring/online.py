@@ -23,7 +23,7 @@ from ltv_assets.features.impressions import HOUR_COLUMN, MalformedRow, example_i
 from ltv_assets.features.one_row import OneRow
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
-from ltv_assets.modeling.model_set import SCORED_COLUMNS, WindowModels
+from ltv_assets.modeling.model_set import WindowModels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +35,6 @@ CONTRACT = "contract.yaml"
 MODELS = "models"
 SCHEMA_VERSION = 1
 ERROR_COLUMN = "error"
-NOTHING: Mapping[str, None] = dict.fromkeys(SCORED_COLUMNS)
-"""What is said of a row that cannot be scored."""
 FEW_ROWS = 64
 """Up to this many rows are scored one by one: the engine takes as long for a table of one."""
 SAME = 1e-9
@@ -60,6 +58,8 @@ class OnlineModel:
         self._contract = contract or load_contract()
         self._inputs = dict.fromkeys(input_columns(self._contract))
         self._models = models
+        self._columns = models.names.columns
+        self._nothing: Mapping[str, None] = dict.fromkeys(self._columns)
         self._flattener = flattener
         self._one = OneRow(flattener.registry)
         self._score_one = models.row_scorer(self._one.numeric, self._one.categorical)
@@ -86,24 +86,24 @@ class OnlineModel:
         alone, among = self.answer(example), self._together([example] * 2)[1]
         if alone[ERROR_COLUMN] is not None:
             raise ModelFileError(f"the model cannot score the example: {alone[ERROR_COLUMN]}")
-        differing = [name for name in SCORED_COLUMNS if not math.isclose(alone[name], among[name], rel_tol=SAME)]
+        differing = [name for name in self._columns if not math.isclose(alone[name], among[name], rel_tol=SAME)]
         if differing:
             name = differing[0]
             raise ModelFileError(f"the example alone has {name} {alone[name]!r}, in a table {among[name]!r}; expected the same number")
 
     def answer(self, row: Any, number: int = 0) -> Answer:
-        """Score one impression: ``row_id`` if it was given, the columns of ``SCORED_COLUMNS``, and ``error``.
+        """Score one impression: ``row_id`` if it was given, the columns of scores, and ``error``.
 
         A malformed row has nulls and a sentence in ``error`` that names row ``number``, column, expected and found.
         """
         if not isinstance(row, Mapping):
             found = f"row {number}: expected an object with the columns of an impression, found {type(row).__name__}"
-            return self._answer({}, NOTHING, found)
+            return self._answer({}, self._nothing, found)
         try:
             flat = self._one.features(row, number)
             return self._answer(row, self._score_one(flat.numbers, flat.texts), None)
         except MalformedRow as error:
-            return self._answer(row, NOTHING, str(error))
+            return self._answer(row, self._nothing, str(error))
         except Exception:  # the engine decides what can be scored
             self.by_engine += 1
             return self._together([row], number)[0]
@@ -131,7 +131,7 @@ class OnlineModel:
         values = model_input[given].to_numpy(dtype=object).tolist()
         answers = self.answers([dict(zip(given, row, strict=True)) for row in values])
         refused = any(answer[ERROR_COLUMN] is not None for answer in answers)
-        columns = {name: [answer[name] for answer in answers] for name in SCORED_COLUMNS}
+        columns = {name: [answer[name] for answer in answers] for name in self._columns}
         frame = pd.DataFrame(columns, index=model_input.index, dtype=object if refused else None)
         if (identifier := self._contract.identifier) in given:
             frame.insert(0, ROW_ID, pd.Series(_nullable(model_input[identifier]), index=frame.index, dtype=object))
@@ -146,12 +146,12 @@ class OnlineModel:
         good = np.array([first + i not in problems for i in range(len(rows))], dtype=bool)
         numbers = first + np.flatnonzero(good)
         scores = self._scores(impressions.table if good.all() else impressions.table.filter(good), numbers, problems)
-        columns = [scores[name].tolist() for name in SCORED_COLUMNS]
+        columns = [scores[name].tolist() for name in self._columns]
         found = iter(zip(*columns, strict=True))
         return [
-            self._answer(row, NOTHING, problems[number])
+            self._answer(row, self._nothing, problems[number])
             if number in problems
-            else self._answer(row, dict(zip(SCORED_COLUMNS, next(found), strict=True)), None)
+            else self._answer(row, dict(zip(self._columns, next(found), strict=True)), None)
             for number, row in enumerate(rows, first)
         ]
 
@@ -170,16 +170,16 @@ class OnlineModel:
         except Exception as error:
             if len(rows) == 1:
                 problems[int(rows[0])] = f"row {rows[0]}: cannot be scored ({type(error).__name__}: {' '.join(str(error).split()):.200})"
-                return {name: np.empty(0) for name in SCORED_COLUMNS}
+                return {name: np.empty(0) for name in self._columns}
         half = len(rows) // 2
         parts = [self._scores(table.slice(low, high - low), rows[low:high], problems) for low, high in ((0, half), (half, len(rows)))]
-        return {name: np.concatenate([part[name] for part in parts]) for name in SCORED_COLUMNS}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
 
     def _score(self, table: pa.Table) -> dict[str, np.ndarray]:
         if table.num_rows == 0:
-            return {name: np.empty(0) for name in SCORED_COLUMNS}
+            return {name: np.empty(0) for name in self._columns}
         scores = self._models.score(self._flattener.features(table).to_pandas())
-        return {name: scores[name].to_numpy() for name in SCORED_COLUMNS}
+        return {name: scores[name].to_numpy() for name in self._columns}
 
 
 def _nullable(column: pd.Series) -> list[Any]:

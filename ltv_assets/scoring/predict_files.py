@@ -35,7 +35,7 @@ from ltv_assets.ingestion.inventory import (
 )
 from ltv_assets.ingestion.raw_days import data_files, files_below
 from ltv_assets.modeling.model_store import read_served
-from ltv_assets.scoring.batch import PREDICTIONS_SCHEMA, scored_batches
+from ltv_assets.scoring.batch import predictions_schema, scored_batches
 from ltv_assets.scoring.submission import refuse_formulas
 from ltv_assets.state.project import Project
 
@@ -114,8 +114,12 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
     refuse_unusable(project.config.data, days)
     scored = Scored(warnings=warnings)
     config = project.config.compute
+    schema = predictions_schema(models.names)
     with published_file(target) as temporary:
-        with tempfile.TemporaryDirectory(prefix="ltv-predict-") as folder, _writer(temporary, target.suffix) as writer:
+        with (
+            tempfile.TemporaryDirectory(prefix="ltv-predict-") as folder,
+            _writer(temporary, target.suffix, schema) as writer,
+        ):
             for number, day in enumerate(days):
                 progress(number, len(days))
                 flat = Path(folder) / "day.parquet"
@@ -176,8 +180,7 @@ def _flatten(project: Project, day: DayInventory, out: Path, scored: Scored) -> 
     scored.warnings += [warning.replace(f"{day.root}/", "") for warning in result.warnings]
 
 
-def _writer(path: Path, suffix: str) -> pq.ParquetWriter | pacsv.CSVWriter:
+def _writer(path: Path, suffix: str, schema: pa.Schema) -> pq.ParquetWriter | pacsv.CSVWriter:
     if suffix == ".parquet":
-        return pq.ParquetWriter(path, PREDICTIONS_SCHEMA, compression="zstd")
-    schema: pa.Schema = PREDICTIONS_SCHEMA
+        return pq.ParquetWriter(path, schema, compression="zstd")
     return pacsv.CSVWriter(path, schema, write_options=pacsv.WriteOptions(quoting_style="needed"))

@@ -1,6 +1,6 @@
 """The submission CSV: written in one stream from the predictions, and validated as a stranger would.
 
-The header is exactly ``row_id,iap_revenue_d7``; the order is that of the sample file when one is configured, else that of
+The header is the contract's identifier and its target; the order is that of the sample file when one is configured, else that of
 the days and their rows. `validate_submission` reads the file as text and reports every problem with its line.
 """
 
@@ -16,31 +16,40 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
 
-HEADER = "row_id,iap_revenue_d7"
 MAX_PROBLEMS = 20
 MAX_HEADER = 100_000
 FORMULA = r"^[=+@\-\t\r]"
 _FORMULA = f"regexp_matches(row_id, '{FORMULA}')"
 
 
-def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: Path, *, threads: int, memory_limit: str) -> int:
-    """Write ``submission.csv`` (gated) and ``submission_ungated.csv`` (``ltv_d7``) into ``folder``; returns the rows.
+def header_of(contract: Contract) -> str:
+    """First line of a submission: the contract's identifier and its target."""
+    return f"{contract.identifier},{contract.target}"
+
+
+def write_submissions(
+    predictions: Sequence[Path], sample: Path | None, folder: Path, *, threads: int, memory_limit: str, contract: Contract | None = None
+) -> int:
+    """Write ``submission.csv`` (gated) and ``submission_ungated.csv`` (RMSLE-optimal) into ``folder``; returns the rows.
 
     ``predictions`` are the parquet files of all test days in order. Raises DataError if an id would be read as a formula
-    by a spreadsheet, stands twice, or is missing from (or unknown to) the sample.
+    by a spreadsheet, stands twice, or is missing from (or unknown to) the sample. Without a contract, the shipped one names the columns.
     """
+    contract = contract or load_contract()
+    target, ltv = contract.target, contract.scores.ltv[0]
     with open_duckdb(threads=threads, memory_limit=memory_limit) as connection:
         connection.execute("SET enable_progress_bar = false")
-        connection.execute(f"CREATE VIEW scored AS SELECT row_id, iap_revenue_d7, ltv_d7 FROM read_parquet({_listed(predictions)})")
+        connection.execute(f"CREATE VIEW scored AS SELECT row_id, {target}, {ltv} FROM read_parquet({_listed(predictions)})")
         rows = _one(connection, "SELECT count(*) FROM scored")
         _refuse(connection, f"SELECT row_id FROM scored WHERE {_FORMULA} LIMIT 1", "would be read as a formula by a spreadsheet")
         _refuse(connection, "SELECT row_id FROM scored GROUP BY row_id HAVING count(*) > 1 LIMIT 1", "stands on several test days or rows")
         source = "scored"
         if sample is not None:
-            _read_sample(connection, sample, "sample_order")
+            _read_sample(connection, sample, "sample_order", contract)
             _refuse(
                 connection,
                 "SELECT row_id FROM scored ANTI JOIN sample_order USING (row_id) LIMIT 1",
@@ -54,9 +63,10 @@ def write_submissions(predictions: Sequence[Path], sample: Path | None, folder: 
                 _OTHER_SAMPLE,
             )
             source = "(SELECT scored.* FROM scored JOIN sample_order USING (row_id) ORDER BY line)"
-        for name, column in (("submission.csv", "iap_revenue_d7"), ("submission_ungated.csv", "ltv_d7")):
-            target = str(folder / name).replace("'", "''")
-            connection.execute(f"COPY (SELECT row_id, {column} AS iap_revenue_d7 FROM {source}) TO '{target}' (FORMAT csv, HEADER)")
+        for name, column in (("submission.csv", target), ("submission_ungated.csv", ltv)):
+            file = str(folder / name).replace("'", "''")
+            named = f"row_id AS {contract.identifier}, {column} AS {target}"
+            connection.execute(f"COPY (SELECT {named} FROM {source}) TO '{file}' (FORMAT csv, HEADER)")
     return int(rows)
 
 
@@ -101,34 +111,36 @@ class SampleForm:
     row_id: int
 
 
-def sample_form(sample: Path) -> SampleForm:
+def sample_form(sample: Path, contract: Contract | None = None) -> SampleForm:
     """The form of a sample file, told from its header alone: ids may hold any character.
 
     Raises DataError naming the file if it cannot be read, is empty, or has no column ``row_id``.
     """
+    contract = contract or load_contract()
+    identifier, header = contract.identifier, header_of(contract)
     try:
         with sample.open(encoding="utf-8-sig", newline="") as handle:
-            header = handle.readline(MAX_HEADER).rstrip("\r\n")
+            written = handle.readline(MAX_HEADER).rstrip("\r\n")
             more = handle.read(1)
     except UnicodeDecodeError as error:
-        raise DataError(f"{sample}: not UTF-8 text (byte {error.start}); expected a CSV with a column row_id") from None
+        raise DataError(f"{sample}: not UTF-8 text (byte {error.start}); expected a CSV with a column {identifier}") from None
     except OSError as error:
         raise DataError(f"{sample}: the sample file cannot be read ({error.strerror}); set data.sample_submission to a CSV file") from None
-    if not header and not more:
-        raise DataError(f"{sample}: the sample file is empty; expected the header {HEADER!r} and one line for each test row")
+    if not written and not more:
+        raise DataError(f"{sample}: the sample file is empty; expected the header {header!r} and one line for each test row")
     for delimiter in ",;\t|":
         try:
-            names = next(csv.reader([header], delimiter=delimiter, strict=True))
+            names = next(csv.reader([written], delimiter=delimiter, strict=True))
         except (csv.Error, StopIteration):
             continue
-        if names.count("row_id") == 1:
-            return SampleForm(delimiter, len(names), names.index("row_id"))
-    raise DataError(f"{sample}:1: expected a header with the column row_id, such as {HEADER!r}, found {header[:80]!r}")
+        if names.count(identifier) == 1:
+            return SampleForm(delimiter, len(names), names.index(identifier))
+    raise DataError(f"{sample}:1: expected a header with the column {identifier}, such as {header!r}, found {written[:80]!r}")
 
 
-def _read_sample(connection: duckdb.DuckDBPyConnection, sample: Path, table: str) -> None:
+def _read_sample(connection: duckdb.DuckDBPyConnection, sample: Path, table: str, contract: Contract) -> None:
     """Read the ids of a sample file into a table of ``line`` and ``row_id``. Raises DataError naming the file and the line at fault."""
-    form = sample_form(sample)
+    form = sample_form(sample, contract)
     columns = ", ".join(f"'{'row_id' if i == form.row_id else f'other_{i}'}': 'VARCHAR'" for i in range(form.columns))
     try:
         connection.execute(
@@ -164,19 +176,27 @@ def _csv_complaint(error: duckdb.Error, columns: int) -> tuple[str | None, str]:
 
 
 def validate_submission(
-    path: Path, sample: Path | None = None, *, expected: Sequence[Path] = (), threads: int, memory_limit: str
+    path: Path,
+    sample: Path | None = None,
+    *,
+    expected: Sequence[Path] = (),
+    threads: int,
+    memory_limit: str,
+    contract: Contract | None = None,
 ) -> list[str]:
     """Problems of a submission file, each naming its line; an empty list means it is valid.
 
     ``sample`` gives the ids and their order; ``expected`` are prediction files whose ids must all be there;
     ``threads`` and ``memory_limit`` are DuckDB's.
     """
+    contract = contract or load_contract()
     if not path.is_file():
         return [f"{path}: file not found"]
     with path.open("rb") as handle:
         first = handle.readline().decode(errors="replace").rstrip("\r\n")
-        if first != HEADER:
-            return [f"line 1: expected the header {HEADER!r}, found {first[:80]!r}"]
+        header = header_of(contract)
+        if first != header:
+            return [f"line 1: expected the header {header!r}, found {first[:80]!r}"]
         handle.seek(0, 2)
         if handle.tell():
             handle.seek(-1, 2)
@@ -208,14 +228,16 @@ def validate_submission(
             "SELECT row_id, min(line), max(line) FROM given GROUP BY row_id HAVING count(*) > 1 ORDER BY 2 LIMIT 3"
         ).fetchall()
         problems += [f"line {last}: row_id {row_id!r} stands already on line {first_line}" for row_id, first_line, last in repeated]
-        problems += _against_expected(connection, sample, expected)
+        problems += _against_expected(connection, sample, expected, contract)
     return problems[:MAX_PROBLEMS]
 
 
-def _against_expected(connection: duckdb.DuckDBPyConnection, sample: Path | None, expected: Sequence[Path]) -> list[str]:
+def _against_expected(
+    connection: duckdb.DuckDBPyConnection, sample: Path | None, expected: Sequence[Path], contract: Contract
+) -> list[str]:
     if sample is not None:
         try:
-            _read_sample(connection, sample, "wanted")
+            _read_sample(connection, sample, "wanted", contract)
         except DataError as error:
             return [str(error)]
     elif expected:

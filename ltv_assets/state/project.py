@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from ltv_assets.core.asset_specs import OutputColumn
+from ltv_assets.core.asset_specs import OutputColumn, relations
 from ltv_assets.core.config import Config, load_config
 from ltv_assets.core.contract import Contract, contract_of, load_contract
 from ltv_assets.core.database import open_duckdb
@@ -105,7 +105,15 @@ class Project:
         """Bring ``ltv.duckdb`` in line with the warehouse; see `ltv_assets.storage.catalog.sync`."""
         timeout = self.config.warehouse.lock_timeout_seconds
         connect = connect or partial(self.open_duckdb, database=self.warehouse.database)
-        return sync(self.warehouse, self.flattened_columns, timeout_seconds=timeout, connect=connect, rebuild=rebuild, problems=problems)
+        return sync(
+            self.warehouse,
+            self.flattened_columns,
+            timeout_seconds=timeout,
+            connect=connect,
+            rebuild=rebuild,
+            problems=problems,
+            relations=relations(self.contract),
+        )
 
     def refresh_catalogue(self) -> list[str]:
         """`sync_catalogue` as the last step of a command: problems are returned as messages and left to `ltv catalog`."""

@@ -10,20 +10,19 @@ from collections.abc import Sequence
 
 from ltv_assets.core.asset_specs import CODE_VERSIONS, WINDOW_UPSTREAM
 from ltv_assets.core.check_specs import blocking_checks, check_bounds
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import LtvError
 from ltv_assets.core.hashing import json_hash
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
 from ltv_assets.state.freshness import Lineage, Status
 from ltv_assets.state.plan import followed, plan
 
-D7 = 7
-
 
 def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
     """Missing input of a partition, or None if the partition could be made now.
 
-    A window waits for its days, holdout included: fresh in the lake, blocking checks passed, D7 labels mature. Scores wait
-    for their day and for a champion, the submission for the scores of every test day.
+    A window waits for its days, holdout included: fresh in the lake, blocking checks passed, labels of the shortest horizon mature.
+    Scores wait for their day and for a champion, the submission for the scores of every test day.
     """
     try:
         if asset in WINDOW_UPSTREAM:
@@ -37,11 +36,12 @@ def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
 def _window_waits_for(lineage: Lineage, key: str) -> str | None:
     window = parse_day(key)
     days = (*lineage.horizon.training_days(window), window)
+    shortest = contract_of(lineage.config).horizons[0]
     if window not in lineage.horizon.train_days:
         return f"window {key}: its holdout day has no labelled hours yet"
     for day in days:
-        if D7 not in mature_horizons(lineage.config, day):
-            return f"window {key}: the D7 labels of day {day} are not final yet"
+        if shortest not in mature_horizons(lineage.config, day):
+            return f"window {key}: the D{shortest} labels of day {day} are not final yet"
     for day in days:
         status = lineage.status("flattened_features", str(day))
         if status.state != "fresh":

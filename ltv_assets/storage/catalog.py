@@ -8,7 +8,7 @@ DuckDB lets one writing process at a time have a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,11 +74,12 @@ def sync(
     connect: Connector,
     rebuild: bool = False,
     problems: list[str] | None = None,
+    relations: Mapping[str, Sequence[OutputColumn]] = RELATIONS,
 ) -> dict[str, int]:
     """Bring every relation in line with the manifests; returns {asset: partitions changed}.
 
-    ``flattened_columns`` are the columns of ``flattened_features``. With ``rebuild`` nothing present is trusted. Partitions
-    that cannot be read are left out; why is appended to ``problems``.
+    ``flattened_columns`` are the columns of ``flattened_features``, ``relations`` those of every other asset. With
+    ``rebuild`` nothing present is trusted. Partitions that cannot be read are left out; why is appended to ``problems``.
     Raises TransientError if the catalogue stays locked.
     """
     warehouse.root.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def sync(
             _drop_everything(connection)
         connection.execute(f"CREATE TABLE IF NOT EXISTS {_STATE_TABLE} (asset VARCHAR, partition VARCHAR, fingerprint VARCHAR)")
         for asset in ASSET_NAMES:
-            columns = flattened_columns if asset == "flattened_features" else RELATIONS[asset]
+            columns = flattened_columns if asset == "flattened_features" else relations[asset]
             wanted = _usable(warehouse, asset, problems)
             keys = sorted(wanted)
             wanted["columns"] = ",".join(f"{c.name} {c.type}" for c in columns)

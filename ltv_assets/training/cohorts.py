@@ -47,13 +47,16 @@ from ltv_assets.storage.warehouse import SCORES_FILE
 from ltv_assets.training.windows import require_mature, window_context
 
 _ARROW = {"VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64(), "INTEGER": pa.int32(), "BOOLEAN": pa.bool_()}
-SUMMED = ("buyer_probability", "expected_revenue_d7")
-"""Scores that are added up."""
 OUT_OF_FOLD, HOLDOUT = "out of fold", "holdout"
 """Sources of errors: days that other days' models scored, and the day that models trained before it scored."""
 NOISE_FILE = "cohort_noise.json"
 _MONEY = "revenue_regressor/revenue_regressor.json"
 """File of a served model that tells its cap."""
+
+
+def summed(project: Project) -> tuple[str, str]:
+    """Scores that are added up."""
+    return ("buyer_probability", project.contract.scores.expected)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ def window_errors(project: Project, key: str) -> WindowErrors:
     before = compared_by_day(past, day, days, amounts, cap_usd, **sizes).assign(source=OUT_OF_FOLD)
     noise = noise_of_level(before, amounts, gating.level)
     scores = pd.read_parquet(io.BytesIO(warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]))
-    holdout = KnownRows(segment_frame(project, key), *(scores[name].to_numpy() for name in (*SUMMED, "revenue_d7")))
+    columns = (*summed(project), project.contract.scores.observed)
+    holdout = KnownRows(segment_frame(project, key), *(scores[name].to_numpy() for name in columns))
     seen = holdout.compared(amounts, cap_usd, **sizes).assign(day=key, source=HOLDOUT, ahead=True)
     ends = with_intervals(seen, noise, (window - parse_day(days[-1])).days)
     errors = pd.concat([before, seen.join(ends[ends.columns.difference(seen.columns)])], ignore_index=True)
@@ -180,7 +184,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
 
     Raises StaleError if scores and flattened rows of the day do not belong together.
     """
-    scores = _read(project, "predictions", [day], SUMMED)
+    scores = _read(project, "predictions", [day], summed(project))
     champion = str(project.warehouse.require("predictions", day, "materialize it first").facts["champion"])
     segments = segment_frame(project, day)
     if len(segments) != len(scores):
@@ -188,7 +192,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
             f"cohort_forecast {day}: {len(scores)} scores of {len(segments)} flattened rows; materialize predictions {day} again"
         )
     noise, groups = champions_noise(project, champion), group_rows(segments, **_sizes(project))
-    probability, expected = (scores[name].to_numpy() for name in SUMMED)
+    probability, expected = (scores[name].to_numpy() for name in summed(project))
     sums = sum_up(groups, probability, expected, noise.amounts)
     ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
     money = money_terms(project, champion)

@@ -61,7 +61,7 @@ class Holdout:
     def scores_table(self) -> pa.Table:
         """Scored holdout rows, from which a later window is compared with this one."""
         table = pa.Table.from_pandas(self.scores, preserve_index=False).append_column("row_id", self.rows.row_id)
-        return table.append_column("revenue_d7", pa.array(self.rows.revenue.iloc[:, 0].to_numpy()))
+        return table.append_column(self.rows.names.observed, pa.array(self.rows.revenue.iloc[:, 0].to_numpy()))
 
 
 def evaluate_window(project: Project, key: str) -> Holdout:
@@ -76,7 +76,7 @@ def evaluate_window(project: Project, key: str) -> Holdout:
 
 def measure(project: Project, models: WindowModels, rows: Rows, *, constant_log: float, seen: pd.Series | None) -> Holdout:
     """Score some labelled rows and compute every figure of the evaluation."""
-    settings = project.config.evaluation
+    settings, names = project.config.evaluation, rows.names
     scores = models.score(rows.X, project.config.compute.chunk_rows)
     scores["reference_log"] = np.log1p(models.reference_ltv(rows.X))
     oracle = oracle_scores(project, rows)
@@ -87,12 +87,13 @@ def measure(project: Project, models: WindowModels, rows: Rows, *, constant_log:
         segments=_segments(project.contract, rows, seen),
         oracle_log=oracle,
         constant_log=constant_log,
+        names=names,
         min_segment_rows=settings.min_segment_rows,
         max_segments=settings.max_segments,
         replicates=settings.bootstrap_repeats,
         seed=project.config.seed,
     )
-    deciles = decile_table(rows.revenue.iloc[:, 0].to_numpy(), scores["ltv_d7"].to_numpy(), scores["expected_revenue_d7"].to_numpy())
+    deciles = decile_table(rows.revenue.iloc[:, 0].to_numpy(), scores[names.ltv[0]].to_numpy(), scores[names.expected].to_numpy())
     return Holdout(rows, scores, figures, deciles, oracle, models.cap_usd)
 
 
@@ -125,22 +126,23 @@ def _revenue(holdout: Holdout) -> NDArray[np.float64]:
 
 
 def _ltv(holdout: Holdout) -> NDArray[np.float64]:
-    return holdout.scores["ltv_d7"].to_numpy()
+    return holdout.scores[holdout.rows.names.ltv[0]].to_numpy()
 
 
 def _ranked(holdout: Holdout) -> dict[str, NDArray[np.float64]]:
-    ranked = {"ltv_d7": _ltv(holdout), "reference": holdout.scores["reference_log"].to_numpy()}
+    ranked = {holdout.rows.names.ltv[0]: _ltv(holdout), "reference": holdout.scores["reference_log"].to_numpy()}
     return ranked if holdout.oracle_log is None else {**ranked, "oracle": holdout.oracle_log}
 
 
 def _bars(holdout: Holdout) -> dict[str, tuple[float, float, float]]:
     whole = holdout.figures[holdout.figures["segment"] == ALL].set_index("metric")
+    ltv = holdout.rows.names.ltv[0]
     names = {
         "rmsle_zero": "predict zero",
         "rmsle_constant": "constant",
         "rmsle_reference": "reference",
-        "rmsle": "ltv_d7",
-        "rmsle_gated": "ltv_d7, gated",
+        "rmsle": ltv,
+        "rmsle_gated": f"{ltv}, gated",
         "rmsle_oracle": "oracle",
     }
     return {
@@ -178,7 +180,7 @@ HOLDOUT_PLOTS: tuple[HoldoutPlot, ...] = (
     HoldoutPlot(
         "deciles.png",
         "Impressions in ten groups by score: money expected and money recorded, each row up to the cap.",
-        lambda h: pictures.decile_chart(_revenue(h), _ltv(h), h.scores["expected_revenue_d7"], cap_usd=h.cap_usd),
+        lambda h: pictures.decile_chart(_revenue(h), _ltv(h), h.scores[h.rows.names.expected], cap_usd=h.cap_usd),
     ),
     HoldoutPlot(
         "zero_rate_by_hour.png",

@@ -7,7 +7,7 @@ What belongs here: reading parquet into the frames and arrays that modelling tak
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltv_assets.core.config import Config
-from ltv_assets.core.contract import HOUR, ROW_ID, contract_of
+from ltv_assets.core.contract import HOUR, ROW_ID, Contract, Scores, contract_of, load_contract
 from ltv_assets.core.memory import rows_in_memory
 from ltv_assets.ingestion.calendar import mature_horizons, parse_day
 from ltv_assets.modeling.dataset import RowStore
@@ -36,6 +36,12 @@ class Rows:
     row_id: pa.ChunkedArray
     day: NDArray[Any]
     hour: NDArray[Any]
+    contract: Contract = field(default_factory=load_contract)
+
+    @property
+    def names(self) -> Scores:
+        """What the scores of these rows are called."""
+        return self.contract.scores
 
 
 def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str], *, beside: int = 0) -> Rows:
@@ -74,6 +80,7 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
         together[ROW_ID],
         day_of_row,
         hour_names[hours.indices.to_numpy()],
+        contract,
     )
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ltv_assets.core.config import Config, ModelsConfig
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import StaleError
 from ltv_assets.core.memory import columns_in_memory, rows_in_memory, rows_of_all_columns
 from ltv_assets.features.schema import feature_names
@@ -39,13 +40,14 @@ def flattened_files(project: Project, days: Sequence[date]) -> dict[str, tuple[P
 
 
 def require_mature(config: Config, days: Sequence[date]) -> None:
-    """Refuse days whose D7 labels are not final yet. Raises StaleError naming the first and when it will be."""
+    """Refuse days whose labels of the shortest horizon are not final yet. Raises StaleError naming the first and when it will be."""
+    shortest = contract_of(config).horizons[0]
     for day in days:
-        if 7 not in mature_horizons(config, day):
-            final = day + timedelta(days=config.windows.label_maturity_days_d7 + 1)
+        if shortest not in mature_horizons(config, day):
+            final = day + timedelta(days=config.windows.maturity_days(shortest) + 1)
             raise StaleError(
-                f"day {day}: its D7 labels are final only from {final} on (today is {today()}); "
-                "train an older window, raise windows.embargo_days, or lower windows.label_maturity_days_d7"
+                f"day {day}: its D{shortest} labels are final only from {final} on (today is {today()}); "
+                f"train an older window, raise windows.embargo_days, or lower windows.label_maturity_days of {shortest}"
             )
 
 
@@ -106,7 +108,7 @@ def affordable(config: Config, features: int, rows: int) -> ModelsConfig:
 def as_window(rows: Rows) -> WindowData:
     """Rows in the form the modelling core takes; days are the periods."""
     hashes = [row_hashes(rows.row_id.slice(low, BLOCK_ROWS).to_numpy()) for low in range(0, len(rows.row_id), BLOCK_ROWS)]
-    return prepare_window(rows.X, rows.revenue, rows.day, hashes=np.concatenate(hashes) if hashes else None)
+    return prepare_window(rows.X, rows.revenue, rows.day, hashes=np.concatenate(hashes) if hashes else None, contract=rows.contract)
 
 
 def window_context(project: Project, key: str) -> WindowContext:

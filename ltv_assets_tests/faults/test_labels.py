@@ -98,12 +98,12 @@ def test_one_period_is_cut_into_blocks_with_a_warning(fault: Fault) -> None:
     "labels not mature",
     answer="reject",
     message="day <day>: its D7 labels are final only from <final> on (today is <today>); "
-    "train an older window, raise windows.embargo_days, or lower windows.label_maturity_days_d7",
+    "train an older window, raise windows.embargo_days, or lower windows.label_maturity_days of 7",
 )
 def test_immature_labels_are_refused_with_the_day_they_will_be_final(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LTV_TODAY", "2025-10-08")
     config = Config()
-    config = config.model_copy(update={"windows": config.windows.model_copy(update={"label_maturity_days_d7": 7})})
+    config = config.model_copy(update={"windows": config.windows.model_copy(update={"label_maturity_days": {7: 7}})})
     with pytest.raises(StaleError) as caught:
         require_mature(config, [date(2025, 9, 30), date(2025, 10, 1)])
     assert fault.told(str(caught.value)) == {"day": "2025-10-01", "final": "2025-10-09", "today": "2025-10-08"}

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.columns import BY_NAME
+from ltv_assets.core.columns import BY_NAME, SCORED_COLUMNS
 from ltv_assets.core.columns import INPUTS as COLUMNS
 from ltv_assets.features.statistics import kind_of
-from ltv_assets.modeling.model_set import SCORED_COLUMNS
 from ltv_assets.scoring.mlflow_model import write_files
 from ltv_assets.scoring.online import ERROR_COLUMN, OnlineModel
 from ltv_assets.simulator import simulate

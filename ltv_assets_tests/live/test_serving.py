@@ -24,10 +24,10 @@ import pytest
 import yaml
 
 from ltv_assets.core.columns import INPUTS as COLUMNS
+from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import ModelFileError, StaleError
 from ltv_assets.features.impressions import example_impression
-from ltv_assets.modeling.model_set import SCORED_COLUMNS
 from ltv_assets.scoring.mlflow_model import REQUIREMENTS, write_files
 from ltv_assets.scoring.online import OnlineModel
 from ltv_assets.storage.warehouse import Warehouse

@@ -9,11 +9,11 @@ import duckdb
 import pytest
 
 from ltv_assets.core import columns as contract
-from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
+from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS, relations
+from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.contract import SQL_KEYWORDS, load_contract, parse_contract
 from ltv_assets.core.errors import ConfigError
 from ltv_assets.core.time_layout import time_layout
-from ltv_assets.modeling.model_set import SCORED_COLUMNS
 
 
 def test_contract_has_the_85_columns_of_the_data() -> None:
@@ -32,6 +32,32 @@ def test_every_column_is_described_and_nested_ones_say_what_their_keys_are() -> 
 
 def test_scored_columns_are_those_the_models_make() -> None:
     assert tuple(c.name for c in RELATIONS["predictions"][2:]) == SCORED_COLUMNS
+    assert SCORED_COLUMNS == (
+        "buyer_probability",
+        "log_revenue_if_buyer",
+        "ltv_d7",
+        "expected_revenue_d7",
+        "ltv_d14",
+        "ltv_d28",
+        "predicted_zero",
+        "iap_revenue_d7",
+    )
+
+
+@pytest.mark.parametrize("revenue", ["{30: a}", "{1: a, 3: b, 30: c, 90: d}"])
+def test_relations_follow_the_horizons_and_the_names_of_the_contract(revenue: str) -> None:
+    text = SMALL.replace("{30: spend_30, 90: spend_90}", revenue).replace(
+        "  - {name: spend_30, role: label, type: double, meaning: amount, unit: EUR}\n"
+        "  - {name: spend_90, role: label, type: double, meaning: amount, unit: EUR}\n",
+        "".join(f"  - {{name: {name}, role: label, type: double, meaning: amount}}\n" for name in "abcd" if f": {name}" in revenue),
+    )
+    other = parse_contract(text, Path("shop.yaml"))
+    found = relations(other)
+    assert [c.name for c in found["predictions"]] == ["row_id", "day", *other.scores.columns]
+    assert [c.name for c in found["submission"]] == ["customer", "a"]
+    assert other.scores.ltv == tuple(f"ltv_d{days}" for days in other.horizons)
+    assert len(other.scores.violations()) == len(other.horizons) - 1
+    assert {name: c for name, c in found.items() if name not in ("predictions", "submission")}.items() <= RELATIONS.items()
 
 
 def test_every_asset_has_a_relation() -> None:

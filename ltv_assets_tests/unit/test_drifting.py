@@ -140,8 +140,8 @@ def scores(seed: int, factor: float = 1.0, size: int = 4000) -> pd.DataFrame:
 
 
 def test_shift_of_scores_is_small_for_equal_laws_and_large_for_others(tmp_path: Path) -> None:
-    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), **LIMITS)
-    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), **LIMITS)
+    same = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "b.parquet", scores(2)), "ltv_d7", **LIMITS)
+    other = score_shift(stored(tmp_path / "a.parquet", scores(1)), stored(tmp_path / "c.parquet", scores(2, 3.0)), "ltv_d7", **LIMITS)
     assert same < 0.02
     assert other > 0.25
 

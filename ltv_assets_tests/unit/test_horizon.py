@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltv_assets.core.config import Config
+from ltv_assets.core.config import Config, parse_config
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.time_layout import time_layout
 from ltv_assets.ingestion.calendar import Horizon, discover, mature_horizons, parse_day, uncovered_hours
@@ -92,6 +92,15 @@ def test_labels_mature_by_the_clock() -> None:
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=8)) == {7}
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=15)) == {7, 14}
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=29)) == {7, 14, 28}
+
+
+def test_labels_mature_when_the_configuration_says_so(tmp_path: Path) -> None:
+    """By horizon, in either way to write it; every other horizon matures after as many days as it is long."""
+    for text in ("windows: {label_maturity_days: {7: 9}}", "windows: {label_maturity_days_d7: 9}"):
+        config = parse_config(text, tmp_path / "config.yaml")
+        assert mature_horizons(config, FIRST, FIRST + timedelta(days=9)) == frozenset()
+        assert mature_horizons(config, FIRST, FIRST + timedelta(days=10)) == {7}
+        assert mature_horizons(config, FIRST, FIRST + timedelta(days=15)) == {7, 14}
 
 
 def test_partition_cap_also_bounds_the_days(tmp_path: Path) -> None:

@@ -155,3 +155,23 @@ def test_image_installs_extras_that_exist() -> None:
     extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     [asked] = re.findall(r"'\.\[(.*?)\]'", (FOLDER / "Dockerfile").read_text())
     assert set(asked.split(",")) <= set(extras)
+
+
+def test_serving_pods_run_a_command_that_exists_and_probe_routes_that_exist() -> None:
+    from ltv_assets.cli.app import main
+    from ltv_assets.core.config import ServingConfig
+    from ltv_assets.core.contract import load_contract
+    from ltv_assets.serving.app import TOKEN
+    from ltv_assets.serving.limits import OPEN_PATHS
+    from ltv_assets.serving.openapi import routes
+
+    service, deployment = yaml.safe_load_all((FOLDER / "serving.yaml").read_text())
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    program, command, *options = container["command"]
+    assert (program, main.commands[command].make_context(command, list(options)).params["host"]) == ("ltv", "0.0.0.0")
+    probes = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert probes == set(OPEN_PATHS) and {path.strip("/") for path in probes} < routes(load_contract()).keys()
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["terminationGracePeriodSeconds"] > ServingConfig().stop_seconds + 5
+    assert TOKEN in {variable["name"] for variable in container["env"]}

@@ -14,11 +14,12 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.config import ForestConfig, StackerConfig
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.dataset import prepare_window
-from ltv_assets.modeling.model_set import SCORED_COLUMNS, WindowModels
+from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.serialization import MANIFEST
 from ltv_assets.modeling.stages import STAGE_NAMES, WindowContext, fit_window
 from ltv_assets_tests.model_world import SMALL, SMALL_BOOSTER, fitted, world
@@ -264,6 +265,15 @@ class TestFiles:
         mixed = {name: (foreign if name.startswith(f"{stage}/") else files)[name] for name in files}
         with pytest.raises(ModelFileError, match=r"another|belong to different models"):
             WindowModels.from_files(mixed)
+
+    @pytest.mark.parametrize(("stage", "key"), [("buyer_classifier", "growth"), ("revenue_regressor", "log_range")])
+    def test_model_of_another_version_is_refused_with_a_remedy(self, stage: str, key: str) -> None:
+        files = fitted()[0].models_.to_files()
+        file = f"{stage}/{stage}.json"
+        state = json.loads(files[file])
+        del state[key]
+        with pytest.raises(ModelFileError, match=rf"no '{key}'.*made by another version: make the window again by `ltv run`"):
+            WindowModels.from_files({**files, file: json.dumps(state).encode()})
 
     def test_loads_in_a_new_process_without_the_training_rows(self, folder: Path) -> None:
         code = f"from ltv_assets.modeling import LTVModel; m = LTVModel.load({str(folder)!r}); print(m.n_features_in_)"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltv_assets.core.columns import BY_NAME, INPUTS
+from ltv_assets.core.columns import BY_NAME, INPUTS, SCORED_COLUMNS
 from ltv_assets.core.config import load_config
 from ltv_assets.core.contract import Column
 from ltv_assets.core.errors import DataError
@@ -22,7 +22,6 @@ from ltv_assets.features.rows import RowFlattener
 from ltv_assets.features.statistics import kind_of
 from ltv_assets.modeling.design_matrix import encode
 from ltv_assets.modeling.encoding.row_encoder import RowEncoder
-from ltv_assets.modeling.model_set import SCORED_COLUMNS
 from ltv_assets_tests.model_world import fitted
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows
 

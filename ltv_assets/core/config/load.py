@@ -30,7 +30,7 @@ def parse_config(text: str, file: Path) -> Config:
 
     Raises ConfigError with file, line and key for a syntax error, an unknown key, a wrong type or a value out of range.
     """
-    source = YamlText(text, file)
+    source = YamlText(text, file, whole_numbers=True)
     raw = {} if source.tree is None else source.tree
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{file}:1: expected a mapping of sections, found {type(raw).__name__}")

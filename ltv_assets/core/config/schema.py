@@ -216,10 +216,30 @@ class WindowsConfig(Section):
     min_train_days: PositiveDays = Field(2, description="a window needs at least this many training days")
     max_train_days: PositiveDays = Field(7, description="a window trains on at most this many days before the holdout")
     embargo_days: Days = Field(0, description="days left out directly before the holdout, as in live use with immature labels")
-    label_maturity_days_d7: Days = Field(7, description="age in days from which a D7 label is final")
-    label_maturity_days_d14: Days = Field(14, description="age in days from which a D14 label is final")
-    label_maturity_days_d28: Days = Field(28, description="age in days from which a D28 label is final")
+    label_maturity_days: dict[Annotated[int, Field(ge=1, le=MOST_DAYS), NUMBER], Days] = Field(
+        {},
+        description="horizon in days: age in days from which its label is final; as many days as the horizon where it is not named",
+    )
     lookahead_days: Annotated[int, Field(ge=0, le=3650), NUMBER] = Field(14, description="future days that exist as partition keys")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_mapping(cls, value: Any) -> Any:
+        """``label_maturity_days_d7: 9`` is another way to write ``label_maturity_days: {7: 9}``."""
+        if not isinstance(value, Mapping):
+            return value
+        single = {key: int(match[1]) for key in value if (match := re.fullmatch(r"label_maturity_days_d([0-9]{1,5})", str(key)))}
+        if not single:
+            return value
+        rest = {key: said for key, said in value.items() if key not in single}
+        return {
+            **rest,
+            "label_maturity_days": {**(rest.get("label_maturity_days") or {}), **{days: value[key] for key, days in single.items()}},
+        }
+
+    def maturity_days(self, horizon: int) -> int:
+        """Age in days from which the label of a horizon is final."""
+        return self.label_maturity_days.get(horizon, horizon)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -350,7 +370,7 @@ class ModelsConfig(Section):
     )
     max_reference_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
         3_000_000,
-        description="the reference and the increments beyond D7 are fitted on at most this many rows, drawn by a hash of "
+        description="the reference and the increments beyond the shortest horizon are fitted on at most this many rows, drawn by a hash of "
         "(seed, row_id); null = all",
     )
     zero_budget_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
@@ -368,7 +388,7 @@ class ModelsConfig(Section):
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
     )
     cap_quantile: Annotated[float, Field(gt=0.5, lt=1.0), NUMBER] = Field(
-        0.999, description="quantile of revenue over all labelled rows of the window at which expected_revenue_d7 is capped (cap_usd)"
+        0.999, description="quantile of revenue over all labelled rows of the window at which expected revenue is capped (cap_usd)"
     )
     refit: bool = Field(
         True, description="after evaluation, fit the served model with the holdout day included; false: serve the evaluated one"
@@ -385,13 +405,13 @@ class ModelsConfig(Section):
     )
     revenue_head: BoosterConfig = Field(
         BoosterConfig(num_leaves=7, learning_rate=0.03, min_data_in_leaf=20, feature_fraction=0.3, lambda_l2=10.0),
-        description="LightGBM regression of log1p(revenue_d7) on payers",
+        description="LightGBM regression of log1p(revenue) within the shortest horizon, on payers",
     )
     increments: BoosterConfig = Field(
         BoosterConfig(
             num_leaves=15, learning_rate=0.05, min_data_in_leaf=200, feature_fraction=0.3, lambda_l2=10.0, max_rounds=200, patience=20
         ),
-        description="LightGBM regressions of the log increments from D7 to D14 and from D14 to D28, on all rows",
+        description="LightGBM regressions of the log increments from each horizon to the next, on all rows",
     )
     boosting: BoosterConfig = Field(
         BoosterConfig(num_leaves=15, learning_rate=0.03, min_data_in_leaf=100, feature_fraction=0.3, lambda_l2=20.0),
@@ -408,10 +428,10 @@ class ChecksConfig(Section):
     """Bounds of the asset checks; a blocking check that fails keeps its partition away from everything downstream."""
 
     zero_rate_tolerance: Share = Field(0.006, description="largest |predicted - observed| zero rate on the holdout")
-    rmsle_max: PositiveFloat = Field(0.60, description="largest accepted RMSLE of ltv_d7 on the holdout")
+    rmsle_max: PositiveFloat = Field(0.60, description="largest accepted RMSLE of the shortest horizon on the holdout")
     ece_max: Share = Field(0.02, description="largest accepted expected calibration error of buyer_probability (a warning)")
     expected_revenue_ratio_min: NonNegativeFloat = Field(
-        0.5, description="sum of expected_revenue_d7 / sum of capped revenue (a warning below)"
+        0.5, description="sum of expected revenue / sum of capped revenue (a warning below)"
     )
     expected_revenue_ratio_max: PositiveFloat = Field(2.0, description="the same ratio's upper bound (a warning above)")
     psi_warn: PositiveFloat = Field(0.25, description="population stability index from which a feature counts as drifted (a warning)")
@@ -547,7 +567,7 @@ class AutomationConfig(Section):
         0.02, description="|zero rate of new predictions - zero rate the champion was gated to| that asks for retraining"
     )
     retrain_score_psi: PositiveFloat = Field(
-        0.25, description="population stability index of ltv_d7, holdout against new predictions, that asks for retraining"
+        0.25, description="population stability index of scores, holdout against new predictions, that asks for retraining"
     )
     retrain_forecast_coverage: Share | None = Field(
         None,

@@ -71,7 +71,7 @@ def champion_fresh(project: Project) -> Outcome:
     champion = project.lineage().champion()
     if champion is None:
         return Outcome(False, "there is no champion: no window has passed its blocking checks; `ltv status` says which failed and why")
-    mature = [d for d in project.horizon.train_days if 7 in mature_horizons(project.config, d)]
+    mature = [d for d in project.horizon.train_days if project.contract.horizons[0] in mature_horizons(project.config, d)]
     age = (max(mature) - parse_day(champion.window)).days if mature else 0
     limit = project.config.checks.champion_max_age_days
     text = f"champion {champion.window}{' (pinned)' if champion.pinned else ''} is {age} days behind the newest day with final labels"

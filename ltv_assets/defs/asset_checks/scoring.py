@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.asset_specs import relations
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
 from ltv_assets.defs.asset_checks.training import LEAK_BOUNDS, leaks
 from ltv_assets.modeling.evaluation.segments import ALL
@@ -29,9 +29,10 @@ def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
 def scores_valid(project: Project, key: str) -> Outcome:
     """Scores are finite and not negative, probabilities at most 1, and longer horizons never below shorter ones."""
     files = [str(f) for f in project.warehouse.files("predictions", key, verify=False)]
-    numbers = [c.name for c in RELATIONS["predictions"] if c.type == "DOUBLE"]
+    numbers = [c.name for c in relations(project.contract)["predictions"] if c.type == "DOUBLE"]
     rules = [f"NOT isfinite({n}) OR {n} IS NULL OR {n} < 0" for n in numbers]
-    rules += ["buyer_probability > 1", "ltv_d7 > ltv_d14", "ltv_d14 > ltv_d28", "predicted_zero AND iap_revenue_d7 <> 0"]
+    names = project.contract.scores
+    rules += ["buyer_probability > 1", *names.violations(), f"predicted_zero AND {names.target} <> 0"]
     with project.open_duckdb() as connection:
         query = f"SELECT * FROM read_parquet(?) WHERE {' OR '.join(f'({r})' for r in rules)} LIMIT {MAX_FAILING_ROWS}"
         bad = connection.execute(query, [files]).fetch_df().to_dict("records")
@@ -120,7 +121,12 @@ def submission_valid(project: Project, key: str) -> Outcome:
     path = project.warehouse.folder("submission", key) / "submission.csv"
     compute, sample = project.config.compute, project.config.data.sample_submission
     problems = validate_submission(
-        path, sample, expected=_predicted_files(project), threads=compute.threads, memory_limit=compute.duckdb_limit
+        path,
+        sample,
+        expected=_predicted_files(project),
+        threads=compute.threads,
+        contract=project.contract,
+        memory_limit=compute.duckdb_limit,
     )
     rows = project.warehouse.require("submission", key, "materialize it first").rows
     if problems:

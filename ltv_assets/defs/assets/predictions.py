@@ -67,16 +67,17 @@ def _prediction_metadata(work: Publication) -> dict[str, Any]:
     from ltv_assets.plots import score_distribution
 
     files = [str(f) for f in work.project.warehouse.files("predictions", work.key, verify=False)]
+    expected, ltv = work.project.contract.scores.expected, work.project.contract.scores.ltv[0]
     with work.project.open_duckdb() as connection:
         row = connection.execute(
-            "SELECT avg(predicted_zero::INT), avg(buyer_probability), sum(expected_revenue_d7), max(ltv_d7) FROM read_parquet(?)", [files]
+            f"SELECT avg(predicted_zero::INT), avg(buyer_probability), sum({expected}), max({ltv}) FROM read_parquet(?)", [files]
         ).fetchone()
-        ltv = connection.execute(
-            "SELECT ltv_d7 FROM read_parquet(?) USING SAMPLE reservoir(200000 ROWS) REPEATABLE (0)", [files]
+        scores = connection.execute(
+            f"SELECT {ltv} FROM read_parquet(?) USING SAMPLE reservoir(200000 ROWS) REPEATABLE (0)", [files]
         ).fetchnumpy()
-    names = ("predicted_zero_rate", "mean_buyer_probability", "expected_revenue_d7_usd", "largest_ltv_d7_usd")
+    names = ("predicted_zero_rate", "mean_buyer_probability", f"{expected}_usd", f"largest_{ltv}_usd")
     figures = {n: float(v) for n, v in zip(names, row or (), strict=False) if v is not None}
-    picture = score_distribution(ltv["ltv_d7"], title=f"Distribution of ltv_d7, {work.key}")
+    picture = score_distribution(scores[ltv], title=f"Distribution of {ltv}, {work.key}")
     return {"champion": _champion_window(work), **figures, **picture_metadata({"scores.png": picture})}
 
 
@@ -115,9 +116,10 @@ def _outcome_metadata(project: Project, outcome: "CohortOutcome") -> dict[str, A
 
 def _submission_metadata(work: Publication) -> dict[str, Any]:
     warehouse, days = work.project.warehouse, [str(day) for day in work.project.horizon.test_days]
+    names = work.project.contract.scores
     query = (
-        "SELECT count(*) AS rows, avg(predicted_zero::INT) AS zero_rate, max(iap_revenue_d7) AS largest_usd, "
-        "sum(expected_revenue_d7) AS expected_revenue_usd FROM read_parquet(?)"
+        f"SELECT count(*) AS rows, avg(predicted_zero::INT) AS zero_rate, max({names.target}) AS largest_usd, "
+        f"sum({names.expected}) AS expected_revenue_usd FROM read_parquet(?)"
     )
     with work.project.open_duckdb() as connection:
         found = [
@@ -141,6 +143,11 @@ def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:
     config = work.project.config
     files = [f for day in work.project.horizon.test_days for f in work.project.warehouse.files("predictions", str(day))]
     rows = write_submissions(
-        files, config.data.sample_submission, folder, threads=config.compute.threads, memory_limit=config.compute.duckdb_limit
+        files,
+        config.data.sample_submission,
+        folder,
+        threads=config.compute.threads,
+        contract=work.project.contract,
+        memory_limit=config.compute.duckdb_limit,
     )
     return {"submission.csv": rows, "submission_ungated.csv": None}

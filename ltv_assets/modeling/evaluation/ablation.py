@@ -90,9 +90,9 @@ def ablate(
 ) -> pd.DataFrame:
     """Fit every variant on the window and measure it on the holdout; one line per variant and one for the reference.
 
-    Columns: RMSLE of ``ltv_d7`` with its 95 % bootstrap interval; its paired difference to the pinned reference, and to the first
+    Columns: RMSLE of the shortest horizon with its 95 % bootstrap interval; its paired difference to the pinned reference, and to the first
     variant, with intervals (negative: better than those); processor seconds of the fit; RMSLE of the gated column, AUC and ECE of
-    ``buyer_probability``, and sum of ``expected_revenue_d7`` over sum of capped revenue. The reference is that of the first variant; it
+    ``buyer_probability``, and sum of expected revenue over sum of capped revenue. The reference is that of the first variant; it
     has no probability, so its last three figures are NaN, and no fit of its own, so its seconds are. The last line, `REFITTED`, is the
     refit of a window that ends a day earlier; it needs three days in memory. ``progress`` is called with the name of each variant
     before its fit.
@@ -100,10 +100,10 @@ def ablate(
     losses: dict[str, Floats] = {}
     lines: list[dict[str, object]] = []
 
-    def line(name: str, ltv_d7: Floats) -> dict[str, object]:
-        losses.setdefault(name, (np.log1p(ltv_d7) - holdout.log_d7) ** 2)
+    def line(name: str, ltv: Floats) -> dict[str, object]:
+        losses.setdefault(name, (np.log1p(ltv) - holdout.log_d7) ** 2)
         bars = (losses["reference"], losses.get(first, losses["reference"]))
-        return _line(name, ltv_d7, losses[name], bars, holdout, replicates, context.seed)
+        return _line(name, ltv, losses[name], bars, holdout, replicates, context.seed)
 
     first = next(iter(variants))
     for name in [*variants, *([REFITTED] if _can_be_refitted(context.data) else [])]:
@@ -120,9 +120,11 @@ def ablate(
         if name == first:
             reference = fitted.reference_ltv(holdout.X)
             losses["reference"] = (np.log1p(reference) - holdout.log_d7) ** 2
-            losses[first] = (np.log1p(frame["ltv_d7"].to_numpy()) - holdout.log_d7) ** 2
+            losses[first] = (np.log1p(frame[holdout.names.ltv[0]].to_numpy()) - holdout.log_d7) ** 2
             lines.append(line("reference", reference))
-        lines.append(line(name, frame["ltv_d7"].to_numpy()) | _of_probabilities(fitted, frame, holdout) | {"cpu_seconds": seconds})
+        lines.append(
+            line(name, frame[holdout.names.ltv[0]].to_numpy()) | _of_probabilities(fitted, frame, holdout) | {"cpu_seconds": seconds}
+        )
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
@@ -143,15 +145,15 @@ def _refitted(context: WindowContext) -> WindowModels:
 def _of_probabilities(fitted: WindowModels, frame: pd.DataFrame, holdout: WindowData) -> dict[str, object]:
     probability = frame["buyer_probability"].to_numpy()
     return {
-        "rmsle_gated": rmsle(holdout.d7, frame["iap_revenue_d7"].to_numpy()),
+        "rmsle_gated": rmsle(holdout.d7, frame[holdout.names.target].to_numpy()),
         "auc": auc(holdout.payer, probability),
         "ece": ece(holdout.payer, probability),
-        "expected_revenue_ratio": bias_ratio(holdout.d7, frame["expected_revenue_d7"].to_numpy(), fitted.cap_usd),
+        "expected_revenue_ratio": bias_ratio(holdout.d7, frame[holdout.names.expected].to_numpy(), fitted.cap_usd),
     }
 
 
 def _line(
-    name: str, ltv_d7: Floats, loss: Floats, bars: tuple[Floats, Floats], holdout: WindowData, replicates: int, seed: int
+    name: str, ltv: Floats, loss: Floats, bars: tuple[Floats, Floats], holdout: WindowData, replicates: int, seed: int
 ) -> dict[str, object]:
     to_reference, to_all = (paired_bootstrap(loss, bar, replicates=replicates, seed=seed) for bar in bars)
     own, difference, worth = to_reference.model, to_reference.difference, to_all.difference
@@ -167,7 +169,7 @@ def _line(
         "minus_all_parts_low": worth.low,
         "minus_all_parts_high": worth.high,
         "cpu_seconds": float("nan"),
-        "rmsle_gated": rmsle(holdout.d7, ltv_d7),
+        "rmsle_gated": rmsle(holdout.d7, ltv),
         "auc": float("nan"),
         "ece": float("nan"),
         "expected_revenue_ratio": float("nan"),

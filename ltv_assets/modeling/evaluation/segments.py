@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ltv_assets.core.contract import Scores, load_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation import metrics as m
 from ltv_assets.modeling.evaluation.metrics import decile_table
@@ -48,9 +50,6 @@ OTHER = "(other)"
 MISSING = "(missing)"
 
 Floats = NDArray[np.float64]
-
-
-REQUIRED = ("buyer_probability", "ltv_d7", "expected_revenue_d7", "predicted_zero", "iap_revenue_d7")
 
 
 def metrics_markdown() -> str:
@@ -157,24 +156,24 @@ class Metric(NamedTuple):
     headline: tuple[int, str] | None = None
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
+_METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "rows": Metric("rows", "impressions evaluated", "none", lambda f: float(f.n)),
-        "payers": Metric("rows", "impressions with revenue within seven days", "none", lambda f: float(f.paying.sum())),
-        "revenue_usd": Metric("USD", "revenue within seven days", "none", lambda f: float(f.rows.revenue.sum())),
+        "payers": Metric("rows", "impressions with revenue within {within}", "none", lambda f: float(f.paying.sum())),
+        "revenue_usd": Metric("USD", "revenue within {within}", "none", lambda f: float(f.rows.revenue.sum())),
         "rmsle": Metric(
             "log USD",
-            "root mean squared error of log1p, `ltv_d7` (ungated)",
+            "root mean squared error of log1p, `{ltv}` (ungated)",
             "lower",
             lambda f: f.boot.model,
-            headline=(1, "RMSLE of ltv_d7 (ungated)"),
+            headline=(1, "RMSLE of {ltv} (ungated)"),
         ),
         "rmsle_gated": Metric(
             "log USD",
-            "the same of `iap_revenue_d7`, with gated rows at zero",
+            "the same of `{target}`, with gated rows at zero",
             "lower",
             lambda f: f.rmsle_gated,
-            headline=(2, "RMSLE of iap_revenue_d7 (gated)"),
+            headline=(2, "RMSLE of {target} (gated)"),
         ),
         "rmsle_reference": Metric(
             "log USD",
@@ -210,11 +209,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "lower",
             lambda f: None if f.rows.reference is None else f.boot.difference,
         ),
-        "rmsle_d14": Metric("log USD", "RMSLE of `ltv_d14` where that label is there", "lower", lambda f: f.longer("d14")),
-        "rmsle_d28": Metric("log USD", "RMSLE of `ltv_d28` where that label is there", "lower", lambda f: f.longer("d28")),
+        "rmsle_longer": Metric("log USD", "RMSLE of `{longer}` where that label is there", "lower", lambda f: None),
         "attained_share": Metric(
             "share",
-            "(MSLE_constant - MSLE) / (MSLE_constant - MSLE_oracle) of `ltv_d7`",
+            "(MSLE_constant - MSLE) / (MSLE_constant - MSLE_oracle) of `{ltv}`",
             "higher",
             lambda f: f.attained(f.boot.model.value),
             headline=(7, "attained share of what is attainable"),
@@ -226,31 +224,31 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             lambda f: None if f.rows.reference is None else f.attained(f.boot.reference.value),
         ),
         "r2_log1p": Metric(
-            "share", "explained variance of log1p(revenue) by `ltv_d7`", "higher", lambda f: m.r2_log1p(f.rows.revenue, f.rows.ltv)
+            "share", "explained variance of log1p(revenue) by `{ltv}`", "higher", lambda f: m.r2_log1p(f.rows.revenue, f.rows.ltv)
         ),
         "rmse": Metric(
-            "USD", "root mean squared error of `ltv_d7`; a single whale decides it", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.ltv)
+            "USD", "root mean squared error of `{ltv}`; a single whale decides it", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.ltv)
         ),
         "rmse_capped": Metric(
             "USD", "the same with both sides cut at `cap_usd`", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.ltv, f.cap_usd)
         ),
         "rmse_expected_capped": Metric(
-            "USD", "the same of `expected_revenue_d7`", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.expected, f.cap_usd)
+            "USD", "the same of `{expected}`", "lower", lambda f: m.rmse(f.rows.revenue, f.rows.expected, f.cap_usd)
         ),
-        "mae": Metric("USD", "mean absolute error of `ltv_d7`", "lower", lambda f: m.mae(f.rows.revenue, f.rows.ltv)),
+        "mae": Metric("USD", "mean absolute error of `{ltv}`", "lower", lambda f: m.mae(f.rows.revenue, f.rows.ltv)),
         "mae_capped": Metric(
             "USD", "the same with both sides cut at `cap_usd`", "lower", lambda f: m.mae(f.rows.revenue, f.rows.ltv, f.cap_usd)
         ),
         "bias_ratio_capped": Metric(
             "ratio",
-            "sum of `expected_revenue_d7` / sum of min(revenue, `cap_usd`)",
+            "sum of `{expected}` / sum of min(revenue, `cap_usd`)",
             "near 1",
             lambda f: m.bias_ratio(f.rows.revenue, f.rows.expected, f.cap_usd),
             headline=(14, "expected / observed capped revenue"),
         ),
-        "bias_ratio_ltv_d7": Metric(
+        "bias_ratio_{ltv}": Metric(
             "ratio",
-            "sum of `ltv_d7` / revenue: why the RMSLE-optimal number is not money",
+            "sum of `{ltv}` / revenue: why the RMSLE-optimal number is not money",
             "none",
             lambda f: m.bias_ratio(f.rows.revenue, f.rows.ltv),
         ),
@@ -259,7 +257,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "gini_normalized": Metric(
             "share",
-            "Gini of revenue ordered by `ltv_d7` over that of the perfect order",
+            "Gini of revenue ordered by `{ltv}` over that of the perfect order",
             "higher",
             lambda f: m.gini_normalized(f.rows.revenue, f.rows.ltv),
         ),
@@ -271,37 +269,37 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "gini_normalized_gated": Metric(
             "share",
-            "the same of `iap_revenue_d7`: what ranking on gated scores loses",
+            "the same of `{target}`: what ranking on gated scores loses",
             "higher",
             lambda f: m.gini_normalized(f.rows.revenue, f.rows.gated),
         ),
         "spearman_payers": Metric(
             "correlation",
-            "rank correlation of `ltv_d7` and revenue among payers",
+            "rank correlation of `{ltv}` and revenue among payers",
             "higher",
             lambda f: m.spearman_payers(f.rows.revenue, f.rows.ltv),
         ),
         "capture_top_1pct": Metric(
             "share",
-            "revenue in the 1 % of rows with the highest `ltv_d7`",
+            "revenue in the 1 % of rows with the highest `{ltv}`",
             "higher",
             lambda f: m.revenue_capture(f.rows.revenue, f.rows.ltv, 0.01),
         ),
         "capture_top_5pct": Metric(
             "share",
-            "revenue in the 5 % of rows with the highest `ltv_d7`",
+            "revenue in the 5 % of rows with the highest `{ltv}`",
             "higher",
             lambda f: m.revenue_capture(f.rows.revenue, f.rows.ltv, 0.05),
         ),
         "capture_top_10pct": Metric(
             "share",
-            "revenue in the 10 % of rows with the highest `ltv_d7`",
+            "revenue in the 10 % of rows with the highest `{ltv}`",
             "higher",
             lambda f: m.revenue_capture(f.rows.revenue, f.rows.ltv, 0.10),
             headline=(13, "revenue captured in the top 10 %"),
         ),
         "capture_top_10pct_gated": Metric(
-            "share", "the same by `iap_revenue_d7`", "higher", lambda f: m.revenue_capture(f.rows.revenue, f.rows.gated, 0.10)
+            "share", "the same by `{target}`", "higher", lambda f: m.revenue_capture(f.rows.revenue, f.rows.gated, 0.10)
         ),
         "capture_top_10pct_reference": Metric(
             "share",
@@ -352,7 +350,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "gate_cost_msle": Metric(
             "log USD squared",
-            "mean(score^2 1{gated}): what the gate is expected to add to MSLE",
+            "mean(score^2 1{{gated}}): what the gate is expected to add to MSLE",
             "lower",
             lambda f: m.gate_cost_msle(f.rows.log_ltv, f.rows.zero),
         ),
@@ -365,16 +363,48 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "horizon_violations": Metric(
             "rows",
-            "rows with `ltv_d7` > `ltv_d14` or `ltv_d14` > `ltv_d28`",
+            "rows with {violations}",
             "lower",
             lambda f: None if f.rows.falls is None else float(f.rows.falls.sum()),
         ),
     }
 )
+"""Every figure; words in braces are filled in by `metrics_of`, and ``rmsle_longer`` stands for one row a longer horizon."""
 
-HEADLINE: tuple[tuple[str, str], ...] = tuple(
-    (name, words) for _, words, name in sorted((*metric.headline, name) for name, metric in METRICS.items() if metric.headline)
-)
+
+@cache
+def metrics_of(names: Scores) -> Mapping[str, Metric]:
+    """Every figure under some horizons and names of score columns, by name."""
+    words = {
+        "ltv": names.ltv[0],
+        "expected": names.expected,
+        "target": names.target,
+        "within": names.within,
+        "violations": " or ".join(f"`{a}` > `{b}`" for a, b in pairwise(names.ltv)) or "a longer horizon below a shorter one",
+    }
+    found: dict[str, Metric] = {}
+    for name, metric in _METRICS.items():
+        if name == "rmsle_longer":
+            for horizon, ltv in zip(names.names[1:], names.ltv[1:], strict=True):
+                found[f"rmsle_{horizon}"] = metric._replace(
+                    description=metric.description.format(longer=ltv), of=partial(_Judged.longer, horizon=horizon)
+                )
+            continue
+        headline = metric.headline and (metric.headline[0], metric.headline[1].format(**words))
+        found[name.format(**words)] = metric._replace(description=metric.description.format(**words), headline=headline)
+    return MappingProxyType(found)
+
+
+def headline_of(names: Scores) -> tuple[tuple[str, str], ...]:
+    """Metrics that answer "how good is this window", with the words they are shown under."""
+    shown = [(*metric.headline, name) for name, metric in metrics_of(names).items() if metric.headline]
+    return tuple((name, words) for _, words, name in sorted(shown))
+
+
+METRICS: Mapping[str, Metric] = metrics_of(load_contract().scores)
+"""Every figure under the shipped contract."""
+
+HEADLINE: tuple[tuple[str, str], ...] = headline_of(load_contract().scores)
 """Metrics that answer "how good is this window", with the words they are shown under."""
 
 
@@ -391,20 +421,22 @@ def evaluate(
     ece_bins: int = 10,
     replicates: int = 1000,
     seed: int = 0,
+    names: Scores | None = None,
 ) -> pd.DataFrame:
     """Every figure of ``METRICS`` for scored rows whose revenue is known.
 
     Parameters
     ----------
     scores : the published score columns; optionally ``reference_log`` (the pinned reference's score in log1p USD).
-    revenue_usd : revenue within seven days, aligned with ``scores`` by position; or a frame whose first column is that
-        and whose further columns, named ``d14``/``d28`` or ``iap_revenue_d14``/``iap_revenue_d28``, are longer horizons
-        (NaN there = not known for that row).
+    revenue_usd : revenue within the shortest horizon, aligned with ``scores`` by position; or a frame whose first column is that
+        and whose further columns are the longer horizons in their order, all of them or some by name, ``d14`` or what ends in
+        ``_d14`` (NaN there = not known for that row).
     cap_usd : the cap stored with the model, for the capped twins and the bias ratio.
     segments : columns by whose values the rows are split; see ``segment_labels``.
     oracle_log : E[log1p(revenue) | row] where the law is known.
     constant_log : score of the best constant of the *training* part; without it, the mean of log1p of these rows.
     min_segment_rows, max_segments : values with fewer rows, or beyond the most frequent ones of a column, are pooled.
+    names : the horizons and what the score columns are called; without it, those of the shipped contract.
     replicates, seed : of the bootstrap behind the intervals of ``rmsle`` and its difference to the reference.
 
     Returns a frame (metric, segment, value, low, high): first segment ``all``, then ``column=value``; metrics in the order
@@ -414,15 +446,16 @@ def evaluate(
     """
     import pandas as pd
 
-    rows = _rows(scores, revenue_usd, oracle_log, constant_log)
+    names = names or load_contract().scores
+    rows = _rows(scores, revenue_usd, oracle_log, constant_log, names)
     if not cap_usd > 0:
         raise DataError(f"cap_usd must be positive, found {cap_usd!r}")
-    parts = [_figures(rows, cap_usd, ece_bins, replicates, seed).assign(segment=ALL)]
+    parts = [_figures(rows, cap_usd, ece_bins, replicates, seed, names).assign(segment=ALL)]
     if segments is not None:
         if len(segments) != len(scores):
             raise DataError(f"segments has {len(segments)} rows, scores has {len(scores)}: they must be aligned by position")
         for name, index in _segments(segments, min_segment_rows, max_segments):
-            parts.append(_figures(rows.take(index), cap_usd, ece_bins, replicates, seed).assign(segment=name))
+            parts.append(_figures(rows.take(index), cap_usd, ece_bins, replicates, seed, names).assign(segment=name))
     return pd.concat(parts, ignore_index=True)[["metric", "segment", "value", "low", "high"]]
 
 
@@ -467,11 +500,17 @@ def _segments(segments: pd.DataFrame, min_rows: int, max_segments: int) -> Itera
 
 
 def _rows(
-    scores: pd.DataFrame, revenue_usd: pd.Series | pd.DataFrame | ArrayLike, oracle_log: ArrayLike | None, constant_log: float | None
+    scores: pd.DataFrame,
+    revenue_usd: pd.Series | pd.DataFrame | ArrayLike,
+    oracle_log: ArrayLike | None,
+    constant_log: float | None,
+    names: Scores,
 ) -> _Rows:
     import pandas as pd
 
-    missing = [c for c in REQUIRED if c not in scores.columns]
+    first = names.ltv[0]
+    required = ("buyer_probability", first, names.expected, "predicted_zero", names.target)
+    missing = [c for c in required if c not in scores.columns]
     if missing:
         raise DataError(f"scores lack the columns {missing}: evaluate the output of the scoring function")
     n = len(scores)
@@ -480,32 +519,32 @@ def _rows(
         return _checked(scores[name], n, name, signed=False)
 
     frame = (
-        revenue_usd
-        if isinstance(revenue_usd, pd.DataFrame)
-        else pd.DataFrame({"iap_revenue_d7": np.asarray(revenue_usd, dtype=np.float64)})
+        revenue_usd if isinstance(revenue_usd, pd.DataFrame) else pd.DataFrame({names.target: np.asarray(revenue_usd, dtype=np.float64)})
     )
     revenue = _checked(frame.iloc[:, 0], n, "revenue", signed=False)
     longer: dict[str, tuple[Floats, Floats]] = {}
-    for horizon in ("d14", "d28"):
-        label = next((c for c in (horizon, f"iap_revenue_{horizon}") if c in frame.columns[1:]), None)
-        if label is not None and f"ltv_{horizon}" in scores.columns:
-            longer[horizon] = frame[label].to_numpy(dtype=np.float64, na_value=np.nan), column(f"ltv_{horizon}")
+    whole = len(frame.columns) == len(names.horizons)
+    for place, (horizon, ltv) in enumerate(zip(names.names[1:], names.ltv[1:], strict=True), start=1):
+        named = (c for c in frame.columns[1:] if c == horizon or str(c).endswith(f"_{horizon}"))
+        label = frame.columns[place] if whole else next(named, None)
+        if label is not None and ltv in scores.columns:
+            longer[horizon] = frame[label].to_numpy(dtype=np.float64, na_value=np.nan), column(ltv)
     falls = None
-    if {"ltv_d14", "ltv_d28"} <= set(scores.columns):
-        ltv = [scores[f"ltv_{h}"].to_numpy(dtype=np.float64) for h in ("d7", "d14", "d28")]
-        falls = (ltv[0] > ltv[1]) | (ltv[1] > ltv[2])
+    if len(names.ltv) > 1 and set(names.ltv) <= set(scores.columns):
+        values = [scores[ltv].to_numpy(dtype=np.float64) for ltv in names.ltv]
+        falls = np.logical_or.reduce([shorter > longer for shorter, longer in pairwise(values)])
     log_revenue = np.log1p(revenue)
     if constant_log is None:
         constant_log = float(log_revenue.mean()) if n else math.nan
     return _Rows(
         revenue=revenue,
         probability=column("buyer_probability"),
-        ltv=column("ltv_d7"),
-        expected=column("expected_revenue_d7"),
-        gated=column("iap_revenue_d7"),
+        ltv=column(first),
+        expected=column(names.expected),
+        gated=column(names.target),
         zero=scores["predicted_zero"].to_numpy(dtype=bool),
         log_revenue=log_revenue,
-        log_ltv=np.log1p(column("ltv_d7")),
+        log_ltv=np.log1p(column(first)),
         longer=longer,
         falls=falls,
         reference=_checked(scores["reference_log"], n, "reference_log", signed=True) if "reference_log" in scores.columns else None,
@@ -525,13 +564,13 @@ def _checked(values: ArrayLike, n: int, name: str, *, signed: bool) -> Floats:
     return array
 
 
-def _figures(rows: _Rows, cap_usd: float, ece_bins: int, replicates: int, seed: int) -> pd.DataFrame:
+def _figures(rows: _Rows, cap_usd: float, ece_bins: int, replicates: int, seed: int, names: Scores) -> pd.DataFrame:
     """All figures of one set of rows, in the order of ``METRICS``."""
     import pandas as pd
 
     judged = _Judged(rows, cap_usd, ece_bins, replicates, seed)
     records = []
-    for name, metric in METRICS.items():
+    for name, metric in metrics_of(names).items():
         figure = metric.of(judged)
         if isinstance(figure, m.Interval):
             records.append((name, figure.value, figure.low, figure.high))
