@@ -233,7 +233,7 @@ def _compare(project: Project, challenger: str, champion: str, identity: tuple[s
     stored = pq.read_table(warehouse.folder("holdout_metrics", challenger) / SCORES_FILE).to_pandas()
     ltv = project.contract.scores.ltv[0]
     theirs = read_served(warehouse, champion).score(rows.X, project.config.compute.chunk_rows)[ltv].to_numpy()
-    truth = np.log1p(stored[f"revenue_d{project.contract.horizons[0]}"].to_numpy())
+    truth = np.log1p(stored[project.contract.scores.observed].to_numpy())
     result = paired_bootstrap(
         (np.log1p(stored[ltv].to_numpy()) - truth) ** 2,
         (np.log1p(theirs) - truth) ** 2,
