@@ -36,7 +36,7 @@ def shopped(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         (folder / "contract.yaml").write_text(text)
         (folder / "features.yaml").write_text(features)
         places = f"contract: {folder}/contract.yaml\nfeatures: {folder}/features.yaml\n"
-        settings = "data: {train_folder: ., test_folder: .}\nchecks: {rmsle_max: 5, min_rows_per_day: 1}\n"
+        settings = "data: {train_folder: ., test_folder: .}\nchecks: {rmsle_max: 5, min_rows_per_day: 1, zero_rate_tolerance: 0.2}\n"
         (folder / "config.yaml").write_text(places + settings + TINY_MODELS)
         done = command("ltv", "run", env=environment(folder / "data", folder / "warehouse", LTV_CONFIG=str(folder / "config.yaml")))
         (folder / "told.json").write_text(json.dumps([done.stdout + done.stderr, done.returncode]))
@@ -98,6 +98,7 @@ def test_folder_and_single_row_are_scored_as_the_graph_scores_them(shopped: Ran,
         read_served(Warehouse(shopped.warehouse), "2024-03-03"), RowFlattener(load_registry(config.features, contract)), contract
     )
     row = pq.read_table(next((shopped.data / "date=2024-03-04").glob("*.parquet")), partitioning=None).slice(7, 1).to_pylist()[0]
+    row["newsletter"] = int(row["newsletter"])  # a request says numbers as numbers
     answer = model.answer({**row, "datetime": "2024-03-04"})
     assert answer["error"] is None
     assert answer["row_id"] == row["customer_ref"]
