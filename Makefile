@@ -43,9 +43,9 @@ demo: install  ## simulated data, the whole graph, the table of metrics
 	@echo "  dagster dev                               the asset graph, with pictures and checks, on http://127.0.0.1:3000"
 	@echo "  mlflow ui --backend-store-uri sqlite:///$(or $(LTV_WAREHOUSE),warehouse)/mlflow.db   runs to compare"
 
-test: install  ## the whole test suite, as CI runs it; the tests with a real daemon and browser have the machine to themselves
+test: install  ## the whole test suite, as CI runs it; tests with a real daemon, server or browser come last, one file of them in each process
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore=ltv_assets_tests/live
-	@$(BIN)/python -m pytest -q ltv_assets_tests/live
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile ltv_assets_tests/live
 
 test-fast: install  ## only what takes seconds
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not soak"

@@ -198,9 +198,9 @@ class Scores:
 
     @property
     def observed(self) -> str:
-        """What came within the shortest horizon, USD, where it stands beside scores; never the name of one of them."""
+        """What came in within the shortest horizon, USD, as it stands beside the scores of a holdout: no score has this name."""
         name = f"revenue_d{self.horizons[0]}"
-        return f"observed_{name}" if name == self.target else name
+        return name if name != self.target else f"{name}_observed"
 
     @property
     def columns(self) -> tuple[str, ...]:

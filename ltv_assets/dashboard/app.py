@@ -10,15 +10,16 @@ page again when it differs. One request is answered at a time, which bounds memo
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -204,12 +205,19 @@ def _environment() -> Environment:
 def make_app(dashboard: Dashboard, *, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
     """The application; requests for a host that is not among ``hosts`` are refused (``*`` allows all)."""
 
+    # Pages are drawn in one thread: glibc keeps the memory of every thread that ever worked.
+    drawing, looking = ThreadPoolExecutor(1, "page"), ThreadPoolExecutor(1, "state")
+
     async def state(request: Request) -> Response:
-        return JSONResponse({"state": await run_in_threadpool(dashboard.state)}, headers=HEADERS)
+        found = await asyncio.get_running_loop().run_in_executor(looking, dashboard.state)
+        return JSONResponse({"state": found}, headers=HEADERS)
+
+    async def drawn(of: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(drawing, of, *arguments)
 
     def route(name: str, path: str) -> Route:
         async def answer(request: Request) -> Response:
-            return _html(await run_in_threadpool(dashboard.page, name, dict(request.query_params)))
+            return _html(await drawn(dashboard.page, name, dict(request.query_params)))
 
         return Route(path, answer, name=name)
 
@@ -220,16 +228,20 @@ def make_app(dashboard: Dashboard, *, hosts: tuple[str, ...] = LOOPBACK) -> Star
             if body is None:
                 return Response("an impression of more than 1 MiB is not read; paste one impression\n", 413, HEADERS, "text/plain")
             pasted = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=4).get("impression", [""])[0]
-        return _html(await run_in_threadpool(dashboard.impression, dict(request.query_params), pasted))
+        return _html(await drawn(dashboard.impression, dict(request.query_params), pasted))
 
     async def report(request: Request) -> Response:
-        found = await run_in_threadpool(dashboard.report, request.path_params["window"])
+        found = await drawn(dashboard.report, request.path_params["window"])
         if found is None:
             return Response("no report of this window; `ltv report` writes it\n", 404, HEADERS, "text/plain")
         return Response(found, 200, {**HEADERS, "Content-Security-Policy": REPORT_POLICY}, "text/html")
 
     async def missing(request: Request, error: Exception) -> Response:
         return Response("there is no such page; the pages are listed at /\n", 404, HEADERS, "text/plain")
+
+    async def broken(request: Request, error: Exception) -> Response:
+        text = f"this page failed ({type(error).__name__}: {error!s:.300}); the other pages work, and the log has the whole story\n"
+        return Response(text, 500, HEADERS, "text/plain")
 
     routes = [
         *(route(name, path) for name, (_, path, _) in PAGES.items()),
@@ -239,7 +251,7 @@ def make_app(dashboard: Dashboard, *, hosts: tuple[str, ...] = LOOPBACK) -> Star
         Mount("/static", StaticFiles(packages=[("ltv_assets.dashboard", "static")])),
     ]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={404: missing})
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={404: missing, 500: broken})
 
 
 def _html(text: str) -> Response:
@@ -257,7 +269,18 @@ async def _limited(request: Request) -> bytes | None:
 
 def serve(dashboard: Dashboard, host: str, port: int) -> None:
     """Answer requests until the process is told to end."""
+    import pyarrow as pa
     import uvicorn
 
+    pa.set_cpu_count(1)
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
-    uvicorn.run(make_app(dashboard, hosts=hosts), host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(
+        make_app(dashboard, hosts=hosts),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+    )

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Contract, Scores
 from ltv_assets.core.errors import DataError, StaleError
-from ltv_assets.core.memory import release_memory
 from ltv_assets.dashboard.reading import PublishedWarehouse
 from ltv_assets.features.impressions import example_impression, read_impressions
 from ltv_assets.features.schema import feature_names
@@ -34,10 +33,12 @@ if TYPE_CHECKING:
     from ltv_assets.features.rows import RowFlattener
     from ltv_assets.modeling.model_set import WindowModels
 
-SAMPLE_ROWS = 1000
+SAMPLE_ROWS = 800
 """Impressions of the holdout day among which similar ones are looked for."""
 MAX_SCANNED_ROWS = 200_000
-BATCH_ROWS = 1024
+BATCH_ROWS, CHUNK_ROWS = 512, 100
+BUFFER_BYTES = 1 << 14
+"""Read ahead of each column: without a bound, a column chunk is read whole, and a day of millions has large ones."""
 NEAREST, SHOWN_NEIGHBOURS, SHOWN_TERMS = 50, 6, 8
 OFFERED_TOP, OFFERED_SPREAD = 5, 7
 
@@ -91,7 +92,11 @@ class Explainer:
         from ltv_assets.modeling.model_store import read_served
 
         self.project, self.warehouse, self.window = project, warehouse, window
-        self.models: WindowModels = read_served(warehouse, window)
+        try:
+            self.models: WindowModels = read_served(warehouse, window)
+        except (KeyError, TypeError, ValueError) as error:  # fields that another version did not write
+            found = f"{type(error).__name__}: {error}"
+            raise StaleError(f"served_model {window}: written by another version of ltv-assets ({found:.120}); run `ltv run`") from None
         self.names = feature_names(project.registry)
 
     @cached_property
@@ -103,6 +108,15 @@ class Explainer:
     @cached_property
     def _described(self) -> dict[str, tuple[str, str]]:
         return {c.name: (c.description, c.unit or "") for c in self.project.flattened_columns}
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return (self.project.contract.target,)
+
+    @property
+    def _about(self) -> tuple[str, ...]:
+        """Columns by which a similar impression is introduced."""
+        return self.project.contract.segments
 
     # ------------------------------------------------------------------------------------------------------------- input
 
@@ -142,11 +156,12 @@ class Explainer:
             self.window, scores, self._terms(matrix.names, odds, row), self._terms(matrix.names, head, row), *self._alike(pushes)
         )
 
-    def _pushes(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _pushes(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Contributions (n, 2 m): to the log-odds of paying, then to the log amount of a payer."""
-        return np.hstack([model.contributions(values) for model in (self.models.classifier.model, self.models.regressor.head)])
+        models = (self.models.classifier.model, self.models.regressor.head)
+        return np.hstack([model.contributions(values).astype(np.float32) for model in models])
 
-    def _terms(self, names: Sequence[str], pushes: NDArray[np.float64], row: Mapping[str, Any]) -> tuple[Term, ...]:
+    def _terms(self, names: Sequence[str], pushes: NDArray[np.float32], row: Mapping[str, Any]) -> tuple[Term, ...]:
         sums: dict[str, float] = {}
         used: dict[str, list[tuple[float, str]]] = {}
         for name, push in zip(names, pushes, strict=True):
@@ -180,26 +195,30 @@ class Explainer:
     # -------------------------------------------------------------------------------------------------------- neighbours
 
     @cached_property
-    def _sample(self) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.float64]]:
+    def _sample(self) -> tuple[pa.Table, NDArray[np.float32], NDArray[np.float64]]:
         """Rows of the holdout day (row_id, label, features), their contributions and expected revenue."""
         from ltv_assets.modeling.design_matrix import encode
 
-        columns = ["row_id", self.project.contract.target, *self.names]
+        columns = ["row_id", *self._labels, *self.names]
         table = self.warehouse.read("flattened_features", self.window, lambda files: spread_rows(files, columns, SAMPLE_ROWS))
-        release_memory()
         frame = table.select(self.names).to_pandas()
-        expected = self.models.score(frame)[self.models.names.expected].to_numpy()
-        return table, self._pushes(encode(self.models.classifier.encoder, frame).values), expected
+        kept = table.select([name for name in ("row_id", *self._labels, *self._about) if name in table.column_names])
+        expected, pushes = [], []
+        for low in range(0, len(frame), CHUNK_ROWS):  # what the models need of a row beside its features is many times as large
+            chunk = frame.iloc[low : low + CHUNK_ROWS]
+            expected.append(self.models.score(chunk)[self.models.names.expected].to_numpy())
+            pushes.append(self._pushes(encode(self.models.classifier.encoder, chunk).values))
+        return kept, np.concatenate(pushes), np.concatenate(expected)
 
-    def _alike(self, pushes: NDArray[np.float64]) -> tuple[tuple[Neighbour, ...], int, int, float, float, str, int]:
+    def _alike(self, pushes: NDArray[np.float32]) -> tuple[tuple[Neighbour, ...], int, int, float, float, str, int]:
         try:
             table, others, expected = self._sample
         except StaleError:
             return (), 0, 0, 0.0, 0.0, self.window, 0
         distance = np.sqrt(((others - pushes) ** 2).sum(axis=1))
         nearest = np.lexsort((np.arange(len(distance)), distance))[: min(NEAREST, len(distance) // 10 or 1)]
-        paid = np.nan_to_num(table[self.project.contract.target].to_numpy().astype(np.float64))
-        about = [name for name in self.project.contract.segments if name in table.column_names]
+        paid = np.nan_to_num(table[self._labels[0]].to_numpy().astype(np.float64))
+        about = [name for name in self._about if name in table.column_names]
         shown = tuple(
             Neighbour(
                 str(table["row_id"][int(i)].as_py()),
@@ -232,7 +251,7 @@ def _shown(value: Any) -> str:
 def find_row(files: Sequence[Path], row_id: str, columns: Sequence[str], day: str) -> pa.Table:
     """Some columns of the row with this id; raises DataError if no file has it."""
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
             for group in range(file.num_row_groups):
                 place = pc.index(file.read_row_group(group, columns=["row_id"])["row_id"], row_id).as_py()
                 if place >= 0:
@@ -272,7 +291,7 @@ def _group_rows(path: Path) -> list[int]:
 
 def _batches(groups: Sequence[tuple[Path, int, int]], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     for path, group, _ in groups:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
             yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
 
 

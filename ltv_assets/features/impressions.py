@@ -101,7 +101,8 @@ def read_impressions(columns: Mapping[str, Sequence[Any]], rows: int, contract: 
 
 def reader_of(column: Column) -> Callable[[Any], Any]:
     """The reader of a column's values: a float, a text, a list, or pairs of key and value; raises MalformedValue for any other."""
-    return _READERS[kind_of(column)]
+    kind = kind_of(column)
+    return _flag if column.meaning == "flag" and kind == "number" else _READERS[kind]
 
 
 def read_cell(name: str, read: Callable[[Any], Any], value: Any, row: int, problems: list[str]) -> Any:
@@ -264,6 +265,11 @@ def _number(value: Any) -> float | None:
     if found is None:
         raise MalformedValue("a number", value)
     return found
+
+
+def _flag(value: Any) -> float | None:
+    # As a column of booleans is read.
+    return float(value) if isinstance(value, (bool, np.bool_)) else _number(value)
 
 
 def _is_number(value: Any) -> bool:

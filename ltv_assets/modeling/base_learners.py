@@ -169,11 +169,12 @@ def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings
     forest = boosting = additive = None
     if "forest" not in settings.skipped:
         forest = trainer.train(matrix, log_revenue, _forest_params(models.forest, len(log_revenue)), models.forest.trees)
-    start = linear.scores(matrix)[0]
-    if "boosting" not in settings.skipped:
+    boosted = {"boosting", "additive_boosting"} - set(settings.skipped)
+    start = linear.scores(matrix)[0] if boosted else np.zeros(0)
+    if "boosting" in boosted:
         objective, rounds = ("poisson", settings.boosting_rounds) if _any_positive(log_revenue) else ("regression", 1)
         boosting = trainer.train(matrix, log_revenue, booster_params(models.boosting, objective), rounds, start=_log(start))
-    if "additive_boosting" not in settings.skipped:
+    if "additive_boosting" in boosted:
         additive = trainer.train(matrix, log_revenue, booster_params(models.boosting, "regression"), settings.additive_rounds, start=start)
     return BaseLearners(linear, forest, boosting, additive, float(log_revenue.max(initial=0.0)))
 

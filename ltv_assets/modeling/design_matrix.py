@@ -62,7 +62,9 @@ def bin_params(max_bin: int) -> dict[str, Any]:
 
 
 class EncodedRows(ABC):
-    """Encoded rows that are not in memory: read in blocks."""
+    """Encoded rows that are not in memory: read in blocks. ``scratch``: the folder of their file, None if they have none of their own."""
+
+    scratch: Path | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -78,7 +80,7 @@ class EncodedFile(EncodedRows):
     def __init__(self, columns: int, folder: Path | None) -> None:
         self._columns = columns
         self._count = 0
-        self._folder = folder
+        self._folder = self.scratch = folder
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed, and so removed, with its owner
 
     def __len__(self) -> int:
@@ -104,7 +106,7 @@ class SomeColumns(EncodedRows):
     """Some columns of encoded rows."""
 
     def __init__(self, encoded: EncodedRows, columns: Ints) -> None:
-        self._encoded, self._columns = encoded, columns
+        self._encoded, self._columns, self.scratch = encoded, columns, encoded.scratch
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -149,15 +151,20 @@ class Matrix:
         return self.encoded.rows(low, high) if isinstance(self.encoded, EncodedRows) else self.encoded[low:high]
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
-        """The chosen rows, in memory; row numbers must ascend."""
+        """The chosen rows, whose numbers must ascend; more than a block of rows from a file stay in one: payers of a large window."""
         if not isinstance(self.encoded, EncodedRows):
             return self._of(self.encoded[rows])
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        taken = np.empty((len(rows), len(self.names)), np.float32)
+        scratch = self.encoded.scratch if len(rows) > BLOCK_ROWS else None
+        taken = np.empty((len(rows), len(self.names)), np.float32) if scratch is None else EncodedFile(len(self.names), scratch)
         for low in range(0, len(self), BLOCK_ROWS):
             first, last = np.searchsorted(rows, [low, low + BLOCK_ROWS])
             if last > first:
-                taken[first:last] = self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low]
+                block = self.rows(low, min(low + BLOCK_ROWS, len(self)))[rows[first:last] - low]
+                if isinstance(taken, EncodedFile):
+                    taken.append(block)
+                else:
+                    taken[first:last] = block
         return self._of(taken)
 
     def only(self, columns: Ints) -> Matrix:

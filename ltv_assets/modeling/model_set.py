@@ -159,7 +159,7 @@ class WindowModels:
     def from_files(cls, files: Mapping[str, bytes]) -> WindowModels:
         """Load the stages and verify that cap, rules and gate belong to exactly these models."""
         parts = {name: below(name, files) for name in STAGE_NAMES}
-        models = cls.of({stage.name: stage.result.from_files(parts[stage.name]) for stage in STAGES})
+        models = cls.of({stage.name: stage.load(parts[stage.name]) for stage in STAGES})
         verify_chain(models, {name: digest(parts[name]) for name in SCORE_NEEDS})
         return models
 

@@ -54,7 +54,7 @@ def read_stage(warehouse: Warehouse, asset: str, key: str) -> Any:
     """A stage of a window with its out-of-fold arrays; every file is verified before it is opened."""
     files = warehouse.artifacts(asset, key)
     oof = _arrays(files.pop(OOF_FILE)) if OOF_FILE in files else {}
-    return STAGE_SPECS[asset].result.from_files(files, oof=oof)
+    return STAGE_SPECS[asset].load(files, oof)
 
 
 def _arrays(stored: bytes) -> dict[str, NDArray[Any]]:

@@ -33,6 +33,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ltv_assets.core.config import ModelsConfig, SamplingConfig
+from ltv_assets.core.errors import ModelFileError
 from ltv_assets.modeling.boosting import RemoteFit, Trainer
 from ltv_assets.modeling.classifier import BuyerClassifier, fit_buyer_classifier
 from ltv_assets.modeling.dataset import WindowData, concat_windows
@@ -212,6 +213,16 @@ class StageSpec:
     probability: str = ""
     training: str = ""
     explained: Explained | None = None
+
+    def load(self, files: Mapping[str, bytes], oof: Mapping[str, Any] | None = None) -> Any:
+        """The stage from its files; raises ModelFileError if another version of the package wrote them in a form of its own."""
+        try:
+            return self.result.from_files(files, oof=oof)
+        except KeyError as error:
+            raise ModelFileError(
+                f"{self.name}: its files have no {error}, which this version of ltv_assets writes; they were made by another version: "
+                "make the window again by `ltv run`, or use the version of ltv_assets that made them"
+            ) from error
 
 
 STAGES: tuple[StageSpec, ...] = (

@@ -48,13 +48,13 @@ def card_document(window: WindowFacts, champion: Champion) -> Document:
         sentences("card_lead", window=window, champion=champion),
         (
             Section("What it is", (Points(sentences("what_it_is", window=window)),)),
-            Section("Intended use", (Points(sentences("use")),)),
+            Section("Intended use", (Points(sentences("use", window=window)),)),
             Section("Data", (training(window), *data(window)[:1])),
             Section("Figures", (*lead(window), headline(window), reading(window))),
             Section("Calibration and gate", gate(window)),
             Section("Segments with the largest error", segments(window, WORST_SEGMENTS)),
             Section("Checks", checks(window)),
             Section("Limits", (limits(window),)),
-            Section("With care", (Points(sentences("care")),)),
+            Section("With care", (Points(sentences("care", window=window)),)),
         ),
     )

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets.core.asset_specs import CODE_VERSIONS
+from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import StaleError
 from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.modeling.cohorts import inside
@@ -31,6 +32,27 @@ class WindowFacts:
 
     project: Project
     key: str
+
+    @property
+    def scores(self) -> Scores:
+        """Names of the predicted columns and their horizons."""
+        return self.project.contract.scores
+
+    @property
+    def is_contest(self) -> bool:
+        """Whether the rows are the contest's impressions, of which more can be said than of those of another table."""
+        return self.project.contract.is_shipped
+
+    @property
+    def noun(self) -> str:
+        """What the rows are called."""
+        return "impressions" if self.is_contest else "rows"
+
+    @property
+    def within(self) -> str:
+        """The shortest horizon in words."""
+        days = self.scores.horizons[0]
+        return "seven days" if days == 7 else "one day" if days == 1 else f"{days} days"
 
     @cached_property
     def figures(self) -> pd.DataFrame:

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pytest
 
-from ltv_assets_tests.conftest import PROJECT
+from ltv_assets_tests.conftest import PROJECT, made_once
 from ltv_assets_tests.graph.conftest import command, environment
 
+FLAT = PROJECT.parent / "shared/data/cdnow_flat"
+FLAT_TRUTH = PROJECT.parent / "shared/data/cdnow_flat_truth/test.parquet"
 REAL = Path(os.environ.get("LTV_REAL_DATA", PROJECT.parent / "shared/data/cdnow"))
 CONSTANT_RMSLE = 0.5142
 LARGEST_RMSLE = 0.4960
 """One LightGBM on log1p(revenue) has .4963."""
 LEAST_CAPTURE = 0.56
+SHOP_LIGHTGBM = 0.5093
+LARGEST_DIFFERENCE = 0.002
+"""In RMSLE, between two forms of the same customers and weeks."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,16 +32,62 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Predictions of the test days beside what these customers really spent."""
-    warehouse = tmp_path_factory.mktemp("real") / "warehouse"
-    done = command("ltv", "run", env=environment(REAL, warehouse, LTV_CONFIG="config/config_test.yaml"))
-    assert done.returncode == 0, done.stderr
+
+    def make(folder: Path) -> None:
+        done = command("ltv", "run", env=environment(REAL, folder / "warehouse", LTV_CONFIG="config/config_test.yaml"))
+        assert done.returncode == 0, done.stderr
+
+    return beside_the_truth(made_once(tmp_path_factory, "real", make) / "warehouse", REAL / "truth/test.parquet", "row_id")
+
+
+FLATTENED = """
+COPY (
+  WITH customers AS (
+    SELECT row_id AS customer_week, epoch(strptime(datetime, '%Y-%m-%d-%H-00')) AS start, first_request_ts, last_buy, weekend_ratio,
+      list_sum(map_values(num_buys_bundle)) AS orders, list_sum(map_values(iap_revenue_usd_bundle)) AS spend_usd,
+      num_buys_category, iap_revenue_usd_category, whale_users_bundle_revenue_prank AS ranks {labels}
+    FROM read_parquet(?, hive_partitioning = true, hive_types_autocast = false)
+  )
+  SELECT customer_week, orders, spend_usd, spend_usd / orders AS usd_an_order, (start - last_buy) / 86400 AS days_since_last,
+    (start - first_request_ts) / 86400 AS tenure_days, weekend_ratio AS weekend_share, map_values(ranks)[1] AS spend_rank,
+    num_buys_category['one disc'] AS small_orders, num_buys_category['two or three discs'] AS medium_orders,
+    iap_revenue_usd_category['one disc'] AS small_usd, iap_revenue_usd_category['two or three discs'] AS medium_usd {revenue}
+  FROM customers
+) TO '{out}' (FORMAT parquet)
+"""
+LABELS = {"labels": ", iap_revenue_d7, iap_revenue_d14, iap_revenue_d28"} | {
+    "revenue": ", iap_revenue_d7 AS revenue_7d, iap_revenue_d14 AS revenue_14d, iap_revenue_d28 AS revenue_28d"
+}
+
+
+def flatten_by_hand(out: Path) -> Path:
+    """The nested form's customers and weeks as a shop would keep them: plain columns, daily folders, no map and no name of the contest."""
+    with duckdb.connect() as connection:
+        for hour in sorted(REAL.glob("t*/datetime=*")):
+            folder = out / f"date={hour.name.removeprefix('datetime=')[:10]}"
+            folder.mkdir(parents=True)
+            chosen = LABELS if hour.parent.name == "train" else dict.fromkeys(LABELS, "")
+            connection.execute(FLATTENED.format(out=folder / "part-0.parquet", **chosen), [f"{hour}/*.parquet"])
+    return out
+
+
+def scores_of_flat(folder: Path, data: Path, truth: Path, identifier: str) -> pd.DataFrame:
+    """From `ltv init` on, without an edit."""
+    env = environment(None, folder / "warehouse", LTV_CONFIG=str(folder / "config" / "config.yaml"))
+    for words in (("init", "--data", str(data), "--out", str(folder / "config")), ("run",)):
+        done = command("ltv", *words, env=env)
+        assert done.returncode == 0, done.stderr
+    return beside_the_truth(folder / "warehouse", truth, identifier)
+
+
+def beside_the_truth(warehouse: Path, truth: Path, identifier: str) -> pd.DataFrame:
     with duckdb.connect(str(warehouse / "ltv.duckdb"), read_only=True) as connection:
         return connection.execute(
-            "SELECT predictions.*, truth.revenue FROM predictions JOIN read_parquet(?) truth USING (row_id)",
-            [str(REAL / "truth/test.parquet")],
+            f"SELECT predictions.*, truth.revenue FROM predictions JOIN read_parquet(?) truth ON predictions.row_id = truth.{identifier}",
+            [str(truth)],
         ).fetch_df()
 
 
@@ -59,3 +111,22 @@ def test_real_spend_is_predicted_better_than_by_a_constant_or_one_lightgbm(score
 def test_horizons_are_ordered_for_every_real_row(scored) -> None:
     assert (scored["ltv_d7"] <= scored["ltv_d14"]).all()
     assert (scored["ltv_d14"] <= scored["ltv_d28"]).all()
+
+
+def test_the_flat_form_of_the_same_weeks_is_predicted_as_well_as_the_nested_one(scored: pd.DataFrame, tmp_path: Path) -> None:
+    flat = scores_of_flat(tmp_path, flatten_by_hand(tmp_path / "customers"), REAL / "truth/test.parquet", "row_id")
+    errors = [rmsle(found["ltv_d7"].to_numpy(), found["revenue"].to_numpy()) for found in (scored, flat)]
+    print(f"rows {len(flat)}, RMSLE nested {errors[0]:.5f}, flat {errors[1]:.5f}")
+    assert sorted(flat["row_id"]) == sorted(scored["row_id"])
+    assert abs(errors[1] - errors[0]) <= LARGEST_DIFFERENCE
+
+
+@pytest.mark.skipif(not FLAT.is_dir(), reason=f"no real purchases at {FLAT}")
+def test_a_shops_own_form_of_real_purchases_is_predicted_no_worse_than_by_one_lightgbm(tmp_path: Path) -> None:
+    """Later weeks of the same customers; ``SHOP_LIGHTGBM`` is what one LightGBM on log1p(revenue) reaches on the same columns."""
+    found = scores_of_flat(tmp_path, FLAT, FLAT_TRUTH, "customer_week")
+    error = rmsle(found["ltv_d7"].to_numpy(), found["revenue"].to_numpy())
+    print(f"rows {len(found)}, RMSLE {error:.5f}")
+    assert len(found) == 47_140
+    assert error <= SHOP_LIGHTGBM + LARGEST_DIFFERENCE
+    assert (found["ltv_d7"] <= found["ltv_d14"]).all() and (found["ltv_d14"] <= found["ltv_d28"]).all()

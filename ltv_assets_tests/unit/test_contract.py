@@ -161,7 +161,7 @@ def test_the_shipped_contract_leaves_days_of_earlier_warehouses_fresh() -> None:
 
 def test_what_came_has_a_name_of_its_own_beside_the_scores() -> None:
     text = SMALL.replace("30: spend_30", "30: revenue_d30").replace("name: spend_30", "name: revenue_d30")
-    assert parse_contract(text, Path("shop.yaml")).scores.observed == "observed_revenue_d30"
+    assert parse_contract(text, Path("shop.yaml")).scores.observed == "revenue_d30_observed"
     assert load_contract().scores.observed == "revenue_d7"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from ltv_assets.ingestion import raw_days
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import partition_states
 from ltv_assets.storage.warehouse import Warehouse
+from ltv_assets_tests.conftest import Ran
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
 DAYS = ("2025-10-01", "2025-10-02", "2025-10-03")
@@ -109,7 +111,7 @@ def test_reader_meets_whole_partitions_only_while_they_are_replaced(tmp_path: Pa
     stop, seen, states = threading.Event(), set[float](), set[str]()
 
     def write() -> None:
-        for number in range(1, 150):
+        for number in range(1, 50):
             publish(writer, DAYS[0], [forecast(DAYS[0], "all", "all", float(number))] * 3)
         stop.set()
 
@@ -122,7 +124,7 @@ def test_reader_meets_whole_partitions_only_while_they_are_replaced(tmp_path: Pa
         assert len({row["expected_revenue_usd"] for row in rows}) == 1
         assert len(rows) == (1 if rows[0]["expected_revenue_usd"] == 0.0 else 3)
     thread.join()
-    assert reader.rows("cohort_forecast", DAYS[0])[0]["expected_revenue_usd"] == 149.0
+    assert reader.rows("cohort_forecast", DAYS[0])[0]["expected_revenue_usd"] == 49.0
     assert len(states) > 1 or len(seen) == 1
 
 
@@ -251,3 +253,42 @@ def test_state_changes_when_something_is_published_judged_or_promoted(hostile: D
     states.append(json.loads(ask(hostile, "/state")[2])["state"])
     assert states[0] == states[1]
     assert len(set(states)) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- outcomes
+
+
+def test_coverage_bias_and_error_are_those_of_the_outcomes(hostile: Dashboard) -> None:
+    """Four whole days, one of them outside its interval: counted by hand."""
+    warehouse = Project.open().warehouse
+    came = ((10.0, 12.0, True), (10.0, 8.0, True), (10.0, 30.0, False), (10.0, 10.0, True))
+    for number, (expected, revenue, inside) in enumerate(came):
+        day = f"2025-09-{number + 1:02d}"
+        row = forecast(day, "all", "all", expected) | {"rows_labelled": 100, "model_window": "2025-08-31", "model_age_days": number + 1}
+        row |= {"payers": 9, "revenue_capped_usd": revenue, "revenue_usd": revenue + 5, "payers_inside": True, "revenue_inside": inside}
+        assert set(row) == {c.name for c in RELATIONS["cohort_outcome"]}
+
+        def fill(folder: Path, row: dict[str, Any] = row) -> dict[str, int | None]:
+            pq.write_table(pa.Table.from_pylist([row]), folder / "outcome.parquet")
+            return {"outcome.parquet": 1}
+
+        warehouse.write("cohort_outcome", day, fill, code_version="1", config="c", inputs={})
+    text = " ".join(ask(hostile, "/trust")[2].split())
+    whole = text[text.index('id="coverage"') :].split("</tr>")[1]
+    cells = [re.sub(r"<[^>]*>", "", cell).strip() for cell in whole.split("<td")[1:]]
+    assert [cell.rpartition(">")[2] for cell in cells] == ["4", "75 %", "100 %", "-33.3 %", "40 %"]
+    assert "75\u202f%" in ask(hostile, "/")[2]
+
+
+def test_model_of_another_version_is_told_and_the_pages_stay(copied: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied()
+    for name in ("LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_CONFIG"):
+        monkeypatch.setenv(name, run.environment()[name])
+    monkeypatch.setattr("ltv_assets.modeling.model_store.read_served", lambda warehouse, key: {}["growth"])
+    dashboard = Dashboard(Links("http://127.0.0.1:3000", "http://127.0.0.1:5000"))
+    day = Project.open().warehouse.keys("predictions")[-1]
+    row = re.search(r"row=([^\"&]+)", ask(dashboard, "/impression")[2])
+    assert row is not None
+    status, _, text = ask(dashboard, "/impression", query=f"day={day}&row={row.group(1)}")
+    assert (status, "written by another version" in text, "ltv run" in text) == (200, True, True)
+    assert ask(dashboard, "/")[0] == 200

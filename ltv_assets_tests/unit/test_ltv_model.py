@@ -266,6 +266,15 @@ class TestFiles:
         with pytest.raises(ModelFileError, match=r"another|belong to different models"):
             WindowModels.from_files(mixed)
 
+    @pytest.mark.parametrize(("stage", "key"), [("buyer_classifier", "growth"), ("revenue_regressor", "log_range")])
+    def test_model_of_another_version_is_refused_with_a_remedy(self, stage: str, key: str) -> None:
+        files = fitted()[0].models_.to_files()
+        file = f"{stage}/{stage}.json"
+        state = json.loads(files[file])
+        del state[key]
+        with pytest.raises(ModelFileError, match=rf"no '{key}'.*made by another version: make the window again by `ltv run`"):
+            WindowModels.from_files({**files, file: json.dumps(state).encode()})
+
     def test_loads_in_a_new_process_without_the_training_rows(self, folder: Path) -> None:
         code = f"from ltv_assets.modeling import LTVModel; m = LTVModel.load({str(folder)!r}); print(m.n_features_in_)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
