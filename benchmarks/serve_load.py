@@ -147,7 +147,7 @@ def measure(warehouse: Path, data: Path, folder: Path, seconds: int, workers: in
             single.append(steady(score, short // 2, singles, RATE))
             mlflow.append(steady(theirs, short // 2, records, RATE / 8))
         sustained, sustained_errors = throughput(hey(score, seconds, CALLERS, body=singles[0]))
-        lists, list_errors = throughput(hey(score, short, workers, body=many))
+        lists, list_errors = throughput(hey(score, short, 2 * workers, body=many))
         memory = sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
         with urllib.request.urlopen(f"{address}/metrics") as answer:
             engine = re.search(r"^ltv_serve_engine_rows_total (\S+)", answer.read().decode(), re.MULTILINE)

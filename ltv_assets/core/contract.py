@@ -197,6 +197,12 @@ class Scores:
         return f"expected_revenue_d{self.horizons[0]}"
 
     @property
+    def observed(self) -> str:
+        """What came in within the shortest horizon, USD, as it stands beside the scores of a holdout: no score has this name."""
+        name = f"revenue_d{self.horizons[0]}"
+        return name if name != self.target else f"{name}_observed"
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Every column of scores, in order."""
         first, *longer = self.ltv

@@ -161,7 +161,7 @@ class Snapshot:
 
     def _curves(self, window: str) -> Curves:
         names = self.project.contract.scores
-        columns = (f"revenue_d{names.horizons[0]}", names.ltv[0], "buyer_probability")
+        columns = (names.observed, names.ltv[0], "buyer_probability")
         table = self.warehouse.columns("holdout_metrics", window, columns, name=SCORES_FILE)
         rows = table.num_rows
         step = max(1, -(-rows // MAX_CURVE_ROWS))

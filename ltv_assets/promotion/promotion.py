@@ -231,9 +231,10 @@ def _compare(project: Project, challenger: str, champion: str, identity: tuple[s
         raise StaleError(f"day {challenger} was rebuilt after window {challenger} was evaluated on it; train that window again")
     rows = WindowRows(project, challenger).holdout_rows()
     stored = pq.read_table(warehouse.folder("holdout_metrics", challenger) / SCORES_FILE).to_pandas()
-    ltv = project.contract.scores.ltv[0]
+    names = project.contract.scores
+    ltv = names.ltv[0]
     theirs = read_served(warehouse, champion).score(rows.X, project.config.compute.chunk_rows)[ltv].to_numpy()
-    truth = np.log1p(stored[f"revenue_d{project.contract.horizons[0]}"].to_numpy())
+    truth = np.log1p(stored[names.observed].to_numpy())
     result = paired_bootstrap(
         (np.log1p(stored[ltv].to_numpy()) - truth) ** 2,
         (np.log1p(theirs) - truth) ** 2,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ltv_assets.core.asset_specs import RELATIONS
+from ltv_assets.core.asset_specs import relations
 from ltv_assets.core.contract import Contract
 from ltv_assets.features.impressions import HOUR_COLUMN, example_impression
 from ltv_assets.features.statistics import Kind, kind_of
@@ -30,7 +30,7 @@ _OUTPUT_TYPES = {"DOUBLE": "number", "BOOLEAN": "boolean", "VARCHAR": "string"}
 def routes(contract: Contract) -> dict[str, dict[str, Any]]:
     """Keyword arguments of each route by its name."""
     example = example_impression(contract)
-    answer = _answer()
+    answer = _answer(contract)
     forms = {
         "one impression": {"value": example},
         "a list": {"value": [example, example]},
@@ -62,10 +62,10 @@ def _impression(contract: Contract) -> dict[str, Any]:
     return {"type": "object", "properties": {**keys, **columns}}
 
 
-def _answer() -> dict[str, Any]:
+def _answer(contract: Contract) -> dict[str, Any]:
     scored = {
         c.name: {"anyOf": [{"type": _OUTPUT_TYPES[c.type]}, {"type": "null"}], "title": c.description}
-        for c in RELATIONS["predictions"]
+        for c in relations(contract)["predictions"]
         if c.name != "day"
     }
     text = {"type": "string"}

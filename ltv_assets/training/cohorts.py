@@ -135,7 +135,7 @@ def window_errors(project: Project, key: str) -> WindowErrors:
     before = compared_by_day(past, day, days, amounts, cap_usd, **sizes).assign(source=OUT_OF_FOLD)
     noise = noise_of_level(before, amounts, gating.level)
     scores = pd.read_parquet(io.BytesIO(warehouse.artifacts("holdout_metrics", key)[SCORES_FILE]))
-    columns = (*summed(project), f"revenue_d{project.contract.horizons[0]}")
+    columns = (*summed(project), project.contract.scores.observed)
     holdout = KnownRows(segment_frame(project, key), *(scores[name].to_numpy() for name in columns))
     seen = holdout.compared(amounts, cap_usd, **sizes).assign(day=key, source=HOLDOUT, ahead=True)
     ends = with_intervals(seen, noise, (window - parse_day(days[-1])).days)

@@ -61,7 +61,7 @@ class Holdout:
     def scores_table(self) -> pa.Table:
         """Scored holdout rows, from which a later window is compared with this one."""
         table = pa.Table.from_pandas(self.scores, preserve_index=False).append_column("row_id", self.rows.row_id)
-        return table.append_column(f"revenue_d{self.rows.names.horizons[0]}", pa.array(self.rows.revenue.iloc[:, 0].to_numpy()))
+        return table.append_column(self.rows.names.observed, pa.array(self.rows.revenue.iloc[:, 0].to_numpy()))
 
 
 def evaluate_window(project: Project, key: str) -> Holdout:

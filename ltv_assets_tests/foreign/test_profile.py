@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.contract import load_contract
+from ltv_assets.core.contract import load_contract, parse_contract
 from ltv_assets.core.errors import DataError
 from ltv_assets.ingestion.profile import proposal as proposing
 from ltv_assets.ingestion.profile import sample as sampling
@@ -426,6 +426,13 @@ def test_damaged_files_are_left_out_of_the_look(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(DataError, match="none of the 5 files looked at can be used; first: "):
         propose(root)
+
+
+def test_what_was_spent_has_a_name_that_no_score_has(proposed: dict[str, Proposal]) -> None:
+    """`revenue_d30` is what a shop calls its label, what its gated score is called, and what would stand beside both."""
+    for name, observed in (("shop", "revenue_d30_observed"), ("game", "revenue_d1"), ("subscriptions", "revenue_d365")):
+        scores = parse_contract(texts_of(proposed[name], Path("/nowhere"))["contract.yaml"], Path("contract.yaml")).scores
+        assert scores.observed == observed and observed not in scores.columns
 
 
 def test_same_day_values_move_with_the_calendar(tmp_path: Path) -> None:

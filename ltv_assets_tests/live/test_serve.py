@@ -27,10 +27,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.core.check_specs import blocking_checks
+from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.config import load_config
 from ltv_assets.features.impressions import example_impression
-from ltv_assets.modeling.model_set import SCORED_COLUMNS
-from ltv_assets.modeling.model_store import read_evaluated
+from ltv_assets.modeling.model_store import OOF_FILE
+from ltv_assets.modeling.stages import STAGE_NAMES
 from ltv_assets.promotion.promotion import promote, rollback
 from ltv_assets.scoring.online import FEW_ROWS, OnlineModel
 from ltv_assets.scoring.window_model import read_model
@@ -127,7 +128,9 @@ def two(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     warehouse = Warehouse(folder / "warehouse")
     champion = read_champion(warehouse)
     assert champion is not None
-    models, other = read_evaluated(warehouse, champion.window), earlier(champion.window)
+    other = earlier(champion.window)
+    stages = {name: warehouse.artifacts(name, champion.window) for name in STAGE_NAMES}
+    models = {f"{name}/{file}": data for name, files in stages.items() for file, data in files.items() if file != OOF_FILE}
 
     def write(asset: str, files: dict[str, bytes], inputs: dict[str, str]) -> str:
         def fill(target: Path) -> dict[str, int | None]:
@@ -141,7 +144,7 @@ def two(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     metrics = write("holdout_metrics", {"told.txt": b"nothing"}, {})
     for check in blocking_checks("holdout_metrics"):
         warehouse.record_verdict(Verdict("holdout_metrics", other, check, True, True, metrics, "b", ""))
-    write("served_model", models.to_files(), {f"holdout_metrics/{other}": metrics})
+    write("served_model", models, {f"holdout_metrics/{other}": metrics})
     return Ran(ran.data, folder / "warehouse", ran.config, ran.output, ran.exit_code)
 
 
