@@ -39,8 +39,8 @@ total in every digit, in whatever order they are added."""
 SCALES = np.concatenate([[0.0], np.geomspace(0.005, 0.75, 40)])
 """Standard deviations of a level's relative movement that are considered."""
 DAY_SCALE, GROUP_SCALE, AMOUNT_SCALE = 0.20, 0.10, 0.05
-"""Before any day was seen, half of all standard deviations are held to be below this (half-Cauchy, Gelman 2006): of the payers of whole
-days, of groups against their day, and of revenue per payer."""
+"""Priors of standard deviations: half of those of the payers of whole days, and of groups against their day, are held to be below this
+(half-Cauchy, Gelman 2006). That of revenue per payer is half-normal: amounts scatter so much that a heavy tail would decide."""
 MIN_EXPECTED = 3.0
 """Groups of fewer expected payers say nothing about levels."""
 AMOUNT_BINS, MIN_BIN_PAYERS, PRIOR_PAYERS = 5, 200, 20
@@ -233,21 +233,22 @@ class Movement:
         return float(np.sqrt(self.variance))
 
 
-def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *, scale: float) -> Movement:
+def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *, scale: float, heavy: bool = True) -> Movement:
     """From relative errors (n,) whose variance is ``noise`` (n,) plus ``spread`` times that of the level: the mean of the posterior.
 
-    Without any error it is the prior's, which is wide; ``scale``: its median.
+    Without any error it is the prior's: half-Cauchy with median ``scale`` where it is ``heavy``, else half-normal with that scale.
     """
-    log_posterior = -np.log1p((SCALES / scale) ** 2) + np.log(np.gradient(SCALES))
+    log_prior = -np.log1p((SCALES / scale) ** 2) if heavy else -0.5 * (SCALES / scale) ** 2
+    log_posterior = log_prior + np.log(np.gradient(SCALES))
     variance = np.asarray(noise)[:, None] + np.broadcast_to(np.asarray(spread, dtype=np.float64), np.shape(error))[:, None] * SCALES**2
     log_posterior = log_posterior - 0.5 * np.sum(np.log(variance) + np.asarray(error)[:, None] ** 2 / variance, axis=0)
     posterior = np.exp(log_posterior - log_posterior.max())
     return Movement(float(posterior @ SCALES**2 / posterior.sum()), len(error))
 
 
-def unknown_movement(scale: float) -> Movement:
+def unknown_movement(scale: float, *, heavy: bool = True) -> Movement:
     """The movement of a level of which nothing was seen yet."""
-    return learn_movement(np.zeros(0), np.zeros(0), scale=scale)
+    return learn_movement(np.zeros(0), np.zeros(0), scale=scale, heavy=heavy)
 
 
 def relative_error(observed: Floats, expected: Floats, about: float = 0.0) -> Floats:
@@ -269,7 +270,7 @@ class CohortNoise:
 
     amounts: Amounts = Amounts()
     day: Movement = field(default_factory=lambda: unknown_movement(DAY_SCALE))
-    amount: Movement = field(default_factory=lambda: unknown_movement(AMOUNT_SCALE))
+    amount: Movement = field(default_factory=lambda: unknown_movement(AMOUNT_SCALE, heavy=False))
     groups: Mapping[str, Movement] = field(default_factory=dict)
     group_amounts: Mapping[str, Movement] = field(default_factory=dict)
     followed: float = 1.0
@@ -279,16 +280,15 @@ class CohortNoise:
     def payers_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """Variance of the relative level of payers for groups of these segments, ``days_ahead`` (at least 1) after the model's data."""
         steps = 1.0 + self.followed + self.lasting_share * max(days_ahead - 1, 0)
-        return self.day.variance * steps + self._own(self.groups, segments, GROUP_SCALE)
+        return self.day.variance * steps + self._own(self.groups, segments, unknown_movement(GROUP_SCALE))
 
     def revenue_variance(self, segments: Sequence[str], days_ahead: int) -> Floats:
         """The same of revenue."""
-        own = self.amount.variance + self._own(self.group_amounts, segments, AMOUNT_SCALE)
+        own = self.amount.variance + self._own(self.group_amounts, segments, unknown_movement(AMOUNT_SCALE, heavy=False))
         return self.payers_variance(segments, days_ahead) + own
 
     @staticmethod
-    def _own(movements: Mapping[str, Movement], segments: Sequence[str], scale: float) -> Floats:
-        unknown = unknown_movement(scale)
+    def _own(movements: Mapping[str, Movement], segments: Sequence[str], unknown: Movement) -> Floats:
         variance = {s: 0.0 if s == ALL else movements.get(s, unknown).variance for s in dict.fromkeys(segments)}
         return np.array([variance[s] for s in segments])
 
@@ -412,11 +412,11 @@ def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, last
         groups[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=GROUP_SCALE)
         own, noise = _amount_errors(rows)
         shared, _ = _amount_errors(whole)
-        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=AMOUNT_SCALE)
+        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=AMOUNT_SCALE, heavy=False)
     return CohortNoise(
         amounts,
         learn_movement(payers, payers_noise, spread, scale=DAY_SCALE),
-        learn_movement(*_finite(amount, amount_noise), scale=AMOUNT_SCALE),
+        learn_movement(*_finite(amount, amount_noise), scale=AMOUNT_SCALE, heavy=False),
         groups,
         group_amounts,
         followed,
