@@ -40,6 +40,7 @@ demo: install  ## simulated data, the whole graph, the table of metrics
 	@echo "where to look next:"
 	@echo "  source $(BIN)/activate"
 	@echo "  ltv status                                every partition and its state"
+	@echo "  ltv dashboard                             what the newest days will bring, and where the money is, on http://127.0.0.1:8501"
 	@echo "  dagster dev                               the asset graph, with pictures and checks, on http://127.0.0.1:3000"
 	@echo "  mlflow ui --backend-store-uri sqlite:///$(or $(LTV_WAREHOUSE),warehouse)/mlflow.db   runs to compare"
 

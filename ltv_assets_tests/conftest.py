@@ -48,6 +48,17 @@ SMALL_RUN = (PROJECT / "config" / "config_test.yaml").read_text() + TINY_MODELS
 VARIABLES = ("LTV_CONFIG", "LTV_DATA_ROOT", "LTV_WAREHOUSE", "LTV_TODAY", "MLFLOW_TRACKING_URI", "DAGSTER_HOME")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests belong to the contest's contract unless they say otherwise: they write its columns and count them."""
+    from ltv_assets.core.contract import load_contract
+
+    if not load_contract().is_shipped:
+        skipped = pytest.mark.skip(reason=f"about the contest's contract; config/contract.yaml is that of {load_contract().name}")
+        for item in items:
+            if item.get_closest_marker("any_contract") is None:
+                item.add_marker(skipped)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the variables of the shell it was started from."""

@@ -21,8 +21,10 @@ class _Address(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         parsed = urlparse(str(value))
-        if parsed.scheme not in ("http", "https") or not parsed.hostname or "@" in parsed.netloc:
-            self.fail(f"{str(value)!r:.80} is not an address such as http://127.0.0.1:3000 (without user and password)", param, ctx)
+        if "@" in parsed.netloc:
+            self.fail("expected an address without user and password: it becomes a link on every page", param, ctx)
+        if parsed.scheme not in ("http", "https") or not parsed.hostname:
+            self.fail(f"{str(value)!r:.80} is not an address such as http://127.0.0.1:3000", param, ctx)
         return str(value).rstrip("/")
 
 

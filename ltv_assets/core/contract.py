@@ -325,6 +325,12 @@ class Contract(_Frozen):
         """Whether it says what the contract said when it was still part of the code: days flattened then are as valid now."""
         return self.fingerprint() == SHIPPED_FINGERPRINT
 
+    def part_beyond_shipped(self, part: Literal["segments", "encodings"]) -> str | None:
+        """Hash of what figures are broken down by, or of what windows learn of categories; None if it is what the code used to say."""
+        said = [self.segments, self.cold_start] if part == "segments" else self.encodings.model_dump(mode="json")
+        found = json_hash(said)
+        return None if found == SHIPPED_PARTS[part] else found
+
     def fingerprint(self) -> str:
         """Hash of everything that decides what is read and flattened (16 hex digits); segments and headings do not."""
         left_out = {"name": True, "segments": True, "cold_start": True, "groups": True, "encodings": True}
@@ -333,6 +339,7 @@ class Contract(_Frozen):
 
 
 SHIPPED_FINGERPRINT = "10dae8e5aea10327"
+SHIPPED_PARTS = {"segments": "83770b70e80bf6c6", "encodings": "aaa3eef127a22fae"}
 
 
 def _column_problems(contract: Contract) -> list[tuple[tuple[str | int, ...], str]]:

@@ -122,8 +122,8 @@ def column_words(relation: str, column: str) -> str:
 
 
 def segment_words(name: str) -> str:
-    """A segment's column as a heading: ``advertiser_category`` becomes ``advertiser category``."""
-    return {"dev_os": "operating system", "all": "whole day"}.get(name, name.replace("_", " "))
+    """A segment's column as a heading: an underscore becomes a space."""
+    return "whole day" if name == "all" else name.replace("_", " ")
 
 
 def usd_axis(value: float) -> str:

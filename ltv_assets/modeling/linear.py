@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
 
 from ltv_assets.core.config import LinearConfig
-from ltv_assets.modeling.boosting import log_odds, sigmoid
+from ltv_assets.modeling.boosting import log_loss, log_odds, sigmoid
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix
 from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
@@ -113,9 +113,10 @@ def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalt
 def choose_penalties(
     matrix: Matrix, log_revenue: Floats, later: Matrix, later_log: Floats, config: LinearConfig
 ) -> tuple[Penalties, LinearModels]:
-    """Penalties with the lowest squared error in log1p USD on later rows, and the models fitted with them.
+    """Penalties with the lowest loss on later rows, and the models fitted with them.
 
-    In turn: that of payers' amounts, of the two-part score with those amounts, and of the direct score.
+    Amounts and direct scores are judged by their squared error in log1p USD, probabilities by their log-loss: every later row tells
+    about it, where a few payers of large amounts decide the squared error of the product, and too weak a penalty wins by chance.
     """
     shaper = Shaper.fit(matrix, config)
     rows, later_rows = ShapedRows(shaper, matrix), ShapedRows(shaper, later)
@@ -133,8 +134,7 @@ def choose_penalties(
         odds.append(logistic.fit(c, odds[-1] if odds else None))
     direct = sums.elastic_nets(ALPHAS_DIRECT, config.l1_ratio)
     scores = later_rows.lines([*odds, *direct]).T
-    two_part = [sigmoid(line) * amounts[best] for line in scores[: len(odds)]]
-    c = min(range(len(odds)), key=lambda i: _squared(two_part[i], later_log))
+    c = min(range(len(odds)), key=lambda i: log_loss(later_payer.astype(np.float64), scores[i]))
     d = min(range(len(direct)), key=lambda i: _squared(scores[len(odds) + i], later_log))
     models = LinearModels(shaper, odds[c], by_alpha[best], direct[d], log_range)
     return Penalties(penalties[c], ALPHAS_PAYERS[best], ALPHAS_DIRECT[d]), models

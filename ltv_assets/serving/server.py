@@ -109,8 +109,6 @@ def serve(config: ServingConfig) -> int:
 
     Raises PermanentError if the address cannot be listened on.
     """
-    if config.host not in LOOPBACK and not os.environ.get(TOKEN):
-        log.warning("%s is open to other machines and %s is not set: everybody may ask", config.host, TOKEN)
     settings = BoundedConfig(
         partial(_create, config),
         head_seconds=config.read_seconds,
@@ -134,6 +132,8 @@ def serve(config: ServingConfig) -> int:
         socket = settings.bind_socket()
     except SystemExit:
         raise PermanentError(f"{config.host}:{config.port}: cannot be listened on; choose another --host or --port") from None
+    if config.host not in LOOPBACK and not os.environ.get(TOKEN):
+        log.warning("%s is open to other machines and %s is not set: everybody may ask", config.host, TOKEN)
     host, port = socket.getsockname()[:2]
     log.info("listening on http://%s:%d with %d process(es)", host, port, config.workers)
     if config.workers == 1:

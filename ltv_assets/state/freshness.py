@@ -27,6 +27,9 @@ from ltv_assets.storage.warehouse import Verdict, Warehouse
 
 MAX_HISTORY = 28
 """Windows whose errors a forecast rests on, at most."""
+SEGMENTED = ("holdout_metrics", "cohort_forecast", "cohort_errors")
+"""Assets with groups of rows by the contract's segments."""
+
 State = Literal["fresh", "stale", "failed", "missing"]
 
 
@@ -64,9 +67,14 @@ class Lineage:
             for part in name.split("."):
                 value = value[part]
             picked[pattern] = self.registry_fingerprint if name == "features" else value
-        if asset == "raw_partitions" and not (contract := contract_of(self.config)).is_shipped:
-            # What the shipped contract says was part of the code before there were contracts, and days read then are as good.
+        # What the shipped contract says was part of the code before there were contracts; what was made then is as good.
+        contract = contract_of(self.config)
+        if asset == "raw_partitions" and not contract.is_shipped:
             picked["contract"] = contract.fingerprint()
+        if asset in SEGMENTED and (segments := contract.part_beyond_shipped("segments")) is not None:
+            picked["contract.segments"] = segments
+        if SPECS[asset].folder == "models" and (encodings := contract.part_beyond_shipped("encodings")) is not None:
+            picked["contract.encodings"] = encodings
         if asset == "submission" and picked["data.sample_submission"]:
             picked["data.sample_submission"] = sha256_hex(Path(picked["data.sample_submission"]).read_bytes())
         return json_hash(picked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from datetime import date
 from pathlib import Path
 
@@ -11,9 +13,14 @@ import pytest
 from ltv_assets.core import columns as contract
 from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS, relations
 from ltv_assets.core.columns import SCORED_COLUMNS
-from ltv_assets.core.contract import SQL_KEYWORDS, load_contract, parse_contract
+from ltv_assets.core.config import PROJECT_ROOT, Config
+from ltv_assets.core.contract import ROW_ID, SHIPPED, SQL_KEYWORDS, contract_of, load_contract, parse_contract
 from ltv_assets.core.errors import ConfigError
 from ltv_assets.core.time_layout import time_layout
+from ltv_assets.features.registry import load_registry
+from ltv_assets.ingestion.calendar import Horizon
+from ltv_assets.state.freshness import Lineage
+from ltv_assets.storage.warehouse import Warehouse
 
 
 def test_contract_has_the_85_columns_of_the_data() -> None:
@@ -56,6 +63,7 @@ def test_relations_follow_the_horizons_and_the_names_of_the_contract(revenue: st
     assert [c.name for c in found["predictions"]] == ["row_id", "day", *other.scores.columns]
     assert [c.name for c in found["submission"]] == ["customer", "a"]
     assert other.scores.ltv == tuple(f"ltv_d{days}" for days in other.horizons)
+    assert other.scores.observed not in other.scores.columns
     assert len(other.scores.violations()) == len(other.horizons) - 1
     assert {name: c for name, c in found.items() if name not in ("predictions", "submission")}.items() <= RELATIONS.items()
 
@@ -151,6 +159,12 @@ def test_the_shipped_contract_leaves_days_of_earlier_warehouses_fresh() -> None:
     assert load_contract().is_shipped
 
 
+def test_what_came_has_a_name_of_its_own_beside_the_scores() -> None:
+    text = SMALL.replace("30: spend_30", "30: revenue_d30").replace("name: spend_30", "name: revenue_d30")
+    assert parse_contract(text, Path("shop.yaml")).scores.observed == "revenue_d30_observed"
+    assert load_contract().scores.observed == "revenue_d7"
+
+
 def test_words_that_are_refused_as_names_are_those_the_engine_keeps() -> None:
     kept = duckdb.sql("SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')").fetchall()
     assert {name for (name,) in kept} == SQL_KEYWORDS
@@ -175,3 +189,57 @@ def test_folders_are_read_as_the_pattern_writes_them(pattern: str, names: list[s
     assert layout.read(names) == found
     if found is not None:
         assert layout.folder(*found) == "/".join(names)
+
+
+def words_of(path: Path) -> set[str]:
+    """Names and texts of a module's code; its documentation is not among them."""
+    tree = ast.parse(path.read_text())
+    told = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in told]
+    names = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)] + [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    return {word for text in (*texts, *names) for word in re.findall(r"\w+", text)}
+
+
+def test_only_the_contract_and_what_is_made_for_it_name_columns() -> None:
+    """The identifier and the hour are called as the contest calls them in every warehouse; single words are words of English."""
+    names = {c.name for c in contract.RAW_COLUMNS if "_" in c.name} - {ROW_ID}
+    names |= {f"{kind}_d{days}" for kind in ("ltv", "expected_revenue") for days in load_contract().horizons}
+    package = PROJECT_ROOT / "ltv_assets"
+    found = {
+        f"{path.relative_to(package)}: {name}"
+        for path in package.rglob("*.py")
+        if "simulator" not in path.parts
+        for name in names & words_of(path)
+    }
+    assert found == set()
+    templates = [path for kind in ("*.html", "*.j2", "*.md") for path in package.rglob(kind)]
+    assert {f"{p.name}: {n}" for p in templates for n in names & set(re.findall(r"\w+", p.read_text()))} == set()
+
+
+def test_what_a_change_of_the_contract_makes_stale_is_what_is_made_from_it(tmp_path: Path) -> None:
+    """Segments touch figures only, encodings models only; whatever names columns touches days, and all that is made from them."""
+
+    def hashes(old: str, new: str) -> dict[str, str]:
+        assert SHIPPED.read_text().count(old) == 1
+        (tmp_path / "contract.yaml").write_text(SHIPPED.read_text().replace(old, new))
+        config = Config.model_validate({"contract": str(tmp_path / "contract.yaml"), "data": {"root": str(tmp_path)}})
+        registry = load_registry(PROJECT_ROOT / "config" / "features.yaml", contract_of(config))
+        horizon = Horizon((date(2025, 10, 1),), (), 2, 7, 0, frozenset())
+        lineage = Lineage(config, horizon, Warehouse(tmp_path / "warehouse"), registry.fingerprint())
+        return {asset: lineage.config_hash(asset, "2025-10-01") for asset in ASSET_NAMES if asset != "submission"}
+
+    before = hashes("name: smadex", "name: another")
+
+    def changed(old: str, new: str) -> set[str]:
+        return {asset for asset, found in hashes(old, new).items() if found != before[asset]}
+
+    models = {"buyer_classifier", "buyer_gating", "revenue_regressor", "stacker", "served_model"}
+    assert changed("segments: [country,", "segments: [region,") == {"holdout_metrics", "cohort_forecast", "cohort_errors"}
+    assert changed("ranked_within: [country,", "ranked_within: [region,") == models
+    assert changed("description: mobile carrier", "description: carrier of the phone") == {"raw_partitions", "flattened_features"}

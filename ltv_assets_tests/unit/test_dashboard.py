@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from ltv_assets.cli.app import main
 from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.errors import PermanentError
 from ltv_assets.dashboard import charts, words
@@ -292,3 +295,25 @@ def test_model_of_another_version_is_told_and_the_pages_stay(copied: Callable[[]
     status, _, text = ask(dashboard, "/impression", query=f"day={day}&row={row.group(1)}")
     assert (status, "written by another version" in text, "ltv run" in text) == (200, True, True)
     assert ask(dashboard, "/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "told"),
+    [
+        (("--port", "{taken}"), 1, "end what uses it"),
+        (("--dagster", "javascript:alert(1)"), 2, "not an address"),
+        (("--mlflow", "http://me:secret@tracking.example"), 2, "without user and password"),
+    ],
+)
+def test_command_says_what_is_wrong_before_it_listens(
+    words: tuple[str, ...], exit_code: int, told: str, place: Callable[..., Path]
+) -> None:
+    place()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        chosen = [word.format(taken=other.getsockname()[1]) for word in words]
+        result = CliRunner().invoke(main, ["dashboard", *chosen])
+    assert result.exit_code == exit_code
+    assert told in " ".join(result.output.split())
+    assert "secret" not in result.output

@@ -25,6 +25,7 @@ from ltv_assets.scoring.predict_files import inspect_source
 from ltv_assets_tests.foreign.contracts import CONTRACTS
 from ltv_assets_tests.foreign.tables import FIRST_DAY, FOREIGN, Foreign, read
 
+pytestmark = pytest.mark.any_contract
 DAYS = [FIRST_DAY + timedelta(days=i) for i in range(3)]
 
 
