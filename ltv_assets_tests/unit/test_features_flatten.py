@@ -172,7 +172,6 @@ def test_a_year_beyond_any_calendar_costs_its_own_value_only(tmp_path: Path, reg
     assert table.column("release_date__age_months").to_pylist() == [None, 3.0, None, 24_315.0, None]
 
 
-
 def test_days_without_labels_need_none_and_ignore_any(tmp_path: Path, registry: Registry) -> None:
     rows = awkward_rows(4, 0, START)
     files = [write(tmp_path, "part-0.parquet", rows, labels=False), write(tmp_path, "part-0.parquet", awkward_rows(4, 1, START), NEXT)]
