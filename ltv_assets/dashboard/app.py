@@ -178,7 +178,10 @@ class Dashboard:
     def _render(self, template: str, name: str, snap: Snapshot | None, content: Mapping[str, Any]) -> str:
         pages = [(page, title, path) for page, (title, path, _) in PAGES.items()] + [("impression", *IMPRESSION)]
         title = next(t for page, t, _ in pages if page == name)
-        text = self._environment.get_template(template).render(pages=pages, name=name, title=title, snap=snap, links=self.links, **content)
+        said = {"pages": pages, "name": name, "title": title, "snap": snap, "links": self.links, **content}
+        if snap is not None:
+            said |= {"scores": snap.project.contract.scores, "terms": words.terms(snap.project.contract.scores)}
+        text = self._environment.get_template(template).render(said)
         release_memory()
         return text
 
@@ -191,7 +194,6 @@ def _environment() -> Environment:
     environment.filters |= {name: getattr(words, name) for name in names}
     environment.globals |= {
         "push_bar": charts.push_bar,
-        "terms": words.TERMS,
         "column_words": words.column_words,
         "nothing": words.NOTHING,
         "plural": words.plural,

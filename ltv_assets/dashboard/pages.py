@@ -21,7 +21,7 @@ from ltv_assets.dashboard import words as w
 from ltv_assets.dashboard.charts import Curve, Line
 from ltv_assets.dashboard.snapshot import WHOLE, Curves, Snapshot
 from ltv_assets.ingestion.calendar import parse_day, today
-from ltv_assets.modeling.evaluation.segments import ALL, HEADLINE, METRICS, MISSING, OTHER
+from ltv_assets.modeling.evaluation.segments import ALL, MISSING, OTHER, headline_of, metrics_of
 
 Choices = Mapping[str, str]
 RECENT_DAYS = 35
@@ -30,7 +30,6 @@ MAX_WARNINGS = 12
 COVERAGE_AIM = 0.80
 BASELINES = ("_reference", "_constant", "_zero", "_oracle")
 """Ends of figures that say something of the day, not of the model."""
-COMPARED = tuple(name for name, _ in HEADLINE)
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def forecast_chart(snap: Snapshot) -> Chart:
         "Expected and recorded revenue by day",
         [r["day"] for r in rows],
         lines,
-        y_label="revenue within 7 days (USD)",
+        y_label=f"revenue within {snap.project.contract.scores.within} (USD)",
         show=w.usd_axis,
         note=note,
     )
@@ -459,7 +458,8 @@ def _zero_rate_chart(snap: Snapshot) -> Chart:
         Line("predicted on holdout days", [r.get("holdout") for r in rows], 3),
         Line("predicted on scored days", [r.get("predicted") for r in rows], 1),
     ]
-    note = "Share of impressions without revenue within seven days: recorded, and set to zero by the gate."
+    within = snap.project.contract.scores.within
+    note = f"Share of impressions without revenue within {within}: recorded, and set to zero by the gate."
     return _over_days(
         "Zero rate by day", days, lines, y_label="share of impressions", show=lambda v: w.percent(v, 1), note=note, from_zero=False
     )
@@ -534,18 +534,24 @@ def compare_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, An
 
 
 def _compared(snap: Snapshot, first: str, second: str) -> list[tuple[str, str]]:
-    label = dict(HEADLINE)
+    headline, metrics = _headline(snap), metrics_of(snap.project.contract.scores)
     present = {m for k in (first, second) for m, segment in snap.windows[k] if segment == ALL}
     return [
-        (m, label.get(m, METRICS[m].description.replace("`", "")))
-        for m in (*COMPARED, *(n for n in METRICS if n not in COMPARED))
+        (m, headline.get(m, metrics[m].description.replace("`", "")))
+        for m in (*headline, *(n for n in metrics if n not in headline))
         if m in present
     ]
 
 
+def _headline(snap: Snapshot) -> dict[str, str]:
+    """The figures that are shown first, by the words they are shown under."""
+    return dict(headline_of(snap.project.contract.scores))
+
+
 def _side_by_side(snap: Snapshot, name: str, label: str, first: str, second: str) -> dict[str, Any]:
     a, b = snap.figure(first, name), snap.figure(second, name)
-    better = METRICS[name].better
+    metric = metrics_of(snap.project.contract.scores)[name]
+    better = metric.better
     difference = a[0] - b[0] if a[0] is not None and b[0] is not None else None
     judged = ""
     if difference and not name.endswith(BASELINES):
@@ -555,20 +561,20 @@ def _side_by_side(snap: Snapshot, name: str, label: str, first: str, second: str
             gain = abs(b[0] - target) - abs(a[0] - target)
         judged = "better" if gain > 0 else "worse" if gain < 0 else ""
     apart = None not in (a[1], a[2], b[1], b[2]) and (a[1] > b[2] or a[2] < b[1])  # type: ignore[operator]
-    digits = 0 if METRICS[name].unit == "rows" else 2 if METRICS[name].unit == "USD" else 4
+    digits = 0 if metric.unit == "rows" else 2 if metric.unit == "USD" else 4
     return {
         "name": name,
         "label": label,
-        "unit": METRICS[name].unit,
+        "unit": metric.unit,
         "better": better,
-        "meaning": METRICS[name].description.replace("`", ""),
+        "meaning": metric.description.replace("`", ""),
         "a": a,
         "b": b,
         "difference": difference,
         "judged": judged,
         "apart": apart,
         "digits": digits,
-        "headline": name in COMPARED,
+        "headline": name in _headline(snap),
     }
 
 

@@ -9,16 +9,17 @@ import math
 from collections.abc import Mapping
 
 from ltv_assets.core.asset_specs import RELATIONS, SPECS
+from ltv_assets.core.contract import Scores
 from ltv_assets.modeling.evaluation.segments import METRICS
 
 NOTHING = "–"
 THIN = "\u202f"
 """Between groups of three digits, and between a number and its unit."""
 
-TERMS: Mapping[str, str] = {
-    "expected revenue": "In-app-purchase revenue in US dollars that these impressions are expected to bring within seven days.",
+_TERMS: Mapping[str, str] = {
+    "expected revenue": "In-app-purchase revenue in US dollars that these impressions are expected to bring within {within}.",
     "80 % interval": "The outcome should lie inside for four days (or groups) out of five. It is wide where history is short.",
-    "payers": "Impressions that are followed by a purchase within seven days.",
+    "payers": "Impressions that are followed by a purchase within {within}.",
     "share of impressions": "Impressions of the group divided by all impressions of the day.",
     "share of revenue": "Expected revenue of the group divided by that of the whole day.",
     "revenue per mille": "Expected revenue of a thousand impressions (RPM), in US dollars. Buying below it earns money.",
@@ -27,8 +28,8 @@ TERMS: Mapping[str, str] = {
     "bias": "Expected revenue over actual revenue, minus one. +5 % means that 5 % too much was expected.",
     "weighted error": "Sum of the absolute errors of revenue divided by the sum of revenue (WAPE).",
     "champion": "The window whose model scores new days.",
-    "window": "Seven days of training and the holdout day after them, by which it is named.",
-    "zero rate": "Share of impressions without revenue within seven days.",
+    "window": "Days of training and the holdout day after them, by which it is named.",
+    "zero rate": "Share of impressions without revenue within {within}.",
     "PSI": "Population stability index of the feature that moved most against the day before. Below 0.1 is stable, above 0.25 has moved.",
     "drift AUC": "How well a model tells the day from the days before it: 0.5 means not at all, 1 means completely.",
     "calibration": "Of impressions with a predicted probability of 5 %, do 5 % pay?",
@@ -38,7 +39,11 @@ TERMS: Mapping[str, str] = {
     "fresh": "Made from what is in the warehouse now, by the present code and configuration, and passed its checks.",
     "stale": "Its inputs, the configuration or the code changed since; `ltv run` makes it again.",
 }
-"""What the words on the pages mean; shown where a word is pointed at or focused."""
+
+
+def terms(scores: Scores) -> dict[str, str]:
+    """What the words on the pages mean under a contract; shown where a word is pointed at or focused."""
+    return {word: meaning.replace("{within}", scores.within) for word, meaning in _TERMS.items()}
 
 
 def known(value: float | None) -> bool:

@@ -206,13 +206,13 @@ def largest_groups(groups: Any) -> Any:
     return groups.loc[[groups.index[0], *by_size.head(SHOWN_GROUPS).index]]
 
 
-def groups_picture(groups: Any, title: str) -> bytes:
+def groups_picture(groups: Any, title: str, within: str) -> bytes:
     """Expected revenue of groups with its intervals, and what came where it is known."""
     from ltv_assets.plots import forecast_intervals
 
     names = [str(s) if s == v else f"{s} = {v}" for s, v in zip(groups["segment"], groups["value"], strict=True)]
     ends = (groups[name] for name in ("expected_revenue_usd", "revenue_low_usd", "revenue_high_usd"))
-    return forecast_intervals(names, *ends, title=title, observed=groups.get("revenue_capped_usd"))
+    return forecast_intervals(names, *ends, title=title, within=within, observed=groups.get("revenue_capped_usd"))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:

@@ -20,12 +20,13 @@ def forecast_intervals(
     high: ArrayLike,
     *,
     title: str,
+    within: str,
     observed: ArrayLike | None = None,
-    unit: str = "revenue within seven days (USD, impressions capped)",
 ) -> bytes:
     """Expected value and 80 % interval of every group, first group on top, on a logarithmic axis; diamonds are what came.
 
-    Ends and outcomes below a quarter of the smallest expected value are drawn there, at the left edge.
+    Ends and outcomes below a quarter of the smallest expected value are drawn there, at the left edge. ``within``: the horizon in
+    words.
     """
     columns = [np.asarray(a, dtype=np.float64) for a in (expected, low, high)]
     known = np.logical_and.reduce([np.isfinite(a) for a in columns])
@@ -50,7 +51,7 @@ def forecast_intervals(
         axes.set(xscale="log", ylim=(-0.8, len(middle) - 0.2))
         axes.set_yticks(y, labels=shown_names)
         axes.set_title(title)
-        axes.set_xlabel(unit)
+        axes.set_xlabel(f"revenue within {within} (USD, each row capped)")
         canvas.log_axis(axes.xaxis, lambda value: f"{value:,.10g}".replace(",", " "))
         axes.legend(shown, labels, loc="lower right")
 

@@ -22,12 +22,12 @@ PSI_NOTICEABLE, PSI_LARGE = 0.1, 0.25
 
 
 def sampling_histogram(
-    edges_log1p: ArrayLike, before: ArrayLike, after: ArrayLike, *, names: tuple[str, str] = ("before", "after"), title: str = "Sampling"
+    edges_log1p: ArrayLike, before: ArrayLike, after: ArrayLike, *, within: str, names: tuple[str, str] = ("before", "after"), title: str = "Sampling"
 ) -> bytes:
     """Rows per bin of revenue before and after a sampling plan, logarithmic counts.
 
     ``before`` and ``after`` have one count for revenue = 0 followed by one for each of the equal-width bins of log1p(revenue)
-    that ``edges_log1p`` bounds (so one more element than bins, hence as many elements as edges).
+    that ``edges_log1p`` bounds (so one more element than bins, hence as many elements as edges). ``within``: the horizon in words.
     """
     edges = np.asarray(edges_log1p, dtype=np.float64).ravel()
     counts = [np.nan_to_num(np.asarray(c, dtype=np.float64).ravel()) for c in (before, after)]
@@ -57,7 +57,7 @@ def sampling_histogram(
         )
         axes.set(yscale="log", ylim=(0.5, 3 * max(c.max() for c in counts)))
         axes.set_title(title)
-        axes.set_xlabel("revenue within seven days (USD)")
+        axes.set_xlabel(f"revenue within {within} (USD)")
         axes.set_ylabel("rows (logarithmic axis)")
         canvas.log_axis(axes.yaxis, canvas.count)
         axes.grid(visible=False, axis="x")

@@ -139,7 +139,8 @@ def forecast(window: WindowFacts) -> tuple[Block, ...]:
     header = ("group", "rows", "payers expected", "80 % interval", "came", "revenue expected (USD)", "80 % interval (USD)", "came (USD)")
     ends = (shown[f"{name}_usd"] for name in ("expected_revenue", "revenue_low", "revenue_high"))
     text, caption = sentences("forecast", window=window, groups=groups)
-    png = forecast_intervals(names, *ends, observed=shown["revenue_capped_usd"], title=f"Forecast of {window.key}, and what came")
+    title = f"Forecast of {window.key}, and what came"
+    png = forecast_intervals(names, *ends, observed=shown["revenue_capped_usd"], title=title, within=window.within)
     return (text, Table(header, rows, names), Picture(png, caption))
 
 

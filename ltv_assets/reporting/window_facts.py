@@ -51,8 +51,7 @@ class WindowFacts:
     @property
     def within(self) -> str:
         """The shortest horizon in words."""
-        days = self.scores.horizons[0]
-        return "seven days" if days == 7 else "one day" if days == 1 else f"{days} days"
+        return self.scores.within
 
     @cached_property
     def figures(self) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 from ltv_assets.core.config import Config
+from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.hashing import sha256_hex
 from ltv_assets.storage.champion import Champion, eligible_windows
@@ -375,7 +376,8 @@ class Tracker:
     def _set_aliases(self, client: MlflowClient, wanted: dict[str, tuple[str, str] | None]) -> None:
         name = self.settings.registered_model
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name, description="7-day revenue; each version is the served model of one window")
+            within = contract_of(self.config).scores.within
+            client.create_registered_model(name, description=f"Revenue within {within}; each version is the served model of one window")
         known = client.get_registered_model(name).aliases
         for alias, model in wanted.items():
             if model is not None:

@@ -42,7 +42,7 @@ def every_picture(revenue: np.ndarray, p: np.ndarray, ltv: np.ndarray) -> dict[s
         "zero_rate_by": lambda: pictures.zero_rate_by(np.arange(n) % 24, revenue, ltv < 0.1),
         "residuals_by_revenue": lambda: pictures.residuals_by_revenue(revenue, ltv),
         "score_distribution": lambda: pictures.score_distribution(ltv, revenue, cutoff_usd=0.1),
-        "sampling_histogram": lambda: pictures.sampling_histogram(edges, counts, counts * 2),
+        "sampling_histogram": lambda: pictures.sampling_histogram(edges, counts, counts * 2, within="30 days"),
         "feature_importances": lambda: pictures.feature_importances(names, p[:40], p[:40]),
         "training_curves": lambda: pictures.training_curves({"train": p[:30], "valid": ltv[:30]}, best_iteration=3),
         "rows_by_hour": lambda: pictures.rows_by_hour({"good": np.resize(np.append(p, 0), 24)}, missing=[3]),
@@ -50,7 +50,7 @@ def every_picture(revenue: np.ndarray, p: np.ndarray, ltv: np.ndarray) -> dict[s
         "missing_shares": lambda: pictures.missing_shares(dict(zip(names, p[:40], strict=True))),
         "psi_bars": lambda: pictures.psi_bars(names, p[:40]),
         "forecast_intervals": lambda: pictures.forecast_intervals(
-            names[:20], p[:20], 0.8 * p[:20], 1.3 * p[:20], observed=ltv[:20], title="Forecast"
+            names[:20], p[:20], 0.8 * p[:20], 1.3 * p[:20], observed=ltv[:20], title="Forecast", within="30 days"
         ),
         "rmsle_bars": lambda: pictures.rmsle_bars({name: (v, v - 0.01, v + 0.01) for name, v in zip(names, p[:5], strict=False)}),
     }
@@ -120,7 +120,7 @@ def test_nothing_to_draw_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: pictures.rmsle_bars({"a": float("nan")}),
         lambda: pictures.psi_bars([], NOTHING),
         lambda: pictures.missing_shares({}),
-        lambda: pictures.sampling_histogram(NOTHING, NOTHING, NOTHING),
+        lambda: pictures.sampling_histogram(NOTHING, NOTHING, NOTHING, within="one day"),
     ):
         texts.clear()
         draw()
@@ -136,7 +136,7 @@ def test_names_are_drawn_as_they_are() -> None:
 
 def test_arrays_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="9 counts"):
-        pictures.sampling_histogram(np.arange(9.0), np.ones(8), np.ones(9))
+        pictures.sampling_histogram(np.arange(9.0), np.ones(8), np.ones(9), within="one day")
     with pytest.raises(ValueError, match="per name"):
         pictures.feature_importances(["a"], [1.0, 2.0])
     with pytest.raises(ValueError, match="per name"):

@@ -381,7 +381,7 @@ class ModelsConfig(Section):
     )
     zeros_per_payer: PositiveFloat | None = Field(
         10.0,
-        description="the whale classifier and the increments beyond D7 see every payer and so many zeros for each, drawn by a hash of "
+        description="the whale classifier and the increments beyond the first horizon see every payer and so many zeros for each, drawn by a hash of "
         "(seed, row_id) and weighed back, but no fewer than 20,000 rows; null = all rows",
     )
     monotone: dict[str, Literal[-1, 1]] = Field(

@@ -34,7 +34,8 @@ def cohort_errors(work: Publication) -> dg.MaterializeResult:
     from ltv_assets.training.cohorts import window_errors, write_errors
 
     found = window_errors(work.project, work.key)
-    return work.result(work.publish(lambda folder: write_errors(folder, found)), _errors_metadata(found))
+    shown = _errors_metadata(found, work.project.contract.scores.within)
+    return work.result(work.publish(lambda folder: write_errors(folder, found)), shown)
 
 
 def served_model(work: Publication) -> dg.MaterializeResult:
@@ -66,10 +67,11 @@ def _evaluation_metadata(holdout: Any, drawn: dict[str, bytes], report: Path, ru
     }
 
 
-def _errors_metadata(found: "WindowErrors") -> dict[str, Any]:
+def _errors_metadata(found: "WindowErrors", within: str) -> dict[str, Any]:
     """Whether the intervals of the holdout day held, how much levels move, and every group of that day."""
     noise, groups = found.noise, found.holdout
-    picture = groups_picture(largest_groups(groups), f"Forecast of {found.window} by the models trained before it, and what came")
+    title = f"Forecast of {found.window} by the models trained before it, and what came"
+    picture = groups_picture(largest_groups(groups), title, within)
     return {
         "groups": len(groups),
         **{name: float(share) for name, share in found.coverage.items()},

@@ -23,7 +23,8 @@ def cohort_forecast(work: Publication) -> dg.MaterializeResult:
     from ltv_assets.training.cohorts import forecast_day, write_forecast
 
     forecast = forecast_day(work.project, work.key)
-    return work.result(work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts()), _forecast_metadata(forecast))
+    shown = _forecast_metadata(forecast, work.project.contract.scores.within)
+    return work.result(work.publish(lambda folder: write_forecast(folder, forecast), forecast.facts()), shown)
 
 
 def cohort_outcome(work: Publication) -> dg.MaterializeResult:
@@ -81,7 +82,7 @@ def _prediction_metadata(work: Publication) -> dict[str, Any]:
     return {"champion": _champion_window(work), **figures, **picture_metadata({"scores.png": picture})}
 
 
-def _forecast_metadata(forecast: "CohortForecast") -> dict[str, Any]:
+def _forecast_metadata(forecast: "CohortForecast", within: str) -> dict[str, Any]:
     """What a day will bring, how sure that is and why, then the groups of which most is expected."""
     total, shown = forecast.total, largest_groups(forecast.groups)
     return {
@@ -89,7 +90,7 @@ def _forecast_metadata(forecast: "CohortForecast") -> dict[str, Any]:
         "revenue_80_percent_usd": f"{total['revenue_low_usd']:,.2f} to {total['revenue_high_usd']:,.2f}",
         "expected_payers": float(total["expected_payers"]),
         "payers_80_percent": f"{total['payers_low']:,.1f} to {total['payers_high']:,.1f}",
-        **picture_metadata({"forecast.png": groups_picture(shown, f"What {forecast.day} will bring, by group")}),
+        **picture_metadata({"forecast.png": groups_picture(shown, f"What {forecast.day} will bring, by group", within)}),
         "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
         "interval": forecast.reach,
         "champion": forecast.champion,
@@ -104,9 +105,10 @@ def _outcome_metadata(project: Project, outcome: "CohortOutcome") -> dict[str, A
     from ltv_assets.training.cohorts import past_outcomes, summary
 
     shown = largest_groups(outcome.groups)
+    title = f"What {outcome.day} was to bring, and what came"
     return {
         **outcome.figures,
-        **picture_metadata({"outcome.png": groups_picture(shown, f"What {outcome.day} was to bring, and what came")}),
+        **picture_metadata({"outcome.png": groups_picture(shown, title, project.contract.scores.within)}),
         "by_segment_and_age": markdown_table(summary(past_outcomes(project, until=outcome.day)).to_dict("records")),
         "largest_groups": markdown_table([{str(k): v for k, v in row.items()} for row in shown.to_dict("records")]),
         "model_window": outcome.champion,

@@ -98,4 +98,4 @@ def _picture(window: "WindowContext", counts: np.ndarray, title: str) -> bytes:
     size = window.histogram.n_bins + 1
     before = np.bincount(bins, minlength=size) if "HistOS" in title else np.bincount(bins[window.data.d7 > 0], minlength=size)
     after = np.bincount(bins, weights=counts, minlength=size)
-    return sampling_histogram(window.histogram.edges, before, after, title=title)
+    return sampling_histogram(window.histogram.edges, before, after, title=title, within=window.data.names.within)

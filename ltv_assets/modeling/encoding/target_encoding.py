@@ -27,7 +27,7 @@ def revenue_targets(revenue: ArrayLike) -> dict[str, Floats]:
     """
     values = np.asarray(revenue, dtype=np.float64)
     if values.ndim != 1:
-        raise DataError(f"revenue must be one-dimensional, found shape {values.shape}: pass the seven-day column alone")
+        raise DataError(f"revenue must be one-dimensional, found shape {values.shape}: pass the column of the first horizon alone")
     bad = int(np.count_nonzero(~np.isfinite(values) | (values < 0)))
     if bad:
         raise DataError(f"revenue has {bad} of {values.size} values that are negative, NaN or infinite: quarantine those rows first")
