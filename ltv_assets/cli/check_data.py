@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltv_assets.core.config import Config
-from ltv_assets.core.contract import contract_of
+from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import DataError, LtvError
 from ltv_assets.core.memory import flatten_threads
 from ltv_assets.ingestion.calendar import discover, nothing_found, uncovered_hours
-from ltv_assets.ingestion.inventory import DayInventory, inspect_day, unknown_entries
+from ltv_assets.ingestion.inventory import DECLARED_IN_VAIN, DayInventory, inspect_day, unknown_entries
 from ltv_assets.ingestion.raw_days import Split, shares_root
 
 
@@ -56,19 +56,42 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
     days = (*horizon.train_days, *horizon.test_days)
     if not days:
         findings.problems.append(f"{folder}: {nothing_found(config)}")
+    said: set[str] = set()
     for number, day in enumerate(days):
         progress(number, len(days))
         inventory = inspect_day(config, horizon, day)
         findings.days += 1
         findings.files += len(inventory.files)
         findings.rows += inventory.rows
-        findings.problems += list(inventory.schema_errors)
+        findings.problems += [e for e in inventory.schema_errors if not _repeats(e, said)]
         findings.problems += [f"{f.path}: {f.reason}" for f in inventory.quarantined]
         findings.warnings += [w for w in inventory.warnings if ": quarantined: " not in w]
         if rows:
             _check_rows(config, inventory, findings)
     progress(len(days), len(days))
+    if shares_root(config) and days and not horizon.train_days:
+        findings.warnings.append(_no_label(contract_of(config)))
+    findings.warnings = list(dict.fromkeys(findings.warnings))
     return findings
+
+
+def _no_label(contract: Contract) -> str:
+    """What is said where no day of a folder is a training day, and labels decide which days are."""
+    written = contract.by_name[contract.target].in_files
+    return (
+        f"no row of any day has a label: {contract.place(contract.target)} expects {written} in training days; "
+        "correct its name or source there, or deliver days with labels"
+    )
+
+
+def _repeats(error: str, said: set[str]) -> bool:
+    """Whether the problem of a file is the contract's, which was said of a file before."""
+    text = error.partition(": ")[2]
+    if not text.endswith(DECLARED_IN_VAIN):
+        return False
+    known = text in said
+    said.add(text)
+    return known
 
 
 def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> None:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ltv_assets.core.config.load import PROJECT_ROOT, complaint, dotted, placed
 from ltv_assets.core.errors import ConfigError
@@ -226,6 +226,7 @@ class Contract(_Frozen):
     encodings: Encodings = Encodings()
     groups: dict[str, str] = Field({}, description="headings of the data dictionary")
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -313,6 +314,10 @@ class Contract(_Frozen):
     def calendar_columns(self) -> frozenset[str]:
         """Columns that differ between any two days by themselves."""
         return frozenset(c.name for c in self.columns if c.calendar)
+
+    def place(self, column: str) -> str:
+        """``file:line: key`` of a column's declaration, as messages name it."""
+        return self._places.get(column, f"the contract of {self.name}")
 
     def required(self, labelled: bool) -> tuple[str, ...]:
         """Columns without which no row of a file can be used."""
@@ -486,12 +491,14 @@ def parse_contract(text: str, file: Path) -> Contract:
     if not isinstance(source.tree, Mapping):
         raise ConfigError(f"{file}:1: expected a mapping with the keys name, identifier, time, labels and columns, found nothing of it")
     try:
-        return Contract.model_validate(source.tree)
+        contract = Contract.model_validate(source.tree)
     except ValidationError as error:
         items = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         lines = list(dict.fromkeys(line for item in items for line in _complaints(source, file, item)))
         more = f" (and {len(lines) - 5} more)" if len(lines) > 5 else ""
         raise ConfigError("\n".join(lines[:5]) + more) from None
+    contract._places.update({c.name: placed(source, file, ("columns", place, "name")) for place, c in enumerate(contract.columns)})
+    return contract
 
 
 def _complaints(source: YamlText, file: Path, problem: Any) -> list[str]:

@@ -42,6 +42,9 @@ ENGINE_COLUMNS = ("file_index", "file_row_number")
 """Columns DuckDB adds to every file it reads, unless the file has its own."""
 
 HOURS = tuple(range(24))
+DECLARED_IN_VAIN = "if no file will have it, correct its name or source there, or remove it there and in the features"
+"""How messages about a column end that no file of a day has."""
+
 NO_PERMISSION = "no permission to read it"
 
 
@@ -396,7 +399,7 @@ def _compare_schemas(
     wanted = set(contract.by_name) - {moment, *required, *(contract.label_names if split == "test" else ())}
     present: set[str] = set()
     unknown: set[str] = set()
-    errors: list[str] = []
+    lacking: list[tuple[str, str]] = []
     missing_in: dict[str, list[str]] = {}
     renamed_in: dict[tuple[str, str], list[str]] = {}
     for record in good:
@@ -406,10 +409,7 @@ def _compare_schemas(
         unknown |= set(names) - set(found.values())
         for name in required:
             if name not in found:
-                errors.append(
-                    f"{record.path}: required column {contract.by_name[name].in_files} is missing; "
-                    f"expected it in every file of {split}/; deliver the file again"
-                )
+                lacking.append((record.path, name))
         for name in wanted - found.keys():
             missing_in.setdefault(name, []).append(record.path)
         for name, written in found.items():
@@ -419,11 +419,20 @@ def _compare_schemas(
     def where(files: list[str]) -> str:
         return "every file" if len(files) == len(good) else f"{len(files)} of {len(good)} files, first {files[0]}"
 
+    def nowhere(name: str) -> str:
+        """Where a column that no file has is declared, and what to do; empty where some file has it."""
+        return "" if name in present else f"; {contract.place(name)} expects {contract.by_name[name].in_files}: {DECLARED_IN_VAIN}"
+
+    errors = [
+        f"{path}: required column {contract.by_name[name].in_files} is missing; "
+        f"expected it in every file of {split}/; deliver the file again{nowhere(name)}"
+        for path, name in lacking
+    ]
     warnings = [f"column {written} is read as {name} in {where(files)}" for (name, written), files in sorted(renamed_in.items())]
     for name, files in sorted(missing_in.items()):
-        similar = similar_name(name, unknown)
+        similar = similar_name(contract.by_name[name].in_files, unknown)
         hint = f"; {similar} has a similar name, and is ignored" if similar is not None else ""
-        warnings.append(f"column {name} is missing in {where(files)}: read as NULL{hint}")
+        warnings.append(f"column {name} is missing in {where(files)}: read as NULL{hint}{nowhere(name)}")
     if moment in present:
         warnings.append(f"column {moment} is ignored: the hour of an impression is that of its folder's name")
     if unknown:

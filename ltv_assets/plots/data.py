@@ -22,7 +22,13 @@ PSI_NOTICEABLE, PSI_LARGE = 0.1, 0.25
 
 
 def sampling_histogram(
-    edges_log1p: ArrayLike, before: ArrayLike, after: ArrayLike, *, within: str, names: tuple[str, str] = ("before", "after"), title: str = "Sampling"
+    edges_log1p: ArrayLike,
+    before: ArrayLike,
+    after: ArrayLike,
+    *,
+    within: str,
+    names: tuple[str, str] = ("before", "after"),
+    title: str = "Sampling",
 ) -> bytes:
     """Rows per bin of revenue before and after a sampling plan, logarithmic counts.
 

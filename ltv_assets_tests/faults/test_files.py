@@ -596,7 +596,8 @@ def test_missing_column_is_one_warning(world: World, place: Callable[..., Path])
         pq.write_table(table.drop_columns(["carrier"]), world.file(hour))
     code, output = ltv("check-data", world.data)
     assert code == 0
-    assert [line for line in output.splitlines() if "carrier" in line] == ["column carrier is missing in every file: read as NULL"]
+    (told,) = (line for line in output.splitlines() if "carrier" in line)
+    assert told.startswith("column carrier is missing in every file: read as NULL; ")
 
 
 BAD_DAYS: tuple[tuple[str, Callable[[Path], None]], ...] = (

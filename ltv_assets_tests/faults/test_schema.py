@@ -100,7 +100,8 @@ def test_key_or_label_of_an_unreadable_type_refuses_the_day(fault: Fault, world:
     "schema",
     "a feature column missing in every file",
     answer="degrade",
-    message="column <column> is missing in every file: read as NULL",
+    message="column <column> is missing in every file: read as NULL; <place>: columns.<number>.name expects <written>: "
+    "if no file will have it, correct its name or source there, or remove it there and in the features",
     inject=(0, 1),
 )
 @fault(

@@ -31,6 +31,8 @@ from ltv_assets.state.project import Project
 from ltv_assets.state.status import partition_states
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.conftest import Ran
+from ltv_assets_tests.foreign.contracts import CONTRACTS
+from ltv_assets_tests.foreign.tables import shop
 
 HOSTILE = '<img src=x onerror="alert(1)">&\'"'
 DAYS = ("2025-10-01", "2025-10-02", "2025-10-03")
@@ -203,6 +205,23 @@ def test_pages_hold_no_script_of_others_and_allow_none(hostile: Dashboard) -> No
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
         assert " style=" not in text and "<style" not in text and text.count("<script") == 1
         assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+
+
+@pytest.mark.any_contract
+def test_pages_speak_of_the_horizon_of_the_contract(tmp_path: Path, place: Callable[..., Path]) -> None:
+    """Customers of a shop, whose revenue is counted over thirty days: in words, on axes and in the age of a final label."""
+    for name, text in zip(("contract", "features"), CONTRACTS["shop"], strict=False):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    shop(tmp_path / "data", train_days=2, test_days=1, rows=40)
+    files = f"contract: {tmp_path}/contract.yaml\nfeatures: {tmp_path}/features.yaml\n"
+    warehouse = Warehouse(place(tmp_path / "data", files + "data: {train_folder: ., test_folder: .}\n"))
+    for day in DAYS:
+        publish(warehouse, day, [forecast(day, "all", "all", 9.0), forecast(day, "country", "ES", 9.0)])
+    pages = {name: ask(Dashboard(Links("", "")), path)[2] for name, (_, path, _) in PAGES.items()}
+    assert not {name for name, text in pages.items() if re.search(r"seven days|\b7 days|\bD7\b|Seven days", text)}
+    assert all("D30 revenue" in text for text in pages.values())
+    assert "revenue within 30 days (USD)" in pages["today"] and "are expected to bring within 30 days." in pages["money"]
+    assert "final 30 days after it" in pages["trust"]
 
 
 def test_choice_that_does_not_exist_shows_the_usual_one(hostile: Dashboard) -> None:

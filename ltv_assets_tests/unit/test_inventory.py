@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ltv_assets.cli.check_data import check_folder
 from ltv_assets.core.config import Config
 from ltv_assets.ingestion.calendar import Horizon, discover
 from ltv_assets.ingestion.inventory import HashCache, files_problem, inspect_day
+from ltv_assets_tests.foreign.contracts import CONTRACTS
+from ltv_assets_tests.foreign.tables import FOREIGN
 
 DAY = date(2025, 10, 1)
 
@@ -86,6 +89,31 @@ def test_missing_label_rejects_and_missing_feature_degrades(data: Path) -> None:
     assert "datetime=2025-10-01-00-00" in inventory.schema_errors[0]
     assert inventory.columns_missing == ("carrier",)
     assert inventory.columns_unexpected == ("extra",)
+
+
+@pytest.mark.any_contract
+@pytest.mark.parametrize(
+    ("table", "column", "fatal"),
+    [("shop", "device", False), ("subscriptions", "nps", False), ("subscriptions", "ltv_365", True), ("shop", "revenue_d30", False)],
+)
+def test_column_that_no_file_has_is_said_once_with_the_line_of_the_contract_and_the_remedy(
+    table: str, column: str, fatal: bool, tmp_path: Path
+) -> None:
+    """A name misspelt in the contract, by ltv check-data over several days. Where labels tell days apart, none is a training day then."""
+    FOREIGN[table](tmp_path / "data", train_days=2, test_days=1, rows=40)
+    text, features, folder = CONTRACTS[table]
+    contract = text.replace(f"{{name: {column},", f"{{name: {column}, source: {column}_EUR,")
+    (tmp_path / "contract.yaml").write_text(contract)
+    (tmp_path / "features.yaml").write_text(features)
+    files = {name: str(tmp_path / f"{name}.yaml") for name in ("contract", "features")}
+    shared = {"train_folder": folder, "test_folder": folder} if folder else {}
+    config = Config.model_validate({**files, "data": {"root": str(tmp_path), **shared}})
+    found = check_folder(config, tmp_path / "data", rows=False, progress=lambda done, total: None)
+    (line,) = (number for number, text in enumerate(contract.splitlines(), 1) if f"{column}_EUR" in text)
+    said, silent = (found.problems, found.warnings) if fatal else (found.warnings, found.problems)
+    (told,) = (text for text in said if f"{column}_EUR" in text)
+    assert f"{tmp_path}/contract.yaml:{line}: columns." in told and "correct its name or source there" in told
+    assert not any(f"{column}_EUR" in text for text in silent)
 
 
 def test_type_change_changes_the_schema_fingerprint_and_order_does_not(data: Path) -> None:

@@ -381,8 +381,8 @@ class ModelsConfig(Section):
     )
     zeros_per_payer: PositiveFloat | None = Field(
         10.0,
-        description="the whale classifier and the increments beyond the first horizon see every payer and so many zeros for each, drawn by a hash of "
-        "(seed, row_id) and weighed back, but no fewer than 20,000 rows; null = all rows",
+        description="the whale classifier and the increments beyond the first horizon see every payer and so many zeros for each, "
+        "drawn by a hash of (seed, row_id) and weighed back, but no fewer than 20,000 rows; null = all rows",
     )
     monotone: dict[str, Literal[-1, 1]] = Field(
         {}, description="sign of a feature's effect on log revenue by column name; the constraint stays only if later time agrees"
