@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,6 +129,7 @@ class HashCache:
 
     path: Path | None = None
     entries: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    changed: bool = False
 
     @classmethod
     def load(cls, path: Path) -> HashCache:
@@ -144,8 +146,9 @@ class HashCache:
         known = self.entries.get(str(file))
         if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
             return known[2]
-        digest = sha256_file(file)
+        digest = _digest(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
         self.entries[str(file)] = (stat.st_size, stat.st_mtime_ns, digest)
+        self.changed = True
         return digest
 
     def knows(self, file: Path, digest: str | None) -> bool:
@@ -154,9 +157,18 @@ class HashCache:
         return self.entries.get(str(file)) == (stat.st_size, stat.st_mtime_ns, digest)
 
     def save(self) -> None:
-        """Write the cache to its file."""
-        if self.path is not None:
-            write_atomic(self.path, json.dumps(self.entries, sort_keys=True).encode())
+        """Write the cache to its file if there is anything new, with what others wrote meanwhile and without files that are gone."""
+        if self.path is not None and (self.changed or not self.path.exists()):
+            known = {**HashCache.load(self.path).entries, **self.entries}
+            present = {name: entry for name, entry in known.items() if Path(name).exists()}
+            write_atomic(self.path, json.dumps(present, sort_keys=True).encode())
+            self.changed = False
+
+
+@lru_cache(maxsize=4096)
+def _digest(file: Path, identity: tuple[int, ...]) -> str:
+    """SHA-256 of a file as long as it is the same: a file with rows of many days is asked about once for each of them."""
+    return sha256_file(file)
 
 
 def key_of_folder(folder: Path, layout: TimeLayout) -> str | None:

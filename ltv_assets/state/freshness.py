@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ltv_assets.core.asset_specs import CODE_VERSIONS, CONFIG_KEYS, SPECS, WINDOW_UPSTREAM
 from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.config import Config
-from ltv_assets.core.contract import contract_of
+from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.core.hashing import json_hash, sha256_hex
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day
@@ -243,7 +243,7 @@ class Lineage:
         Compares sizes and modification times; a file with new ones is hashed, so a copy with the same content is unchanged.
         """
         day = parse_day(key)
-        cache = HashCache.load(hash_cache_path(self.warehouse, day))
+        cache = HashCache.load(hash_cache_path(self.warehouse, day, contract_of(self.config)))
         now = {name_below(self.config.data.root, p): p for p in candidate_files(self.config, self.horizon, day)}
         before = {row["path"]: row for row in _read_inventory(self.warehouse, key)}
         for path in sorted(now.keys() | before.keys()):
@@ -261,9 +261,10 @@ class Lineage:
         return None
 
 
-def hash_cache_path(warehouse: Warehouse, day: date) -> Path:
-    """Path of the cached hashes of a day's raw files."""
-    return warehouse.root / "cache" / "raw_hashes" / f"{day}.json"
+def hash_cache_path(warehouse: Warehouse, day: date, contract: Contract) -> Path:
+    """Path of the cached hashes of a day's raw files; one for all days where a file may have rows of many."""
+    name = str(day) if contract.layout is not None else "every_day"
+    return warehouse.root / "cache" / "raw_hashes" / f"{name}.json"
 
 
 def _read_inventory(warehouse: Warehouse, key: str) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -18,10 +20,14 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.flatten import sources as raw_sources
 from ltv_assets.features.registry import load_registry
+from ltv_assets.ingestion import inventory
 from ltv_assets.ingestion.arrivals import landings
 from ltv_assets.ingestion.calendar import discover, uncovered_hours
-from ltv_assets.ingestion.inventory import inspect_day, unknown_entries
+from ltv_assets.ingestion.inventory import HashCache, inspect_day, unknown_entries
 from ltv_assets.scoring.predict_files import inspect_source
+from ltv_assets.state.freshness import hash_cache_path
+from ltv_assets.storage.files import sha256_file
+from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.foreign.contracts import CONTRACTS
 from ltv_assets_tests.foreign.tables import FIRST_DAY, FOREIGN, Foreign, read
 
@@ -255,3 +261,34 @@ def test_hours_below_days_are_hours(tmp_path: Path) -> None:
     assert {f.datetime for f in inventory.files} == {f"{FIRST_DAY}-06-00", f"{FIRST_DAY}-18-00"}
     assert len(inventory.missing_hours) == 22
     assert datetime(2024, 3, 1, tzinfo=UTC).date() == FIRST_DAY
+
+
+@pytest.mark.parametrize("processes", ["one process", "one for each day"])
+def test_file_with_rows_of_many_days_is_hashed_once(processes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every day looks at every file; within a process and from one to the next a hash is kept as long as its file is the same."""
+    FOREIGN["game"](tmp_path / "data", train_days=2, test_days=1, rows=300)
+    config = opened(tmp_path, "game")
+    horizon, contract = discover(config), contract_of(config)
+    warehouse = Warehouse(tmp_path / "warehouse")
+    hashed: list[Path] = []
+    monkeypatch.setattr(inventory, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+
+    def look() -> int:
+        seen = 0
+        for day in DAYS:
+            if processes == "one for each day":
+                inventory._digest.cache_clear()
+            seen += len(inspect_day(config, horizon, day, HashCache.load(hash_cache_path(warehouse, day, contract))).files)
+        return seen
+
+    files = sorted((tmp_path / "data").rglob("*.parquet"))
+    assert look() > len(files) == len(hashed) == len(set(hashed))
+    assert look() and len(hashed) == len(files)
+    os.utime(files[0], ns=(1, 1))
+    assert look() and hashed[len(files) :] == files[:1]
+    files[0].unlink()
+    horizon = discover(config)
+    os.utime(files[1], ns=(1, 1))
+    look()
+    stored = json.loads(hash_cache_path(warehouse, DAYS[0], contract).read_text())
+    assert sorted(map(Path, stored)) == files[1:]

@@ -27,7 +27,7 @@ FLATTENED_FILE = "part-00000.parquet"
 def raw_partitions(work: Publication) -> dg.MaterializeResult:
     """Look at every file of a day and say what it is good for."""
     day = parse_day(work.key)
-    cache = HashCache.load(hash_cache_path(work.project.warehouse, day))
+    cache = HashCache.load(hash_cache_path(work.project.warehouse, day, work.project.contract))
     inventory = inspect_day(work.project.config, work.project.horizon, day, cache)
     set_files_aside(work.project, inventory)
     uncovered = uncovered_hours(work.project.config, work.project.horizon, day)
@@ -127,7 +127,7 @@ class FlattenedDay:
         listed = [row for f in warehouse.files("raw_partitions", self.key) for row in pq.read_table(f).to_pylist()]
         labelled = warehouse.require("raw_partitions", self.key, "materialize it first").facts["split"] == "train"
         good = [row for row in listed if row["verdict"] == "good"]
-        cache = HashCache.load(hash_cache_path(warehouse, parse_day(self.key)))
+        cache = HashCache.load(hash_cache_path(warehouse, parse_day(self.key), self.project.contract))
         refuse_unsound([(config.data.root / row["path"], row["sha256"]) for row in good], cache)
         self.result = flatten_files(
             [RawFile(config.data.root / row["path"], row["datetime"]) for row in good],
