@@ -121,7 +121,8 @@ STATISTICS: dict[Kind, dict[str, Statistic]] = {
         ),
         "age_months": Statistic(
             "datediff('month', DATE '1970-01-01', make_timestamp(hour_start * 1000000)::DATE)"
-            " - 12 * (try_cast(split_part(raw_{c}, '_', 1) AS INTEGER) - 1970)"
+            # No year of a calendar is beyond a SMALLINT; twelve times what is would be beyond an INTEGER.
+            " - 12 * (try_cast(split_part(raw_{c}, '_', 1) AS SMALLINT)::INTEGER - 1970)"
             " - nullif(list_position({months}, lower(split_part(raw_{c}, '_', 2))), 0) + 1",
             "whole calendar months from it to the impression:",
             "months",

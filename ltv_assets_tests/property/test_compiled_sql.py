@@ -23,7 +23,7 @@ NUMBERS = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 1e-300, 1e300, 3.4e38, math.inf, -math.inf, math.nan]),
     st.floats(-1e6, 1e6),
 )
-ODD_TEXTS = ["", "14.1.2", "9", "2024_march", "x_MAY", "1_000", " 7 ", "1e3", "ünï", "17.4.99999"]
+ODD_TEXTS = ["", "14.1.2", "9", "2024_march", "x_MAY", "1_000", " 7 ", "1e3", "ünï", "17.4.99999", "2147483647_july", "32767_july"]
 TEXTS = st.one_of(st.none(), st.sampled_from(ODD_TEXTS), st.text(max_size=6))
 HOURS = st.integers(262_968, 555_555).map(lambda hour: 3600 * hour)
 

@@ -164,6 +164,14 @@ def test_recency_and_age_are_counted_from_the_impressions_own_hour(tmp_path: Pat
     assert table.column("datetime").to_pylist() == [HOUR, NEXT]
 
 
+def test_a_year_beyond_any_calendar_costs_its_own_value_only(tmp_path: Path, registry: Registry) -> None:
+    odd = ["2147483647_july", "2025_july", "99999999999999999999_july", "-1_july", "2147483647.2147483647.2147483647"]
+    rows = [row | {"release_date": text, "dev_osv": text} for row, text in zip(awkward_rows(len(odd), 0, START), odd, strict=True)]
+    table, result = flatten([write(tmp_path, "part-0.parquet", rows)], registry, tmp_path / "day.parquet")
+    assert result.rows_out == len(odd) and table.column("dev_osv__version").to_pylist()[-1] == 2147483648.0
+    assert table.column("release_date__age_months").to_pylist() == [None, 3.0, None, 24_315.0, None]
+
+
 def test_days_without_labels_need_none_and_ignore_any(tmp_path: Path, registry: Registry) -> None:
     rows = awkward_rows(4, 0, START)
     files = [write(tmp_path, "part-0.parquet", rows, labels=False), write(tmp_path, "part-0.parquet", awkward_rows(4, 1, START), NEXT)]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.cli import data as commands
-from ltv_assets.core.columns import BY_NAME, LABEL_NAMES, RAW_COLUMNS
+from ltv_assets.core.columns import BY_NAME, INPUTS, LABEL_NAMES, RAW_COLUMNS
 from ltv_assets.core.errors import ConfigError, DataError
 from ltv_assets.simulator import LAWS, attained_share, oracle_metrics, simulate
 from ltv_assets.simulator.facts import COLUMN_ORDER
@@ -349,7 +349,7 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], message: str, tmp_path:
 def test_families_name_every_co_missing_group_once() -> None:
     rates = [BY_NAME[name].missing_rate for name in FAMILIES]
     assert len(set(rates)) == len(rates)
-    behaviour = {c.missing_rate for c in RAW_COLUMNS if c.role not in ("label", "context", "key")}
+    behaviour = {c.missing_rate for c in INPUTS if c.group != "context"}
     assert behaviour == set(rates)
 
 
