@@ -69,7 +69,8 @@ class Folders:
         if self.pattern is None:
             return ()
         beside = [entry for split in self.splits or ("",) for entry in (self.root / split).iterdir() if entry.is_file()]
-        return tuple(sorted(entry.name for entry in beside if not entry.name.startswith(HIDDEN) and entry.suffix not in data_or_prose))
+        known = (".parquet", *DOCUMENTS)
+        return tuple(sorted(entry.name for entry in beside if not entry.name.startswith(HIDDEN) and entry.suffix not in known))
 
     @property
     def has_hours(self) -> bool:
