@@ -28,6 +28,7 @@ from ltv_assets.features.naming import contract_names, similar_name
 from ltv_assets.ingestion.calendar import Horizon, hours_per_day
 from ltv_assets.ingestion.footers import read_footer
 from ltv_assets.ingestion.raw_days import (
+    DOCUMENTS,
     HIDDEN,
     Memory,
     RawHour,
@@ -235,7 +236,7 @@ def unknown_entries(config: Config, split: Split) -> tuple[str, ...]:
     memory, messages = Memory.of(config), []
     for above, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
-        for path in (Path(above, name) for name in sorted(names) if not name.startswith(HIDDEN)):
+        for path in (Path(above, name) for name in sorted(names) if not name.startswith(HIDDEN) and not name.endswith(DOCUMENTS)):
             problem = memory.problem(path, contract) if path.suffix == ".parquet" else None
             if path.suffix != ".parquet":
                 messages.append(not_an_hour(path, contract))

@@ -34,6 +34,8 @@ from ltv_assets.storage.files import write_atomic
 Split = Literal["train", "test"]
 
 HIDDEN = (".", "_")
+DOCUMENTS = (".md", ".rst", ".html", ".pdf")
+"""Endings of what is written about data; such a file beside the folders of days holds no impressions."""
 IGNORED_SUFFIXES = (".crc",)
 MEMORY = "raw_days.json"
 """File in the warehouse's cache that remembers what files say of their days."""
@@ -139,7 +141,7 @@ def days_of_split(config: Config, hours: Mapping[str, RawHour], split: Split) ->
 def scan_hours(folder: Path, layout: TimeLayout) -> tuple[dict[str, Path], list[Path]]:
     """({hour key YYYY-MM-DD-HH-00: its folder} in order of time, other entries) of one folder.
 
-    Hidden entries, and those that begin with an underscore (markers, uncommitted output of a job), are neither.
+    Hidden entries, those that begin with an underscore (markers, uncommitted output of a job), and documents are neither.
     """
     hours: dict[str, Path] = {}
     others: list[Path] = []
@@ -159,7 +161,7 @@ def _scan(folder: Path, layout: TimeLayout, above: tuple[str, ...], hours: dict[
         found = hour_of_folders(names, layout) if len(names) == layout.depth else None
         if found is not None and path.is_dir():
             hours[hour_key(*found)] = path
-        elif not entry.name.startswith(HIDDEN):
+        elif not entry.name.startswith(HIDDEN) and not entry.name.endswith(DOCUMENTS):
             others.append(path)
 
 

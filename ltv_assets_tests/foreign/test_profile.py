@@ -412,9 +412,10 @@ def test_a_sample_is_bounded_spread_over_the_days_and_knows_the_newest_one(tmp_p
 def test_a_file_beside_the_days_is_noted_before_check_data_reports_it(tmp_path: Path) -> None:
     root = written(tmp_path)
     (root / "README.md").write_text("about this table")
+    (root / "rows.csv").write_text("user,revenue")
     (root / "_SUCCESS").touch()
     assert propose(root).notes == (
-        "README.md: no folder of a day; `ltv check-data` reports it as a problem, `ltv run` leaves it out and says so",
+        "rows.csv: no folder of a day; `ltv check-data` reports it as a problem, `ltv run` leaves it out and says so",
     )
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ltv_assets.core.config import FIRST_DAY, LAST_DAY
 from ltv_assets.core.errors import DataError
+from ltv_assets.ingestion.raw_days import DOCUMENTS, HIDDEN
 
-HIDDEN = (".", "_")
 MOST_FILES = 1_000_000
 
 _WHOLE: tuple[tuple[str, str], ...] = (
@@ -69,7 +69,8 @@ class Folders:
         if self.pattern is None:
             return ()
         beside = [entry for split in self.splits or ("",) for entry in (self.root / split).iterdir() if entry.is_file()]
-        return tuple(sorted(entry.name for entry in beside if not entry.name.startswith(HIDDEN) and entry.suffix != ".parquet"))
+        known = (".parquet", *DOCUMENTS)
+        return tuple(sorted(entry.name for entry in beside if not entry.name.startswith(HIDDEN) and entry.suffix not in known))
 
     @property
     def has_hours(self) -> bool:
