@@ -216,8 +216,6 @@ def test_no_text_of_an_expression_becomes_code(sql: str, monkeypatch: pytest.Mon
     (source,) = written
     python = "def compiled values return None if is or else not and int abs"
     known = {*python.split(), *compiled_sql._FUNCTIONS}
-        compiled_sql._FUNCTIONS
-    )
     words = set(re.findall(r"[^\W\d]\w*", source))
     assert {w for w in words if not re.fullmatch(r"[vtk]\d+", w)} <= known and not set("'\"\\#;") & set(source)
 
