@@ -22,7 +22,6 @@ from ltv_assets_tests.conftest import TINY_MODELS, Ran, command, environment, ma
 from ltv_assets_tests.foreign.contracts import CONTRACTS
 from ltv_assets_tests.foreign.tables import shop
 
-pytestmark = pytest.mark.any_contract
 SCORES = ["buyer_probability", "log_revenue_if_buyer", "ltv_d30", "expected_revenue_d30", "ltv_d90", "predicted_zero", "revenue_d30"]
 
 
