@@ -87,7 +87,7 @@ class _Writer:
     def _code(self, node: Node) -> str:
         match node["class"]:
             case "CONSTANT":
-                return repr(_constant(node))
+                return self._held(_constant(node))
             case "FUNCTION":
                 return self._function(node)
             case "COMPARISON":
@@ -151,9 +151,13 @@ class _Writer:
             assert row is not None
             return row[0]  # type: ignore[no-any-return]
 
-        name = f"ask{len(self.scope)}"
-        self.scope[name] = ask
-        return f"{name}({', '.join(self._inputs[column] for column in inputs)})"
+        return f"{self._held(ask)}({', '.join(self._inputs[column] for column in inputs)})"
+
+    def _held(self, value: Any) -> str:
+        """The name under which the statements find a value: no text of an expression ever becomes code."""
+        name = f"k{len(self.scope)}"
+        self.scope[name] = value
+        return name
 
 
 # --------------------------------------------------------------------------------------------------- DuckDB's syntax tree

@@ -57,7 +57,11 @@ def unlabelled(table: Foreign, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=FOREIGN)
+IN_CI = ("shop", "game")
+"""Between them folders by day and a column of moments, flat columns and JSON; every table is run by hand (soak)."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=() if name in IN_CI else pytest.mark.soak) for name in FOREIGN])
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
     name = request.param
 

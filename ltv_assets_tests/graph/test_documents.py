@@ -71,7 +71,7 @@ def test_ablation_joins_the_report_and_leaves_when_the_settings_change(copied: C
 
     run = copied()
     assert f"ltv ablate --window {KEY}" in report_of(run).read_text()
-    table = pd.DataFrame([["no HistOS", 0.4321, 0.4, 0.5, 0.01, -0.01, 0.02, 0.44, 0.8, 0.002, 1.01]], columns=list(COLUMNS))
+    table = pd.DataFrame([dict.fromkeys(COLUMNS, 0.01) | {"variant": "no HistOS", "rmsle": 0.4321}])
     project = opened(run, monkeypatch)
     store_ablation(project, KEY, table)
     assert "0.4321" in report_of(run).read_text()

@@ -122,6 +122,7 @@ def test_the_flat_form_of_the_same_weeks_is_predicted_as_well_as_the_nested_one(
 
 
 @pytest.mark.skipif(not FLAT.is_dir(), reason=f"no real purchases at {FLAT}")
+@pytest.mark.soak
 def test_a_shops_own_form_of_real_purchases_is_predicted_nearly_as_well_as_by_one_lightgbm(tmp_path: Path) -> None:
     """Weeks six later than those of the nested form; ``SHOP_LIGHTGBM`` is one LightGBM on log1p(revenue) of the same columns."""
     found = scores_of_flat(tmp_path, FLAT, FLAT_TRUTH, "customer_week")

@@ -91,7 +91,7 @@ def two_days_of_random_features(p: Project) -> None:
 
 
 @pytest.mark.contest
-@pytest.mark.parametrize("check", ["row_ids_new", "scores_valid", "drift", "adversarial_drift", "submission_valid"])
+@pytest.mark.parametrize("check", ["row_ids_new", "scores_valid", "drift", "submission_valid"])
 def test_check_that_reads_rows_opens_no_database_of_other_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
     """Every database of these checks, also those opened further down, has the limits of the configuration."""
     config = project(tmp_path, compute={"threads": 1, "duckdb_memory_gb": 0.25}).config
