@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SIMULATED := $(or $(LTV_WAREHOUSE),warehouse)/simulated
 
-.PHONY: install demo test test-fast test-soak bench-check check lint types clean
+.PHONY: install demo test test-contract test-fast test-soak bench-check check lint types clean
 
 install: $(STAMP)
 
@@ -45,8 +45,12 @@ demo: install  ## simulated data, the whole graph, the table of metrics
 	@echo "  mlflow ui --backend-store-uri sqlite:///$(or $(LTV_WAREHOUSE),warehouse)/mlflow.db   runs to compare"
 
 test: install  ## the whole test suite, as CI runs it; tests with a real daemon, server or browser come last, one file of them in each process
+	@$(MAKE) --no-print-directory test-contract
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore=ltv_assets_tests/live
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile ltv_assets_tests/live
+
+test-contract: install  ## what holds under any contract, in a copy of the project with that of a shop in place
+	@$(BIN)/python -m ltv_assets_tests.other_contract shop -q -n 2 --dist worksteal
 
 test-fast: install  ## only what takes seconds
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not soak"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ltv_assets.core.asset_specs import RELATIONS, SPECS
 from ltv_assets.core.contract import Scores
-from ltv_assets.modeling.evaluation.segments import METRICS
+from ltv_assets.modeling.evaluation.segments import metrics_of
 
 NOTHING = "–"
 THIN = "\u202f"
@@ -33,7 +33,7 @@ _TERMS: Mapping[str, str] = {
     "PSI": "Population stability index of the feature that moved most against the day before. Below 0.1 is stable, above 0.25 has moved.",
     "drift AUC": "How well a model tells the day from the days before it: 0.5 means not at all, 1 means completely.",
     "calibration": "Of impressions with a predicted probability of 5 %, do 5 % pay?",
-    "RMSLE": METRICS["rmsle"].description.replace("`", "").capitalize() + ", in log USD. Lower is better.",
+    "RMSLE": "{rmsle}, in log USD. Lower is better.",
     "reference": "One plain LightGBM on the same features. A window that is significantly worse is not used.",
     "odds": "Probability of paying divided by that of not paying. Odds times 2 is about twice the probability while it is small.",
     "fresh": "Made from what is in the warehouse now, by the present code and configuration, and passed its checks.",
@@ -43,7 +43,8 @@ _TERMS: Mapping[str, str] = {
 
 def terms(scores: Scores) -> dict[str, str]:
     """What the words on the pages mean under a contract; shown where a word is pointed at or focused."""
-    return {word: meaning.replace("{within}", scores.within) for word, meaning in _TERMS.items()}
+    rmsle = metrics_of(scores)["rmsle"].description.replace("`", "").capitalize()
+    return {word: meaning.format(within=scores.within, rmsle=rmsle) for word, meaning in _TERMS.items()}
 
 
 def known(value: float | None) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from ltv_assets.core.columns import RAW_COLUMNS
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour
+
+pytestmark = pytest.mark.contest
 
 HOUR, START = "2025-10-01-05-00", 1759294800
 REGISTRY = load_registry(Path(__file__).parents[2] / "config" / "features.yaml")

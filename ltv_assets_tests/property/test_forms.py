@@ -22,6 +22,8 @@ from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.statistics import kind_of
 
+pytestmark = pytest.mark.contest
+
 HOUR, START, ROWS = "2025-10-01-05-00", 1759294800, 64
 WORDS = ["a", "b.c", "17.4.1", "2025_july", "бандл", "🎮", 'quo"te', "back\\slash", "", "us"]
 COLUMNS = [column for column in RAW_COLUMNS if column.name != "datetime"]

@@ -67,6 +67,7 @@ TRACKED = {
 }
 
 
+@pytest.mark.contest
 @pytest.mark.parametrize(
     ("derived", "literal"),
     [

@@ -14,6 +14,8 @@ from ltv_assets.core.contract import Column
 from ltv_assets.features.canonical import canonical_type, parse_number, parse_timestamp, read_column, reads
 from ltv_assets_tests.cells import query
 
+pytestmark = pytest.mark.contest
+
 COLUMNS = {column.name: column for column in RAW_COLUMNS}
 NUMBERS = ["1", "-3.5", "+2", " 7 ", ".5", "5.", "1e6", "1E-3", "nan", "-Infinity", "inf", "1e400"]
 NUMBERS += ["0,5", "$1", "1_000", "0x10", "", " ", "१", "1 2"]

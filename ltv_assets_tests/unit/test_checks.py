@@ -90,6 +90,7 @@ def two_days_of_random_features(p: Project) -> None:
         publish(p, "flattened_features", pa.table(table), GOOD, key=day)
 
 
+@pytest.mark.contest
 @pytest.mark.parametrize("check", ["row_ids_new", "scores_valid", "drift", "submission_valid"])
 def test_check_that_reads_rows_opens_no_database_of_other_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str) -> None:
     """Every database of these checks, also those opened further down, has the limits of the configuration."""
@@ -159,6 +160,7 @@ def test_too_many_quarantined_rows_fail_with_the_reason(tmp_path: Path) -> None:
     assert "2 of 10 rows quarantined, more than max_bad_row_share = 5.0%; most: row_id repeated" in outcome.message
 
 
+@pytest.mark.contest
 @pytest.mark.parametrize(
     "column", ["iap_revenue_d7", "buyer_d1", "iap_revenue_d28__sum", "retention_d1", "registration", "retentiond7__value"]
 )
@@ -172,6 +174,7 @@ def test_label_among_the_features_fails(tmp_path: Path, column: str) -> None:
     assert column in outcome.message
 
 
+@pytest.mark.contest
 def test_label_among_the_models_inputs_fails(tmp_path: Path) -> None:
     p = project(tmp_path)
     publish(p, "buyer_classifier", encoder=json.dumps({"columns": ["x", "country"]}))
@@ -372,6 +375,7 @@ def scores(p: Project, **changed: Any) -> None:
     publish(p, "predictions", pa.Table.from_pylist([row, {**row, "row_id": "bad", **changed}]))
 
 
+@pytest.mark.contest
 @pytest.mark.parametrize(
     "changed",
     [

@@ -122,6 +122,7 @@ def test_bad_rows_are_counted_by_reason(place: Callable[..., Path], simulated_sm
     assert "iap_revenue_d7" in text
 
 
+@pytest.mark.contest
 def test_explain_sql_prints_an_expression(place: Callable[..., Path]) -> None:
     place()
     code, text = run("explain-sql", "iap_revenue_usd_bundle__own_share")
@@ -132,6 +133,7 @@ def test_explain_sql_prints_an_expression(place: Callable[..., Path]) -> None:
     assert "no_such_column" in text
 
 
+@pytest.mark.contest
 def test_simulate_says_what_it_wrote(tmp_path: Path) -> None:
     code, text = run("simulate", "--out", str(tmp_path / "s"), "--train-days", "1", "--test-days", "0", "--rows-per-hour", "5")
     assert code == 0
@@ -152,6 +154,7 @@ def test_day_that_is_none_is_refused_where_it_is_read(
     assert "Invalid value" in text
 
 
+@pytest.mark.contest
 def test_path_that_cannot_be_is_one_message(place: Callable[..., Path], tmp_path: Path) -> None:
     place()
     (tmp_path / "file").write_text("")

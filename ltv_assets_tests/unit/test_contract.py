@@ -23,6 +23,7 @@ from ltv_assets.state.freshness import Lineage
 from ltv_assets.storage.warehouse import Warehouse
 
 
+@pytest.mark.contest
 def test_contract_has_the_85_columns_of_the_data() -> None:
     assert len(contract.RAW_COLUMNS) == len(contract.BY_NAME) == 85
     assert sum(c.is_nested for c in contract.RAW_COLUMNS) == 42
@@ -30,6 +31,7 @@ def test_contract_has_the_85_columns_of_the_data() -> None:
     assert sum(not c.is_label for c in contract.RAW_COLUMNS) == 68
 
 
+@pytest.mark.contest
 def test_every_column_is_described_and_nested_ones_say_what_their_keys_are() -> None:
     for column in contract.RAW_COLUMNS:
         assert column.description
@@ -37,6 +39,7 @@ def test_every_column_is_described_and_nested_ones_say_what_their_keys_are() -> 
         assert 0.0 <= column.missing_rate <= 1.0
 
 
+@pytest.mark.contest
 def test_scored_columns_are_those_the_models_make() -> None:
     assert tuple(c.name for c in RELATIONS["predictions"][2:]) == SCORED_COLUMNS
     assert SCORED_COLUMNS == (
@@ -154,11 +157,13 @@ def test_a_bad_contract_is_one_message_with_file_line_key_and_remedy(what: str) 
     assert len(str(raised.value).splitlines()) == 1, str(raised.value)
 
 
+@pytest.mark.contest
 def test_the_shipped_contract_leaves_days_of_earlier_warehouses_fresh() -> None:
     """Its fingerprint is no input of a day; that of any other contract is."""
     assert load_contract().is_shipped
 
 
+@pytest.mark.contest
 def test_what_came_has_a_name_of_its_own_beside_the_scores() -> None:
     text = SMALL.replace("30: spend_30", "30: revenue_d30").replace("name: spend_30", "name: revenue_d30")
     assert parse_contract(text, Path("shop.yaml")).scores.observed == "revenue_d30_observed"
@@ -206,6 +211,7 @@ def words_of(path: Path) -> set[str]:
     return {word for text in (*texts, *names) for word in re.findall(r"\w+", text)}
 
 
+@pytest.mark.contest
 def test_only_the_contract_and_what_is_made_for_it_name_columns() -> None:
     """The identifier and the hour are called as the contest calls them in every warehouse; single words are words of English."""
     names = {c.name for c in contract.RAW_COLUMNS if "_" in c.name} - {ROW_ID}
@@ -222,6 +228,7 @@ def test_only_the_contract_and_what_is_made_for_it_name_columns() -> None:
     assert {f"{p.name}: {n}" for p in templates for n in names & set(re.findall(r"\w+", p.read_text()))} == set()
 
 
+@pytest.mark.contest
 def test_what_a_change_of_the_contract_makes_stale_is_what_is_made_from_it(tmp_path: Path) -> None:
     """Segments touch figures only, encodings models only; whatever names columns touches days, and all that is made from them."""
 

@@ -207,7 +207,6 @@ def test_pages_hold_no_script_of_others_and_allow_none(hostile: Dashboard) -> No
         assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
 
 
-@pytest.mark.any_contract
 def test_pages_speak_of_the_horizon_of_the_contract(tmp_path: Path, place: Callable[..., Path]) -> None:
     """Customers of a shop, whose revenue is counted over thirty days: in words, on axes and in the age of a final label."""
     for name, text in zip(("contract", "features"), CONTRACTS["shop"], strict=False):

@@ -34,6 +34,7 @@ def no_page_has(problems: Problems) -> None:
 # ------------------------------------------------------------------------------------------------------------ generated
 
 
+@pytest.mark.contest
 def test_generated_pages_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, str(DOCS / "generate.py"), "--check"], capture_output=True, text=True, cwd=PROJECT_ROOT, check=False
@@ -174,6 +175,7 @@ def empty_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb
             yield connection
 
 
+@pytest.mark.contest
 def test_queries_run_on_the_catalogue(empty_catalogue: duckdb.DuckDBPyConnection) -> None:
     def refused(page: Path) -> Iterator[str]:
         for query in blocks(page, "sql"):

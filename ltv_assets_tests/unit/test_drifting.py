@@ -57,6 +57,7 @@ def separation(tmp_path: Path, before: pd.DataFrame, new: pd.DataFrame, **settin
     return adversarial_separation(*sides, list(before.columns[1:]), threads=2, **settings)
 
 
+@pytest.mark.contest
 def test_rows_of_one_distribution_cannot_be_told_apart(tmp_path: Path) -> None:
     """Within sampling error: the standard error of an AUC of 2 x 3000 rows is 0.0075. The calendar columns would betray them."""
     found = separation(tmp_path, rows(1), rows(2))
@@ -64,18 +65,21 @@ def test_rows_of_one_distribution_cannot_be_told_apart(tmp_path: Path) -> None:
     assert not {name for name, _ in found.features} & {"weekday", "hour__sin"}
 
 
+@pytest.mark.contest
 def test_shifted_feature_is_found_and_named(tmp_path: Path) -> None:
     found = separation(tmp_path, rows(1), rows(2, shift=3.0))
     assert found.auc > 0.7
     assert found.features[0][0] == "spend"
 
 
+@pytest.mark.contest
 def test_new_categories_are_found_and_named(tmp_path: Path) -> None:
     found = separation(tmp_path, rows(1), rows(2, countries=("us", "jp", "br")))
     assert found.auc > 0.7
     assert found.features[0][0] == "country"
 
 
+@pytest.mark.contest
 def test_only_features_of_calendar_columns_are_left_out() -> None:
     """What users do by the hour is theirs: its columns begin like the hour of the impression, and are watched all the same."""
     features = feature_names(load_registry(load_config().features))
@@ -87,6 +91,7 @@ def test_only_features_of_calendar_columns_are_left_out() -> None:
     assert "hour_ratio__max" in without_calendar(features)
 
 
+@pytest.mark.contest
 def test_shift_of_a_feature_that_begins_like_a_calendar_column_is_found(tmp_path: Path) -> None:
     renamed = {"spend": "hour_ratio__max"}
     found = separation(tmp_path, rows(1).rename(columns=renamed), rows(2, shift=3.0).rename(columns=renamed))
@@ -191,6 +196,7 @@ def world(place: Callable[..., Path], tmp_path: Path) -> World:
     return World(place(tmp_path / "data", "automation: {retrain_rmsle_max: 0.5, retrain_zero_rate_gap: 0.01, retrain_score_psi: 0.25}\n"))
 
 
+@pytest.mark.contest
 def test_figures_within_bounds_are_no_reason(world: World) -> None:
     world.evaluated()
     world.scored()
@@ -199,6 +205,7 @@ def test_figures_within_bounds_are_no_reason(world: World) -> None:
     assert set(watch.figures) == {"rmsle", "zero_rate_gap", "score_psi"}
 
 
+@pytest.mark.contest
 @pytest.mark.parametrize(
     ("evaluated", "scored", "words"),
     [
@@ -291,6 +298,7 @@ def test_empty_warehouse_has_no_standing_failure_but_no_champion_either(world: W
     assert "there is no champion" in champion_fresh(world.project).message
 
 
+@pytest.mark.contest
 def test_old_champion_is_a_warning(place: Callable[..., Path], tmp_path: Path) -> None:
     for day in ("2025-10-06", "2025-10-20"):
         (tmp_path / "data" / "train" / f"datetime={day}-00-00").mkdir(parents=True)

@@ -96,6 +96,7 @@ def test_cross_fitted_encoding_equals_a_fit_on_the_other_periods(target: str) ->
             np.testing.assert_allclose(out.loc[rows, f"{column}__count"], np.log1p(n), rtol=2e-6)
 
 
+@pytest.mark.contest
 def test_pair_encoding_shrinks_to_the_sum_of_its_columns() -> None:
     X, revenue, period = window()
     y = pd.Series(revenue_targets(revenue)["payer"])
@@ -223,6 +224,7 @@ def test_ranks_of_large_groups_stay_within_the_grid_error() -> None:
     assert np.abs(out[f"{SPEND}__rank_in_country"] - exact).max() < 1 / 256
 
 
+@pytest.mark.contest
 def test_cross_fitted_ranks_leave_the_own_period_out() -> None:
     X, revenue, period = window()
     _, out = fitted(X, revenue_targets(revenue), period)

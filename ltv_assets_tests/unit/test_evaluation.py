@@ -14,6 +14,8 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.modeling.evaluation import metrics as m
 from ltv_assets.modeling.evaluation.segments import METRICS, cold_start, evaluate, metrics_markdown, segment_labels
 
+pytestmark = pytest.mark.contest
+
 
 def holdout(n: int = 6000, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]:
     rng = np.random.default_rng(seed)

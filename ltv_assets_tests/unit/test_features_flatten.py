@@ -27,6 +27,8 @@ from ltv_assets.monitoring.psi import population_stability
 from ltv_assets.simulator import Simulator
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour
 
+pytestmark = pytest.mark.contest
+
 HOUR, NEXT = "2025-10-01-05-00", "2025-10-01-06-00"
 START = 1759294800
 

@@ -13,6 +13,8 @@ from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import categorical_names, column_table, feature_names, flattened_schema
 from ltv_assets.features.sql import explain_sql
 
+pytestmark = pytest.mark.contest
+
 CONFIG = Path(__file__).parents[2] / "config" / "features.yaml"
 
 

@@ -80,12 +80,14 @@ def test_partition_key_cannot_leave_the_warehouse(key: str) -> None:
         parse_day(key)
 
 
+@pytest.mark.contest
 def test_days_are_found_by_their_folders(tmp_path: Path) -> None:
     for name in ("datetime=2025-10-02-05-00", "datetime=2025-10-01-00-00", "datetime=2025-10-02-06-00", "_SUCCESS", "junk"):
         (tmp_path / "train" / name).mkdir(parents=True)
     assert discover(at(tmp_path)).train_days == (date(2025, 10, 1), date(2025, 10, 2))
 
 
+@pytest.mark.contest
 def test_labels_mature_by_the_clock() -> None:
     config = Config()
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=7)) == frozenset()
@@ -94,6 +96,7 @@ def test_labels_mature_by_the_clock() -> None:
     assert mature_horizons(config, FIRST, FIRST + timedelta(days=29)) == {7, 14, 28}
 
 
+@pytest.mark.contest
 def test_labels_mature_when_the_configuration_says_so(tmp_path: Path) -> None:
     """By horizon, in either way to write it; every other horizon matures after as many days as it is long."""
     for text in ("windows: {label_maturity_days: {7: 9}}", "windows: {label_maturity_days_d7: 9}"):
@@ -103,6 +106,7 @@ def test_labels_mature_when_the_configuration_says_so(tmp_path: Path) -> None:
         assert mature_horizons(config, FIRST, FIRST + timedelta(days=15)) == {7, 14}
 
 
+@pytest.mark.contest
 def test_partition_cap_also_bounds_the_days(tmp_path: Path) -> None:
     for day_number in (1, 2, 3):
         for hour in range(24):
@@ -121,6 +125,7 @@ def hours(root: Path, split: str, day: str, numbers: range) -> None:
         (root / split / f"datetime={day}-{hour:02d}-00").mkdir(parents=True)
 
 
+@pytest.mark.contest
 def test_hours_of_a_training_day_under_test_are_named(tmp_path: Path) -> None:
     hours(tmp_path, "train", "2025-10-01", range(12))
     hours(tmp_path, "test", "2025-10-01", range(12, 24))
@@ -134,6 +139,7 @@ def test_hours_of_a_training_day_under_test_are_named(tmp_path: Path) -> None:
     assert uncovered_hours(config, discover(config), date(2025, 10, 2)) == ()
 
 
+@pytest.mark.contest
 def test_every_hour_beside_explicit_dates_is_named(tmp_path: Path) -> None:
     dates = {
         "train": {"first": date(2025, 10, 1), "last": date(2025, 10, 2)},

@@ -91,7 +91,6 @@ def test_missing_label_rejects_and_missing_feature_degrades(data: Path) -> None:
     assert inventory.columns_unexpected == ("extra",)
 
 
-@pytest.mark.any_contract
 @pytest.mark.parametrize(
     ("table", "column", "fatal"),
     [("shop", "device", False), ("subscriptions", "nps", False), ("subscriptions", "ltv_365", True), ("shop", "revenue_d30", False)],

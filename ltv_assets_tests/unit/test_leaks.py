@@ -22,6 +22,8 @@ from ltv_assets.monitoring import leaks
 from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 
+pytestmark = pytest.mark.contest
+
 TRAIN, WINDOW, TEST = ("2025-10-01", "2025-10-02"), "2025-10-03", "2025-10-08"
 ROWS = 400
 

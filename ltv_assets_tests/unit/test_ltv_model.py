@@ -24,6 +24,8 @@ from ltv_assets.modeling.serialization import MANIFEST
 from ltv_assets.modeling.stages import STAGE_NAMES, WindowContext, fit_window
 from ltv_assets_tests.model_world import SMALL, SMALL_BOOSTER, fitted, world
 
+pytestmark = pytest.mark.contest
+
 FIVE_ROUNDS = SMALL_BOOSTER.model_copy(update={"max_rounds": 5})
 FEW_ROUNDS = SMALL.model_copy(
     update={

@@ -13,6 +13,7 @@ from ltv_assets.modeling.stages import WindowContext, fit_window, refit
 from ltv_assets_tests.model_world import SMALL, world
 
 
+@pytest.mark.contest
 def test_each_variant_is_a_complete_fit_beside_the_reference() -> None:
     data = world(2500, 4)
     train, last = data.rows(data.period < 3), data.rows(data.period == 3)

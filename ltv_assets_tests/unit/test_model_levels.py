@@ -164,6 +164,7 @@ class TestWindowLevel:
         assert shift_to(p, weight, 1.0) == MAX_SHIFT
 
 
+@pytest.mark.contest
 class TestServed:
     """A window whose payer rate doubles on its last two of five days, whatever the rows are like."""
 

@@ -36,6 +36,8 @@ from ltv_assets.modeling.selection import most_telling, varying_columns
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit, repeatable
 from ltv_assets_tests.model_world import SMALL, World, fitted, world
 
+pytestmark = pytest.mark.contest
+
 
 def _context(data: World, **changes: object) -> WindowContext:
     window = prepare_window(data.X, data.revenue, data.period, data.row_id)

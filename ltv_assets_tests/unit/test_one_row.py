@@ -25,6 +25,8 @@ from ltv_assets.modeling.encoding.row_encoder import RowEncoder
 from ltv_assets_tests.model_world import fitted
 from ltv_assets_tests.oracle.awkward_rows import awkward_rows
 
+pytestmark = pytest.mark.contest
+
 HOUR = "2025-10-07-13-00"
 ODD_KEYS = {"hour": ["5", "5.0", "05", "05.0", "5.00", "٥"]}
 

@@ -26,6 +26,8 @@ from ltv_assets.scoring.online import OnlineModel
 from ltv_assets_tests.cells import query
 from ltv_assets_tests.model_world import SMALL
 
+pytestmark = pytest.mark.contest
+
 EXAMPLE = example_impression()
 
 

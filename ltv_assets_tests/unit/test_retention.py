@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ltv_assets.cli.app import main
 from ltv_assets.cli.retention import collect, kept, needed_days, plan
 from ltv_assets.core.asset_specs import DAY_ASSETS, WINDOW_ASSETS
+from ltv_assets.core.contract import load_contract
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import Champion, write_champion
 from ltv_assets.storage.files import write_atomic
@@ -65,8 +66,10 @@ def reign(warehouse: Warehouse, *windows: int) -> None:
 @pytest.fixture
 def project(place: Any, tmp_path: Path) -> Iterator[Project]:
     """Ten days, windows 3 to 10, champions 3 then 4, two submissions; the data root knows day 10 and test day 12."""
+    layout = load_contract().layout
+    assert layout is not None
     for split, number in (("train", 10), ("test", 12)):
-        (tmp_path / "data" / split / f"datetime={day(number)}-00-00").mkdir(parents=True)
+        (tmp_path / "data" / split / layout.folder(date.fromisoformat(day(number)), 0)).mkdir(parents=True)
     place(tmp_path / "data", CONFIG)
     project = Project.open()
     for number in (*range(1, 11), 12):

@@ -35,6 +35,7 @@ def test_package_root_holds_folders_and_the_wiring_only() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "definitions.py", "online.py"}
 
 
+@pytest.mark.contest
 def test_core_really_runs_without_dagster_and_mlflow() -> None:
     code = (
         "import sys\n"

@@ -26,6 +26,8 @@ from ltv_assets.state.freshness import Lineage, Status
 from ltv_assets.state.plan import followed, plan, standing, steps, up_to
 from ltv_assets.state.project import Project
 
+pytestmark = pytest.mark.contest
+
 DAYS = [f"2025-10-0{i}" for i in range(1, 6)]
 PARTITIONS = dg.DailyPartitionsDefinition(start_date=DAYS[0], end_date="2025-10-20")
 

@@ -26,6 +26,8 @@ from ltv_assets.simulator.facts import COLUMN_ORDER
 from ltv_assets.simulator.population import FAMILIES
 from ltv_assets.simulator.writer import rows_in_hour
 
+pytestmark = pytest.mark.contest
+
 PHYSICAL = {
     "int32": pa.int32(),
     "int64": pa.int64(),

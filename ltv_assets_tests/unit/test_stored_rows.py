@@ -48,6 +48,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(frame.select_dtypes("category"), object)).reset_index(drop=True)
 
 
+@pytest.mark.contest
 def test_stored_rows_are_the_rows_in_memory(days: dict[str, list[Path]], registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     features = feature_names(registry)
     here = read_rows(Config(), days, features)

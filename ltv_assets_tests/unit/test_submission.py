@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ltv_assets.core.errors import DataError
 from ltv_assets.scoring.submission import sample_form, validate_submission, write_submissions
 
+pytestmark = pytest.mark.contest
+
 LIMITS: dict[str, Any] = {"threads": 2, "memory_limit": "0.5GB"}
 
 

@@ -31,7 +31,6 @@ from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.foreign.contracts import CONTRACTS
 from ltv_assets_tests.foreign.tables import FIRST_DAY, FOREIGN, Foreign, read
 
-pytestmark = pytest.mark.any_contract
 DAYS = [FIRST_DAY + timedelta(days=i) for i in range(3)]
 
 

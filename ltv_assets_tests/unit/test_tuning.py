@@ -59,6 +59,7 @@ def test_snippet_says_when_nothing_better_was_found() -> None:
     assert "no trial was better" not in outcome({"revenue_head.num_leaves": 7}).snippet()
 
 
+@pytest.mark.contest
 def test_trial_is_judged_by_a_complete_fit_whatever_was_tried_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)  # so few rows would do without the boosting
     whole = world(rows=1500)

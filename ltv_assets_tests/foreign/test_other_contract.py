@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import re
 from pathlib import Path
 
 import duckdb
@@ -12,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.core.config import load_config
-from ltv_assets.core.contract import contract_of
+from ltv_assets.core.contract import contract_of, load_contract
+from ltv_assets.dashboard.app import Dashboard
+from ltv_assets.dashboard.pages import PAGES, Links
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
+from ltv_assets.modeling.evaluation.segments import metrics_of
 from ltv_assets.modeling.model_store import read_served
 from ltv_assets.scoring.online import OnlineModel
 from ltv_assets.storage.warehouse import Warehouse
@@ -22,7 +27,6 @@ from ltv_assets_tests.conftest import TINY_MODELS, Ran, command, environment, ma
 from ltv_assets_tests.foreign.contracts import CONTRACTS
 from ltv_assets_tests.foreign.tables import shop
 
-pytestmark = pytest.mark.any_contract
 SCORES = ["buyer_probability", "log_revenue_if_buyer", "ltv_d30", "expected_revenue_d30", "ltv_d90", "predicted_zero", "revenue_d30"]
 
 
@@ -105,3 +109,14 @@ def test_folder_and_single_row_are_scored_as_the_graph_scores_them(shopped: Ran,
     for name in SCORES:
         assert answer[name] == pytest.approx(published.loc[row["customer_ref"], name], rel=1e-9), name
     assert "datetime" in str(model.answer(row)["error"])
+
+
+def test_dashboard_compares_windows_by_the_horizons_of_the_contract(shopped: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of the finished run: figures of the horizons 30 and 90, and no word of any other."""
+    for name, value in (("LTV_WAREHOUSE", shopped.warehouse), ("LTV_CONFIG", shopped.config), ("LTV_DATA_ROOT", shopped.data)):
+        monkeypatch.setenv(name, str(value))
+    dashboard = Dashboard(Links("", ""))
+    pages = {name: dashboard.page(name, {}) for name in PAGES}
+    assert not {name for name, text in pages.items() if re.search(r"[Ss]even days|\b7 days|\bD7\b|_d7\b", text)}
+    later = metrics_of(load_contract(shopped.config.with_name("contract.yaml")).scores)["rmsle_d90"]
+    assert later.description.replace("`", "") in html.unescape(pages["compare"])
