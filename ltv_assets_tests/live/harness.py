@@ -61,6 +61,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def end_group(process: subprocess.Popen[Any], *, first: int = signal.SIGTERM, seconds: float = 10) -> None:
+    """End a process that leads its group, and the group: politely, then not."""
+    for number in (first, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+
 @dataclass
 class Place:
     """A data root, a warehouse and a configuration of their own, and the environment that points at them."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets_tests.conftest import HANGS, PROJECT, Ran, command, environment
-from ltv_assets_tests.live.harness import ANSWER_SECONDS, Browser, Place, free_port, wait_for
+from ltv_assets_tests.live.harness import ANSWER_SECONDS, Browser, Place, end_group, free_port, wait_for
 
 PAGES = {"/": "Today", "/money": "Where the money is", "/trust": "Can I trust it", "/compare": "Compare", "/impression": "One impression"}
 TOO_WIDE = "document.documentElement.scrollWidth > window.innerWidth"
@@ -66,12 +65,7 @@ def pages(env: dict[str, str], log: Path) -> Iterator[Pages]:
         wait_for("the dashboard", answers, every=0.1)
         yield found
     finally:
-        for number in (signal.SIGINT, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(started.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                started.wait(20)
-                break
+        end_group(started, first=signal.SIGINT, seconds=20)
     assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
 
 

@@ -39,7 +39,7 @@ from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import CHAMPION_FILE, read_champion
 from ltv_assets.storage.warehouse import Verdict, Warehouse
 from ltv_assets_tests.conftest import Ran
-from ltv_assets_tests.live.harness import ANSWER_SECONDS, free_port, wait_for
+from ltv_assets_tests.live.harness import ANSWER_SECONDS, end_group, free_port, wait_for
 from ltv_assets_tests.unit.test_one_row import awkward
 
 pytestmark = pytest.mark.slow
@@ -112,11 +112,7 @@ def serving(
             wait_for("a model to answer with", served.ready, every=0.2)
         yield served
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
+        end_group(process, seconds=60)
 
 
 @pytest.fixture(scope="module")

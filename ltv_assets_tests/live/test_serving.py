@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -32,7 +30,7 @@ from ltv_assets.scoring.mlflow_model import REQUIREMENTS, write_files
 from ltv_assets.scoring.online import OnlineModel
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.conftest import Ran
-from ltv_assets_tests.live.harness import ANSWER_SECONDS, free_port, wait_for
+from ltv_assets_tests.live.harness import ANSWER_SECONDS, end_group, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -91,11 +89,7 @@ def server(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         wait_for("the scoring server", answering)
         yield Server(port, Path(str(source).removeprefix("file://")))
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(started.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                started.wait(10)
+        end_group(started)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from ltv_assets.simulator import simulate
 from ltv_assets.tracking.client import CHAMPION_ALIAS, comparison_path
 from ltv_assets.tracking.outbox import WINDOW_STAGE
 from ltv_assets_tests.conftest import HANGS
-from ltv_assets_tests.live.harness import ANSWER_SECONDS, CONFIG, Browser, Place, free_port, wait_for
+from ltv_assets_tests.live.harness import ANSWER_SECONDS, CONFIG, Browser, Place, end_group, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -109,11 +108,7 @@ def server(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         story.printed["sync"] = story.ltv("mlflow-sync", server=story.address)
         yield story.address
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+        end_group(process)
 
 
 def _answers(address: str, process: subprocess.Popen[bytes], log: Path) -> bool:
