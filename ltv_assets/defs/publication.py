@@ -76,6 +76,7 @@ class Publication:
             try:
                 listed = fill(folder)
             except Exception:
+                # Whatever it stumbled over may be what the other run put in the place of its input: that is said instead, and tried again.
                 self._refuse_replaced_inputs()
                 raise
             self._refuse_replaced_inputs()

@@ -200,6 +200,7 @@ def create_app(config: ServingConfig | None = None) -> ASGIApp:
 
     @app.post("/v1/score", **described["score"])
     async def score(_: HttpRequest) -> Response:
+        # Here for the description only: `Gate` stands in front of the framework and answers these requests itself.
         raise NotImplementedError("answered by the gate before it comes here")
 
     @app.get("/healthz", **described["healthz"])
