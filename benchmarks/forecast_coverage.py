@@ -29,11 +29,11 @@ from ltv_assets.modeling.cohorts import (
     learn_noise,
     noise_of_level,
     out_of_fold_rows,
-    outcome_figures,
     with_intervals,
 )
 from ltv_assets.modeling.dataset import prepare_window
 from ltv_assets.modeling.design_matrix import encode
+from ltv_assets.modeling.evaluation.metrics import outcome_figures
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.stages import WindowContext, buyer_classifier, buyer_gating, revenue_regressor
 

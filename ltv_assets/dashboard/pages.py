@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ from ltv_assets.dashboard import words as w
 from ltv_assets.dashboard.charts import Curve, Line
 from ltv_assets.dashboard.snapshot import WHOLE, Curves, Snapshot
 from ltv_assets.ingestion.calendar import parse_day, today
+from ltv_assets.modeling.evaluation.metrics import outcome_figures
 from ltv_assets.modeling.evaluation.segments import ALL, MISSING, OTHER, headline_of, metrics_of
 
 Choices = Mapping[str, str]
@@ -28,6 +30,10 @@ RECENT_DAYS = 35
 MAX_NOT_FRESH = 12
 MAX_WARNINGS = 12
 COVERAGE_AIM = 0.80
+COMPARED = ("expected_payers", "payers", "payers_inside", "expected_revenue_usd", "revenue_capped_usd", "revenue_inside")
+"""Columns of ``cohort_outcome`` that say how good forecasts were."""
+SHARE_TOPS = (1.0, 1.02)
+"""Ends of two axes of shares: a curve at 1 is not cut by the frame."""
 BASELINES = ("_reference", "_constant", "_zero", "_oracle")
 """Ends of figures that say something of the day, not of the model."""
 
@@ -83,6 +89,23 @@ def _over_days(
             cells += [_or_dash(v[i], show) for v in ((line.values, line.low, line.high) if line.low else (line.values,))]
         rows.append(tuple(cells))
     return Chart(title, svg, tuple((x.name, x.color, x.style) for x in lines), tuple(header), tuple(rows), note)
+
+
+def _of_curves(
+    title: str,
+    curves: Sequence[Curve],
+    header: tuple[str, ...],
+    rows: tuple[tuple[str, ...], ...],
+    note: str,
+    *,
+    labels: tuple[str, str],
+    show: charts.Format,
+    tops: tuple[float, float],
+) -> Chart:
+    """A chart of curves over shares; ``labels``, ``tops``: of the x axis and of the y axis."""
+    (x_label, y_label), (x_max, y_max) = labels, tops
+    svg = charts.curves(curves, title=title, x_label=x_label, y_label=y_label, show_x=show, show_y=show, x_max=x_max, y_max=y_max)
+    return Chart(title, svg, tuple((c.name, c.color, c.style) for c in curves), header, rows, note)
 
 
 def _or_dash(value: float | None, show: charts.Format) -> str:
@@ -281,24 +304,15 @@ def _concentration_chart(rows: Sequence[Mapping[str, Any]], segment: str, day: s
         names.append(r["value"])
     found = [Curve("groups, richest first", x, y, 1), Curve("bought at random", [0.0, 1.0], [0.0, 1.0], 5, "bound")]
     title = f"Revenue against impressions, by {w.segment_words(segment)}"
-    svg = charts.curves(
-        found,
-        title=title,
-        x_label="share of impressions bought",
-        y_label="share of expected revenue",
-        show_x=_whole_percent,
-        show_y=_whole_percent,
-        x_max=1.0,
-        y_max=1.02,
-    )
-    table = tuple((names[i], w.percent(x[i]), w.percent(y[i])) for i in range(1, len(x)))
-    return Chart(
+    return _of_curves(
         title,
-        svg,
-        tuple((c.name, c.color, c.style) for c in found),
+        found,
         ("group", "impressions so far", "revenue so far"),
-        table,
+        tuple((names[i], w.percent(x[i]), w.percent(y[i])) for i in range(1, len(x))),
         f"Expected for {day}: whole groups, those with the highest revenue per mille first.",
+        labels=("share of impressions bought", "share of expected revenue"),
+        show=_whole_percent,
+        tops=SHARE_TOPS,
     )
 
 
@@ -317,27 +331,15 @@ def _capture_chart(snap: Snapshot) -> Chart | None:
         Curve("perfect order", curves.share, curves.best, 3, "plain"),
         Curve("bought at random", [0.0, 1.0], [0.0, 1.0], 5, "bound"),
     ]
-    title = "Revenue caught by buying the best-scored impressions"
-    svg = charts.curves(
+    return _of_curves(
+        "Revenue caught by buying the best-scored impressions",
         found,
-        title=title,
-        x_label="share of impressions bought, best scores first",
-        y_label="share of revenue caught",
-        show_x=_whole_percent,
-        show_y=_whole_percent,
-        x_max=1.0,
-        y_max=1.02,
-    )
-    table = tuple(
-        (w.percent(curves.share[i], 0), w.percent(curves.caught[i]), w.percent(curves.best[i])) for i in (1, 2, 5, 10, 20, 30, 50)
-    )
-    return Chart(
-        title,
-        svg,
-        tuple((c.name, c.color, c.style) for c in found),
         ("bought", "caught", "at best"),
-        table,
+        tuple((w.percent(curves.share[i], 0), w.percent(curves.caught[i]), w.percent(curves.best[i])) for i in (1, 2, 5, 10, 20, 30, 50)),
         f"Recorded revenue of holdout day {window}, {_of_rows(curves)}, ordered by {snap.project.contract.scores.ltv[0]}.",
+        labels=("share of impressions bought, best scores first", "share of revenue caught"),
+        show=_whole_percent,
+        tops=SHARE_TOPS,
     )
 
 
@@ -392,18 +394,14 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Share of outcomes inside their interval, bias and weighted error; None where nothing has come out yet."""
     if not rows:
         return None
-    inside = sum(bool(r["revenue_inside"]) for r in rows)
-    payers = sum(bool(r["payers_inside"]) for r in rows)
-    actual = sum(r["revenue_capped_usd"] for r in rows)
-    expected = sum(r["expected_revenue_usd"] for r in rows)
-    errors = sum(abs(r["expected_revenue_usd"] - r["revenue_capped_usd"]) for r in rows)
+    found = outcome_figures({name: [r[name] for r in rows] for name in COMPARED})
+    bias, error = (None if isnan(found[name]) else found[name] for name in ("bias_revenue", "error_revenue"))
     return {
         "n": len(rows),
-        "inside": inside,
-        "share": inside / len(rows),
-        "payers": payers / len(rows),
-        "bias": expected / actual - 1 if actual else None,
-        "error": errors / actual if actual else None,
+        "share": found["coverage_revenue"],
+        "payers": found["coverage_payers"],
+        "bias": bias - 1 if bias is not None else None,
+        "error": error,
     }
 
 
@@ -431,23 +429,19 @@ def _calibration_chart(snap: Snapshot, window: str) -> Chart | None:
         Curve("perfect", [0.0, top], [0.0, top], 5, "bound"),
         Curve("observed, with 95 % interval", curves.mean_probability, curves.rate, 1, "dots", curves.rate_low, curves.rate_high),
     ]
-    title = f"Calibration of the buyer probability, holdout day {window}"
-    svg = charts.curves(
+    return _of_curves(
+        f"Calibration of the buyer probability, holdout day {window}",
         found,
-        title=title,
-        x_label="predicted probability of paying",
-        y_label="share that paid",
-        show_x=lambda v: w.percent(v, 1),
-        show_y=lambda v: w.percent(v, 1),
-        x_max=top,
-        y_max=top,
+        ("predicted", "paid", "95 % interval"),
+        tuple(
+            (w.percent(p, 2), w.percent(r, 2), f"{w.percent(lo, 2)} to {w.percent(hi, 2)}")
+            for p, r, lo, hi in zip(curves.mean_probability, curves.rate, curves.rate_low, curves.rate_high, strict=True)
+        ),
+        f"Ten bins of equally many of {_of_rows(curves)}.",
+        labels=("predicted probability of paying", "share that paid"),
+        show=lambda v: w.percent(v, 1),
+        tops=(top, top),
     )
-    table = tuple(
-        (w.percent(p, 2), w.percent(r, 2), f"{w.percent(lo, 2)} to {w.percent(hi, 2)}")
-        for p, r, lo, hi in zip(curves.mean_probability, curves.rate, curves.rate_low, curves.rate_high, strict=True)
-    )
-    note = f"Ten bins of equally many of {_of_rows(curves)}."
-    return Chart(title, svg, tuple((c.name, c.color, c.style) for c in found), ("predicted", "paid", "95 % interval"), table, note)
 
 
 def _zero_rate_chart(snap: Snapshot) -> Chart:

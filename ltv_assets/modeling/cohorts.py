@@ -348,22 +348,6 @@ def inside(compared: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def outcome_figures(compared: pd.DataFrame) -> pd.Series:
-    """How good the forecasts of some groups were; ``compared`` has the columns of ``cohort_outcome``.
-
-    ``coverage_payers``, ``coverage_revenue``: share of groups whose outcome lies in its interval; ``bias_payers``, ``bias_revenue``:
-    expected / came; ``error_payers``, ``error_revenue``: sum of absolute errors / sum of what came, which weighs a group by its size.
-    """
-    figures: dict[str, float] = {"groups": float(len(compared))}
-    for target, came, unit in (("payers", "payers", ""), ("revenue", "revenue_capped_usd", "_usd")):
-        expected, outcome = compared[f"expected_{target}{unit}"], compared[came]
-        total = float(outcome.sum())
-        figures[f"coverage_{target}"] = float(compared[f"{target}_inside"].mean())
-        figures[f"bias_{target}"] = float(expected.sum()) / total if total else np.nan
-        figures[f"error_{target}"] = float((expected - outcome).abs().sum()) / total if total else np.nan
-    return pd.Series(figures)
-
-
 def totals_differ(forecast: pd.DataFrame) -> list[str]:
     """Segments whose groups do not add up to the total in every digit; none in what `sum_up` made."""
     total = forecast[forecast["segment"] == ALL].iloc[0]

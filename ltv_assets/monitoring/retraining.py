@@ -67,12 +67,13 @@ def look(project: Project) -> Watch:
                 f"RMSLE of champion {champion.window} on day {day} is {value:.4f}, above retrain_rmsle_max = {bounds.retrain_rmsle_max:g}"
             )
     if bounds.retrain_forecast_coverage is not None:
-        from ltv_assets.training.cohorts import outcome_figures, past_outcomes
+        from ltv_assets.modeling.evaluation.metrics import outcome_figures
+        from ltv_assets.training.cohorts import past_outcomes
 
         outcomes = past_outcomes(project, days=project.config.checks.forecast_days)
         outcomes = outcomes[outcomes["model_window"] == champion.window]
         if len(outcomes):
-            figures["forecast_coverage"] = float(outcome_figures(outcomes)["coverage_payers"])
+            figures["forecast_coverage"] = outcome_figures(outcomes)["coverage_payers"]
             if figures["forecast_coverage"] < bounds.retrain_forecast_coverage:
                 reasons.append(
                     f"payers of {figures['forecast_coverage']:.0%} of {len(outcomes)} groups that champion {champion.window} forecast lie "

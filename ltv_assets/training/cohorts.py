@@ -32,11 +32,11 @@ from ltv_assets.modeling.cohorts import (
     noise_of_level,
     observed,
     out_of_fold_rows,
-    outcome_figures,
     same_groups,
     sum_up,
     with_intervals,
 )
+from ltv_assets.modeling.evaluation.metrics import outcome_figures
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.model_store import read_stage
@@ -213,7 +213,7 @@ class CohortOutcome:
         """Coverage, bias and weighted error of the day's groups, and what it brought as a whole."""
         total = self.groups.iloc[0]
         came = {name: float(total[name]) for name in ("payers", "revenue_capped_usd", "revenue_usd")}
-        return {**came, **{name: float(value) for name, value in outcome_figures(self.groups).items()}}
+        return {**came, **outcome_figures(self.groups)}
 
 
 def compare_day(project: Project, day: str) -> CohortOutcome:

@@ -74,7 +74,8 @@ def groups_add_up(project: Project, key: str) -> Outcome:
 @check("cohort_outcome", bounds=("checks.forecast_coverage_min", "checks.forecast_days"))
 def forecast_coverage(project: Project, key: str) -> Outcome:
     """Of the newest observed days, the share of groups whose payers and revenue lie in their 80 % intervals."""
-    from ltv_assets.training.cohorts import outcome_figures, past_outcomes
+    from ltv_assets.modeling.evaluation.metrics import outcome_figures
+    from ltv_assets.training.cohorts import past_outcomes
 
     bounds = project.config.checks
     found = past_outcomes(project, until=key, days=bounds.forecast_days)
@@ -82,7 +83,7 @@ def forecast_coverage(project: Project, key: str) -> Outcome:
     if own.empty:
         text = f"day {key}: its model had seen the day, or its labels came for other rows than were scored; it says nothing of forecasts"
         return Outcome(True, text)
-    figures = {name: float(value) for name, value in outcome_figures(found).items()}
+    figures = outcome_figures(found)
     days, shares = int(found["day"].nunique()), (figures["coverage_payers"], figures["coverage_revenue"])
     text = (
         f"payers of {shares[0]:.0%} and revenue of {shares[1]:.0%} of {len(found)} groups of {days} days lie in their 80 % intervals; "

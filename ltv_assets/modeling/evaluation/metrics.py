@@ -12,6 +12,7 @@ Next to read: ``evaluation.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -354,3 +355,20 @@ def paired_bootstrap(
     return PairedBootstrap(
         interval(here[0], roots[:, 0]), interval(here[1], roots[:, 1]), interval(here[0] - here[1], roots[:, 0] - roots[:, 1])
     )
+
+
+def outcome_figures(compared: Mapping[str, ArrayLike]) -> dict[str, float]:
+    """How good the forecasts of some groups were; ``compared`` has the columns of ``cohort_outcome``, each (n,).
+
+    ``coverage_payers``, ``coverage_revenue``: share of groups whose outcome lies in its interval; ``bias_payers``, ``bias_revenue``:
+    expected / came; ``error_payers``, ``error_revenue``: sum of absolute errors / sum of what came, which weighs a group by its size.
+    NaN where nothing came.
+    """
+    figures = {"groups": float(len(np.asarray(compared["payers"])))}
+    for target, came, unit in (("payers", "payers", ""), ("revenue", "revenue_capped_usd", "_usd")):
+        expected, outcome = (np.asarray(compared[name], dtype=np.float64) for name in (f"expected_{target}{unit}", came))
+        total = float(outcome.sum())
+        figures[f"coverage_{target}"] = float(np.mean(np.asarray(compared[f"{target}_inside"], dtype=np.float64)))
+        figures[f"bias_{target}"] = float(expected.sum()) / total if total else math.nan
+        figures[f"error_{target}"] = float(np.abs(expected - outcome).sum()) / total if total else math.nan
+    return figures
