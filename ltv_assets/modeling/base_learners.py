@@ -6,7 +6,7 @@ stages before. What does not: blending (``stacker``). Next to read: ``stacker``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from ltv_assets.modeling.blend import fit_blend
 from ltv_assets.modeling.boosting import Chosen, Params, Trainer, TreeModel, booster_params
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
-from ltv_assets.modeling.linear import LinearModels, Penalties, choose_penalties, fit_linear
+from ltv_assets.modeling.linear import LinearChoice, LinearModels, Penalties, choose_linear, fit_linear
 from ltv_assets.modeling.serialization import Files, from_json, to_json
 
 STAGE_COMPONENTS: tuple[str, ...] = ("two_part",)
@@ -95,16 +95,17 @@ class BaseLearners:
         return cls(LinearModels.from_dict(state), forest, boosting, additive, float(state["log_max"]))
 
 
-def choose_base(design: Design, models: ModelsConfig, trainer: Trainer, two_part: Floats) -> tuple[BaseSettings, Floats]:
-    """Settings of the base learners, from the last fold, and their scores (held-out rows of that fold, 5).
+def choose_base(design: Design, models: ModelsConfig, trainer: Trainer, two_part: Floats) -> tuple[BaseSettings, LinearChoice, Floats]:
+    """Settings of the base learners, the linear models of all folds, and all scores (held-out rows of the last fold, 5).
 
-    Penalties of the linear models, trees of the boosters, and which learners are worth fitting again: those that a blend with the
-    others on that fold misses. A booster that stops after its first tree says what the lines it starts from say. ``two_part``: the
-    earlier stages' scores of these rows.
+    All folds decide on the penalties of the linear models, the last one on trees of the boosters, and on which learners are worth
+    fitting again: those that a blend with the others on that fold misses. A booster that stops after its first tree says what the
+    lines it starts from say. ``two_part``: the earlier stages' scores of the last fold's rows.
     """
     split, log_revenue = design.stopping, design.held_out.log_d7
     own, later = log_revenue[split.train_rows], log_revenue[split.held_rows]
-    penalties, linear = choose_penalties(split.train, own, split.held, later, models.linear)
+    choice = choose_linear(design, models.linear)
+    linear = choice.folds[-1]
     start, later_start = (linear.scores(m)[0] for m in (split.train, split.held))
     left_out: set[str] = set(models.stacker.without)
     if "boosting" in left_out:
@@ -129,7 +130,8 @@ def choose_base(design: Design, models: ModelsConfig, trainer: Trainer, two_part
     skipped = absent | _useless(np.column_stack([two_part, scores]), later, absent)
     scores[:, [BASE_COMPONENTS.index(name) for name in skipped]] = 0.0
     rounds, additive_rounds = (chosen.rounds if chosen is not None else 1 for chosen in (boosting, additive))
-    return BaseSettings(penalties, rounds, additive_rounds, tuple(name for name in BASE_COMPONENTS if name in skipped)), scores
+    names = tuple(name for name in BASE_COMPONENTS if name in skipped)
+    return BaseSettings(choice.penalties, rounds, additive_rounds, names), choice, scores
 
 
 def _useless(components: Floats, log_revenue: Floats, absent: Collection[str]) -> set[str]:
@@ -158,14 +160,21 @@ def _blended_error(components: Floats, log_revenue: Floats) -> float:
     return float(np.mean((fit_blend(components, log_revenue).predict(components) - log_revenue) ** 2)) + 1e-12
 
 
-def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings: BaseSettings, trainer: Trainer) -> BaseLearners:
-    """Fit the base learners that are not skipped on one set of rows.
+def fit_base(
+    matrix: Matrix,
+    log_revenue: Floats,
+    models: ModelsConfig,
+    settings: BaseSettings,
+    trainer: Trainer,
+    linear: LinearModels | None = None,
+) -> BaseLearners:
+    """Fit the base learners that are not skipped on one set of rows; ``linear``: those of these rows, if they are fitted already.
 
     Both boosters learn log1p(revenue) and start at the linear two-part score. One has a Poisson likelihood with log link and
     multiplies the score, one has squared loss and adds to it: which suits depends on how effects combine, and neither adds
     anything where a product of lines says it all.
     """
-    linear = fit_linear(matrix, log_revenue, models.linear, settings.penalties)
+    linear = linear or fit_linear(matrix, log_revenue, models.linear, settings.penalties)
     forest = boosting = additive = None
     if "forest" not in settings.skipped:
         forest = trainer.train(matrix, log_revenue, _forest_params(models.forest, len(log_revenue)), models.forest.trees)
@@ -179,12 +188,17 @@ def fit_base(matrix: Matrix, log_revenue: Floats, models: ModelsConfig, settings
     return BaseLearners(linear, forest, boosting, additive, float(log_revenue.max(initial=0.0)))
 
 
-def base_out_of_fold(design: Design, models: ModelsConfig, settings: BaseSettings, trainer: Trainer, last: Floats) -> Floats:
-    """Held-out scores (auxiliary rows, 5) of the base learners; ``last``: those of the time-last fold's rows."""
-    log_revenue = design.held_out.log_d7
+def base_out_of_fold(
+    design: Design, models: ModelsConfig, settings: BaseSettings, lines: Sequence[LinearModels], trainer: Trainer, last: Floats
+) -> Floats:
+    """Held-out scores (auxiliary rows, 5) of the base learners.
+
+    ``lines``: the linear models by fold; ``last``: the scores of the time-last fold's rows.
+    """
+    log_revenue, by_fold = design.held_out.log_d7, iter(lines)
 
     def fit(split: Split) -> Floats:
-        scores = fit_base(split.train, log_revenue[split.train_rows], models, settings, trainer).scores(split.held)
+        scores = fit_base(split.train, log_revenue[split.train_rows], models, settings, trainer, next(by_fold)).scores(split.held)
         scores[:, [BASE_COMPONENTS.index(name) for name in settings.skipped]] = 0.0
         return scores
 

@@ -370,7 +370,7 @@ class Design:
 
     @property
     def stopping(self) -> Split:
-        """The split on which tree counts and penalties are chosen: the time-last fold."""
+        """The split on which tree counts are chosen: the time-last fold."""
         return self.fold(self.folds.n_folds - 1)
 
     def out_of_fold(self, fit: Callable[[Split], Floats], last: Floats | None = None) -> Floats:

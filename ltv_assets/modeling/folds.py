@@ -9,7 +9,7 @@ full size, so the calibrator and the meta learner see three times as many payers
 score earlier ones; this cannot leak a label, because a row's label is a function of its own user and days, and
 encodings are refitted inside each fold.
 
-The time-last fold is special: its models have seen nothing but the past. Tree counts and penalties are chosen on it, whether
+The time-last fold is special: its models have seen nothing but the past. Tree counts are chosen on it, whether
 the stacker is kept is decided on it. Calibration uses the other folds' rows, which neither trained nor stopped the boosters that
 score them.
 """
@@ -38,7 +38,7 @@ class TimeFolds:
 
     @property
     def stopping(self) -> int:
-        """The fold on which tree counts and penalties were chosen: the time-last of those that taught."""
+        """The fold on which tree counts were chosen: the time-last of those that taught."""
         return self.n_folds - 1 - self.added
 
     @property

@@ -1,8 +1,8 @@
 """Linear base learners on preprocessed inputs.
 
-What belongs here: three linear models: logistic regression of the payer flag, elastic net of log1p(revenue) among payers,
-elastic net of log1p(revenue) on all rows. What does not: the shaping of their inputs (``preprocessing.py``), their blend
-(``blend.py``). Next to read: ``base_learners.py``.
+What belongs here: three linear models with an elastic net's penalty (Zou and Hastie 2005): logistic regression of the payer flag,
+log1p(revenue) among payers, log1p(revenue) on all rows; the choice of their penalties. What does not: the shaping of their inputs
+(``preprocessing.py``), their blend (``blend.py``). Next to read: ``base_learners.py``.
 
 Why they are here: where effects add up in the log-odds, trees need thousands of rows to learn a straight line. The two-part
 product ``sigmoid(linear) x linear`` follows such laws with a few hundred coefficients.
@@ -18,22 +18,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
 
 from ltv_assets.core.config import LinearConfig
-from ltv_assets.modeling.boosting import log_loss, log_odds, sigmoid
+from ltv_assets.modeling.boosting import log_odds, sigmoid
 from ltv_assets.modeling.dataset import Floats
-from ltv_assets.modeling.design_matrix import FloatMatrix, Matrix
-from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
+from ltv_assets.modeling.design_matrix import Design, FloatMatrix, Matrix
+from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper
 
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
 
-LOGISTIC_TOLERANCE = 1e-6
+STRENGTHS_PAYERS = (10.0, 6.0, 4.0, 2.5, 1.5, 1.0, 0.6)
+STRENGTHS_DIRECT = (6.0, 2.0, 0.6, 0.2)
+"""Penalties of the elastic nets of amounts and of all rows, in standard errors: the share of L1 of them is what an input has to exceed.
+A standard error falls with the square root of the rows, and so does the best penalty: what suits a fold suits all rows."""
+
+TOLERANCE = 1e-6
 """The search ends at a step that lowers the loss by less than this share of it, well above what products in float32 leave uncertain."""
+MAX_STEPS = 30
+"""Steps of one search at most; about four are usual."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,63 +90,84 @@ class LinearModels:
 
 @dataclass(frozen=True)
 class Penalties:
-    """Chosen on later time: ``c`` of the logistic regression, ``alpha`` of the two elastic nets (per-row penalty)."""
+    """Chosen out of fold: ``c`` of the logistic regression (inverse strength, as scikit-learn's C), and the strengths of the two
+    elastic nets of amounts in standard errors.
+    """
 
     c: float
-    alpha_payers: float
-    alpha_direct: float
+    payers: float
+    direct: float
 
 
-ALPHAS_PAYERS = (0.3, 0.1, 0.03, 0.01)
-ALPHAS_DIRECT = (0.03, 0.01, 0.003, 0.001)
+@dataclass(frozen=True, eq=False)
+class LinearChoice:
+    """Penalties, and by fold the models that were fitted with them on the rows that train the fold."""
+
+    penalties: Penalties
+    folds: tuple[LinearModels, ...]
 
 
 def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalties: Penalties) -> LinearModels:
     """Fit the three models with given penalties."""
-    rows = ShapedRows(Shaper.fit(matrix, config), matrix)
-    payer = log_revenue > 0
-    sums, paid = _Sums.of(rows, log_revenue)
-    return LinearModels(
-        rows.shaper,
-        _Logistic.of(rows, sums, payer).fit(penalties.c),
-        paid.elastic_nets((penalties.alpha_payers,), config.l1_ratio)[0],
-        sums.elastic_nets((penalties.alpha_direct,), config.l1_ratio)[0],
-        _payer_range(log_revenue),
-    )
+    return _Paths.fit(matrix, log_revenue, config, (penalties.c,), (penalties.payers,), (penalties.direct,)).models(0, 0, 0)
 
 
-def choose_penalties(
-    matrix: Matrix, log_revenue: Floats, later: Matrix, later_log: Floats, config: LinearConfig
-) -> tuple[Penalties, LinearModels]:
-    """Penalties with the lowest loss on later rows, and the models fitted with them.
+def choose_linear(design: Design, config: LinearConfig) -> LinearChoice:
+    """Penalties with the lowest loss on the held-out rows of all folds together, and the folds' models under them.
 
-    Amounts and direct scores are judged by their squared error in log1p USD, probabilities by their log-loss: every later row tells
-    about it, where a few payers of large amounts decide the squared error of the product, and too weak a penalty wins by chance.
+    Everything is judged by its squared error in log1p USD: amounts among payers, then probabilities by their product with these
+    amounts, direct scores on all rows. One fold alone has too few payers to tell penalties apart; what it prefers is often chance.
     """
-    shaper = Shaper.fit(matrix, config)
-    rows, later_rows = ShapedRows(shaper, matrix), ShapedRows(shaper, later)
-    payer, later_payer = log_revenue > 0, later_log > 0
-    log_range = _payer_range(log_revenue)
-    sums, paid = _Sums.of(rows, log_revenue)
-
-    by_alpha = paid.elastic_nets(ALPHAS_PAYERS, config.l1_ratio)
-    amounts = np.clip(later_rows.lines(by_alpha), *log_range).T
-    best = min(range(len(ALPHAS_PAYERS)), key=lambda i: _squared(amounts[i][later_payer], later_log[later_payer]))
-    odds: list[Floats] = []
-    logistic = _Logistic.of(rows, sums, payer)
-    penalties = sorted(config.penalties)  # from strong to weak: each search begins at the one before
-    for c in penalties:
-        odds.append(logistic.fit(c, odds[-1] if odds else None))
-    direct = sums.elastic_nets(ALPHAS_DIRECT, config.l1_ratio)
-    scores = later_rows.lines([*odds, *direct]).T
-    c = min(range(len(odds)), key=lambda i: log_loss(later_payer.astype(np.float64), scores[i]))
-    d = min(range(len(direct)), key=lambda i: _squared(scores[len(odds) + i], later_log))
-    models = LinearModels(shaper, odds[c], by_alpha[best], direct[d], log_range)
-    return Penalties(penalties[c], ALPHAS_PAYERS[best], ALPHAS_DIRECT[d]), models
+    c, log_revenue, folds = tuple(sorted(config.penalties)), design.held_out.log_d7, []
+    amounts, products, direct = np.zeros(len(STRENGTHS_PAYERS)), np.zeros((len(c), len(STRENGTHS_PAYERS))), np.zeros(len(STRENGTHS_DIRECT))
+    for k in range(design.folds.n_folds):
+        split = design.fold(k)
+        paths = _Paths.fit(split.train, log_revenue[split.train_rows], config, c, STRENGTHS_PAYERS, STRENGTHS_DIRECT)
+        for total, errors in zip((amounts, products, direct), paths.errors(split.held, log_revenue[split.held_rows]), strict=True):
+            total += errors
+        folds.append(paths)
+    payers = int(np.argmin(amounts))
+    best = int(np.argmin(products[:, payers])), payers, int(np.argmin(direct))
+    penalties = Penalties(c[best[0]], STRENGTHS_PAYERS[best[1]], STRENGTHS_DIRECT[best[2]])
+    return LinearChoice(penalties, tuple(paths.models(*best) for paths in folds))
 
 
-def _squared(score: Floats, log_revenue: Floats) -> float:
-    return float(np.mean((score - log_revenue) ** 2)) if len(score) else 0.0
+@dataclass(frozen=True, eq=False)
+class _Paths:
+    """The three models of the same rows under every penalty: coefficients (width + 1,) each, from strong to weak."""
+
+    shaper: Shaper
+    odds: list[Floats]
+    payers: list[Floats]
+    direct: list[Floats]
+    log_range: tuple[float, float]
+
+    @classmethod
+    def fit(
+        cls, matrix: Matrix, log_revenue: Floats, config: LinearConfig, c: Sequence[float], payers: Sequence[float], direct: Sequence[float]
+    ) -> _Paths:
+        """On encoded rows (n, m) with log1p revenue (n,)."""
+        rows = ShapedRows(Shaper.fit(matrix, config), matrix)
+        sums, paid = _Sums.of(rows, log_revenue)
+        return cls(
+            rows.shaper,
+            _Logistic.of(rows, sums, log_revenue > 0).fit(c, config.l1_ratio),
+            paid.elastic_nets(payers, config.l1_ratio),
+            sums.elastic_nets(direct, config.l1_ratio),
+            _payer_range(log_revenue),
+        )
+
+    def models(self, odds: int, payers: int, direct: int) -> LinearModels:
+        """The models under the penalties of these numbers."""
+        return LinearModels(self.shaper, self.odds[odds], self.payers[payers], self.direct[direct], self.log_range)
+
+    def errors(self, held: Matrix, log_revenue: Floats) -> tuple[Floats, Floats, Floats]:
+        """Squared errors by penalty, summed over held-out rows: amounts of payers (a,), products (odds, a), direct scores (d,)."""
+        scores, payer = ShapedRows(self.shaper, held).lines([*self.odds, *self.payers, *self.direct]), log_revenue > 0
+        odds, amounts, direct = np.split(scores, [len(self.odds), len(self.odds) + len(self.payers)], axis=1)
+        amounts, target = np.clip(amounts, *self.log_range), log_revenue[:, None]
+        products = [((sigmoid(each)[:, None] * amounts - target) ** 2).sum(axis=0) for each in odds.T]
+        return ((amounts - target)[payer] ** 2).sum(axis=0), np.stack(products), ((np.clip(direct, 0.0, None) - target) ** 2).sum(axis=0)
 
 
 def _payer_range(log_revenue: Floats) -> tuple[float, float]:
@@ -152,11 +178,10 @@ def _payer_range(log_revenue: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class _Logistic:
-    """Ridge-penalised logistic regressions on the ``chosen`` of ``width`` columns, all others 0.
+    """Logistic regressions with an elastic net's penalty on the ``chosen`` of ``width`` columns, all others 0.
 
-    ``columns`` (n, chosen): their values; ``mean`` and ``gram``: their means and centred sums of products, which the elastic nets
-    need anyway. They precondition the search: in the coordinates in which the loss is round at the prior, L-BFGS needs a third of the
-    steps (Fisher scoring's first Hessian, kept).
+    ``columns`` (n, chosen): their values; ``mean`` and ``gram``: their means and centred sums of products, which the elastic nets of
+    amounts need anyway.
     """
 
     columns: FloatMatrix
@@ -172,36 +197,89 @@ class _Logistic:
         chosen = sums.screened()
         return cls(rows.columns(chosen), payer, chosen, rows.shaper.width, sums.mean[chosen], sums.gram[np.ix_(chosen, chosen)])
 
-    def fit(self, c: float, first: Floats | None = None) -> Floats:
-        """Coefficients (width + 1,), the last one the intercept; ``first``: those at which the search begins.
+    def fit(self, cs: Sequence[float], l1_ratio: float) -> list[Floats]:
+        """Coefficients (width + 1,), the last one the intercept, for each of ``cs``, which rise from strong penalties to weak ones.
 
-        Minimises log-loss + |w|^2 / (2 c), summed over rows. With one class only, or without columns, it is the prior's log-odds.
+        Minimises log-loss + (l1_ratio |w|_1 + (1 - l1_ratio) |w|_2^2 / 2) / c, summed over rows, by Newton steps whose quadratic
+        problems coordinate descent solves (Friedman, Hastie and Tibshirani 2010). With one class only, or without columns, all are the
+        prior's log-odds.
         """
-        out, rate = np.zeros(self.width + 1), float(self.payer.mean())
-        if rate in (0.0, 1.0) or not len(self.chosen):
-            out[-1] = log_odds(rate)
-            return out
-        variance = rate * (1.0 - rate)
-        root = cholesky(variance * self.gram + np.eye(len(self.chosen)) / c, lower=True)
-        scale = 1.0 / np.sqrt(len(self.payer) * variance)
+        rate = float(self.payer.mean())
+        at = np.append(np.zeros(len(self.chosen)), log_odds(rate))
+        if rate not in (0.0, 1.0) and len(self.chosen):
+            variance = rate * (1.0 - rate)
+            prior = _Curvature(np.full(len(self.payer), variance), self.mean, variance * self.gram)
+            at = self._search(at, prior, cs[0], l1_ratio)
+            curvature, found = _Curvature.at(self.columns, self._line(at)), []
+            for c in cs:
+                at = self._search(at, curvature, c, l1_ratio)
+                found.append(at)
+        else:
+            found = [at] * len(cs)
+        out = np.zeros((len(cs), self.width + 1))
+        out[:, [*self.chosen, -1]] = found
+        return list(out)
 
-        def loss(v: Floats) -> tuple[float, Floats]:
-            w = solve_triangular(root, v[:-1], lower=True, trans="T")
-            z = (self.columns @ w.astype(np.float32)).astype(np.float64) + (v[-1] * scale - self.mean @ w)
-            excess = sigmoid(z) - self.payer
-            total = excess.sum()
-            gradient = (excess.astype(np.float32) @ self.columns).astype(np.float64) - self.mean * total + w / c
-            value = float(np.logaddexp(0.0, z).sum() - z[self.payer].sum() + 0.5 * (w @ w) / c)
-            return value, np.append(solve_triangular(root, gradient, lower=True), total * scale)
+    def _line(self, at: Floats) -> Floats:
+        return (self.columns @ at[:-1].astype(np.float32)).astype(np.float64) + at[-1]
 
-        begin = np.append(np.zeros(len(self.chosen)), log_odds(rate) / scale)
-        if first is not None:
-            w = first[self.chosen]
-            begin = np.append(root.T @ w, (first[-1] + self.mean @ w) / scale)
-        found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": 150, "ftol": LOGISTIC_TOLERANCE, "maxcor": 20})
-        w = solve_triangular(root, found.x[:-1], lower=True, trans="T")
-        out[self.chosen], out[-1] = w, found.x[-1] * scale - self.mean @ w
-        return out
+    def _search(self, at: Floats, curvature: _Curvature, c: float, l1_ratio: float) -> Floats:
+        """The minimum near ``at`` (chosen + 1,), by steps on a curvature that is kept; a step that raises the loss is halved."""
+
+        def loss(z: Floats, w: Floats) -> float:
+            penalty = l1_ratio * np.abs(w).sum() + 0.5 * (1.0 - l1_ratio) * (w @ w)
+            return float(np.logaddexp(0.0, z).sum() - z[self.payer].sum() + penalty / c)
+
+        z = self._line(at)
+        now = loss(z, at[:-1])
+        for _ in range(MAX_STEPS):
+            step = curvature.step(self.columns, self.payer - sigmoid(z), z, at, c, l1_ratio)
+            along, before = self._line(step), now
+            for halvings in range(MAX_STEPS):
+                share = 0.5**halvings
+                now = loss(z + share * along, at[:-1] + share * step[:-1])
+                if now <= before:
+                    break
+            else:
+                return at
+            z, at = z + share * along, at + share * step
+            if before - now <= TOLERANCE * before:
+                break
+        return at
+
+
+@dataclass(frozen=True, eq=False)
+class _Curvature:
+    """Second derivatives of the log-loss at some point: the rows' ``weight`` p (1 - p) (n,), weighted means and centred products."""
+
+    weight: Floats
+    mean: Floats
+    gram: Floats
+
+    @classmethod
+    def at(cls, columns: FloatMatrix, z: Floats) -> _Curvature:
+        """At log-odds ``z`` (n,)."""
+        p = sigmoid(z)
+        weight = np.maximum(p * (1.0 - p), 1e-5)
+        gram, total = np.zeros((columns.shape[1], columns.shape[1])), np.zeros(columns.shape[1])
+        for low in range(0, len(z), BLOCK_ROWS):
+            block, root = columns[low : low + BLOCK_ROWS], np.sqrt(weight[low : low + BLOCK_ROWS]).astype(np.float32)
+            weighted = block * root[:, None]
+            gram += weighted.T @ weighted
+            total += root @ weighted
+        mean = total / weight.sum()
+        return cls(weight, mean, gram - weight.sum() * np.outer(mean, mean))
+
+    def step(self, columns: FloatMatrix, excess: Floats, z: Floats, at: Floats, c: float, l1_ratio: float) -> Floats:
+        """From ``at`` (c + 1,) with log-odds ``z`` to the minimum of the penalised quadratic; ``excess``: payer flag minus probability."""
+        n, total = len(z), self.weight.sum()
+        slope = (excess.astype(np.float32) @ columns).astype(np.float64) - self.mean * excess.sum()
+        response = z + excess / self.weight  # of weighted least squares, which have the same quadratic
+        response = np.sqrt(self.weight) * (response - self.weight @ response / total)
+        first = at[:-1].astype(np.float32)
+        w = _descended(self.gram, self.gram @ at[:-1] + slope, response, [1.0 / (c * n)], l1_ratio, 1e-5, coef_init=first)
+        change = w[0] - at[:-1]
+        return np.append(change, excess.sum() / total - self.mean @ change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,26 +319,39 @@ class _Sums:
         spread = np.sqrt(np.maximum(variance, 1e-12) * max(self.payer_share * (1.0 - self.payer_share), 1e-12))
         return np.flatnonzero(np.abs(self.payer_products / n) / spread * np.sqrt(n) > SCREEN_Z)
 
-    def elastic_nets(self, alphas: Sequence[float], l1_ratio: float) -> list[Floats]:
-        """Elastic nets (Zou and Hastie 2005) of falling ``alphas``, each begun at the one before; the mean when rows are too few."""
+    def elastic_nets(self, strengths: Sequence[float], l1_ratio: float) -> list[Floats]:
+        """Elastic nets of falling penalties, each begun at the one before; the mean when rows are too few.
+
+        ``strengths``: in standard errors of a product of a standardised input and the target, which is the scale of chance.
+        """
         n, width = len(self.target), len(self.mean)
         if n < 10 or width == 0:
-            return [np.append(np.zeros(width), self.level)] * len(alphas)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            _, coefficients, _ = enet_path(
-                np.broadcast_to(np.float32(0), (n, width)),  # the Gram matrix stands for the rows; of these only the shape is read
-                self.target.astype(np.float32),
-                l1_ratio=l1_ratio,
-                alphas=np.array(alphas) * float(self.target.std() + 1e-12),
-                precompute=self.gram.astype(np.float32),
-                Xy=self.products.astype(np.float32),
-                max_iter=500,
-                tol=1e-3,
-                check_input=False,
-            )
-        weights = np.asarray(coefficients, dtype=np.float64).T
+            return [np.append(np.zeros(width), self.level)] * len(strengths)
+        alphas = np.array(strengths) * float(self.target.std() + 1e-12) / np.sqrt(n)
+        weights = _descended(self.gram, self.products, self.target, alphas, l1_ratio, 1e-3)
         return [np.append(w, self.level - self.mean @ w) for w in weights]
+
+
+def _descended(
+    gram: Floats, products: Floats, target: Floats, alphas: Sequence[float] | Floats, l1_ratio: float, tolerance: float, **first: Any
+) -> Floats:
+    """Least squares under an elastic net's penalties by coordinate descent on sums, (alphas, c); ``target`` (n,) gives rows and scale."""
+    shape = np.broadcast_to(np.float32(0), (len(target), len(products)))  # the Gram matrix stands for the rows; of these only this is read
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        _, coefficients, _ = enet_path(
+            shape,
+            target.astype(np.float32),
+            l1_ratio=l1_ratio,
+            alphas=alphas,
+            precompute=gram.astype(np.float32),
+            Xy=products.astype(np.float32),
+            max_iter=500,
+            tol=tolerance,
+            check_input=False,
+            **first,
+        )
+    return np.asarray(coefficients, dtype=np.float64).T
 
 
 class _Running:

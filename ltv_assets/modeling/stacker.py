@@ -134,8 +134,8 @@ class Stacker:
             files |= self.meta.to_files("meta")
         settings = self.settings and {
             "c": self.settings.penalties.c,
-            "alpha_payers": self.settings.penalties.alpha_payers,
-            "alpha_direct": self.settings.penalties.alpha_direct,
+            "payers": self.settings.penalties.payers,
+            "direct": self.settings.penalties.direct,
             "boosting_rounds": self.settings.boosting_rounds,
             "additive_rounds": self.settings.additive_rounds,
             "skipped": list(self.settings.skipped),
@@ -175,7 +175,7 @@ class Stacker:
             context=tuple(int(i) for i in state["context"]),
             settings=s
             and BaseSettings(
-                Penalties(s["c"], s["alpha_payers"], s["alpha_direct"]),
+                Penalties(s["c"], s["payers"], s["direct"]),
                 int(s["boosting_rounds"]),
                 int(s["additive_rounds"]),
                 tuple(s["skipped"]),
@@ -277,8 +277,8 @@ class _Stack:
 
 def _stack(design: Design, regressor: RevenueRegressor, signals: Signals, models: ModelsConfig, trainer: Trainer) -> _Stack:
     rows, held = design.held_out, design.stopping.held_rows
-    settings, last = choose_base(design, models, trainer, signals.two_part[held])
-    base_scores = base_out_of_fold(design, models, settings, trainer, last)
+    settings, choice, last = choose_base(design, models, trainer, signals.two_part[held])
+    base_scores = base_out_of_fold(design, models, settings, choice.folds, trainer, last)
     names = _context_names(regressor, design, models.stacker.context_features)
     context = np.asarray(design.out_of_fold(lambda s: _columns(s.held, names).astype(np.float64)), dtype=np.float32)
     table = OutOfFoldTable(np.column_stack([signals.two_part, base_scores]), signals, context, rows.log_d7, rows.folds)

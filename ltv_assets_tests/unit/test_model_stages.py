@@ -21,13 +21,13 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
 from ltv_assets.modeling.base_learners import COMPONENTS, fit_base
 from ltv_assets.modeling.blend import component_cap, fit_blend
-from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, narrowed, sigmoid
+from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, log_odds, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.dataset import Floats, JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
 from ltv_assets.modeling.folds import make_folds
 from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate, probability_cap
-from ltv_assets.modeling.linear import LinearModels, _Logistic, _Sums
+from ltv_assets.modeling.linear import LinearModels, Penalties, _Logistic, _Sums, choose_linear, fit_linear
 from ltv_assets.modeling.meta_learner import winner
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
@@ -129,8 +129,8 @@ class TestLeakage:
             return Chosen(5, {"rmsle": [0.0]}, self.train(matrix, label, params, 5, **rows))
 
         monkeypatch.setattr(Trainer, "choose_rounds", five_trees)
-        monkeypatch.setattr(linear, "ALPHAS_PAYERS", (0.1,))
-        monkeypatch.setattr(linear, "ALPHAS_DIRECT", (0.01,))
+        monkeypatch.setattr(linear, "STRENGTHS_PAYERS", (2.0,))
+        monkeypatch.setattr(linear, "STRENGTHS_DIRECT", (1.0,))
         monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)
         data = world(1200, 3)
         lines = SMALL.linear.model_copy(update={"penalties": (0.01,)})
@@ -371,8 +371,9 @@ class TestLinear:
         as_they_are = Shaper(np.arange(12), np.zeros(12, bool), np.zeros(12, np.float32), np.ones(12, np.float32), np.arange(0), ())
         rows = ShapedRows(as_they_are, Matrix(X, tuple(map(str, range(12))), ()))
         for sums, chosen in zip(_Sums.of(rows, y), (np.ones(3000, bool), y > 0), strict=True):
-            for w, alpha in zip(sums.elastic_nets((0.1, 0.01), 0.5), (0.1, 0.01), strict=True):
-                model = ElasticNet(alpha=alpha * y[chosen].std(), l1_ratio=0.5, tol=1e-8, max_iter=10_000)
+            for w, strength in zip(sums.elastic_nets((5.0, 0.5), 0.5), (5.0, 0.5), strict=True):
+                alpha = strength * y[chosen].std() / np.sqrt(chosen.sum())
+                model = ElasticNet(alpha=alpha, l1_ratio=0.5, tol=1e-8, max_iter=10_000)
                 known = model.fit(X[chosen].astype(np.float64), y[chosen])
                 np.testing.assert_allclose(w, np.append(known.coef_, known.intercept_), atol=2e-3)
         correlations = [abs(np.corrcoef(X[:, j], y > 0)[0, 1]) for j in range(12)]
@@ -381,28 +382,64 @@ class TestLinear:
         w = np.append(np.linspace(0, 1, 12), 3.0)
         np.testing.assert_allclose(rows.lines([w])[:, 0], X.astype(np.float64) @ w[:-1] + 3.0, atol=1e-4)
 
-    def test_logistic_regression_is_the_ridge_penalised_one_of_scikit_learn(self) -> None:
+    @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+    def test_logistic_regression_is_the_one_of_scikit_learn_with_an_elastic_net(self, l1_ratio: float) -> None:
         rng = np.random.default_rng(0)
         X = (rng.normal(size=(4000, 30)) @ rng.normal(size=(30, 30)) * 0.2 + rng.normal(size=30)).astype(np.float32)
         y = np.where(rng.random(4000) < sigmoid(X @ rng.normal(0, 0.3, 30) - 3.0), 2.0, 0.0)
         as_they_are = Shaper(np.arange(30), np.zeros(30, bool), np.zeros(30, np.float32), np.ones(30, np.float32), np.arange(0), ())
         rows = ShapedRows(as_they_are, Matrix(X, tuple(map(str, range(30))), ()))
         logistic = _Logistic.of(rows, _Sums.of(rows, y)[0], y > 0)
-        strong = logistic.fit(0.001)
         chosen = logistic.columns.astype(np.float64)
+        together = logistic.fit((0.003, 0.03, 1.0), l1_ratio)
 
         def loss(w: Floats, intercept: float, c: float) -> float:
             z = chosen @ w + intercept
-            return float(np.logaddexp(0.0, z).sum() - z[y > 0].sum() + 0.5 * (w @ w) / c)
+            penalty = l1_ratio * np.abs(w).sum() + 0.5 * (1.0 - l1_ratio) * (w @ w)
+            return float(np.logaddexp(0.0, z).sum() - z[y > 0].sum() + penalty / c)
 
-        for c in (0.001, 0.01, 1.0):
-            known = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10).fit(chosen, y > 0)
+        for c, found in zip((0.003, 0.03, 1.0), together, strict=True):
+            known = LogisticRegression(C=c, l1_ratio=l1_ratio, solver="saga", tol=1e-6, max_iter=5000).fit(
+                chosen, y > 0
+            )
             least = loss(known.coef_[0], known.intercept_[0], c)
-            for found in (logistic.fit(c), logistic.fit(c, strong)):
-                assert loss(found[logistic.chosen], found[-1], c) - least < 0.02
+            for one in (found, *logistic.fit((c,), l1_ratio)):
+                assert loss(one[logistic.chosen], one[-1], c) - least < 0.02
                 expected = chosen @ known.coef_[0] + known.intercept_[0]
-                np.testing.assert_allclose(rows.lines([found])[:, 0], expected, atol=0.05)
-        assert (np.delete(strong[:-1], logistic.chosen) == 0).all()
+                np.testing.assert_allclose(rows.lines([one])[:, 0], expected, atol=0.05)
+        assert (np.delete(together[0][:-1], logistic.chosen) == 0).all()
+
+    def test_without_a_second_class_or_a_column_the_logistic_regression_is_the_prior(self) -> None:
+        X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+        as_they_are = Shaper(np.arange(3), np.zeros(3, bool), np.zeros(3, np.float32), np.ones(3, np.float32), np.arange(0), ())
+        rows = ShapedRows(as_they_are, Matrix(X, ("a", "b", "c"), ()))
+        nobody = np.zeros(300)
+        for w in _Logistic.of(rows, _Sums.of(rows, nobody)[0], nobody > 0).fit((0.01, 1.0), 0.5):
+            assert (w[:-1] == 0).all()
+            assert w[-1] == log_odds(0.0)
+
+    def test_penalties_are_chosen_by_the_held_out_rows_of_all_folds(self) -> None:
+        """The choice is the least of a plain sum over folds, made here from models that are fitted one by one."""
+        data = world(2500, 3)
+        design = Design(prepare_window(data.X, data.revenue["d7"], data.period), SMALL, 0)
+        config = SMALL.linear.model_copy(update={"penalties": (0.001, 0.05)})
+        choice = choose_linear(design, config)
+        y = design.held_out.log_d7
+
+        def error(c: float) -> float:
+            total = 0.0
+            for k in range(design.folds.n_folds):
+                split = design.fold(k)
+                one = fit_linear(split.train, y[split.train_rows], config, Penalties(c, choice.penalties.payers, choice.penalties.direct))
+                total += float(((one.scores(split.held)[0] - y[split.held_rows]) ** 2).sum())
+            return total
+
+        errors = {c: error(c) for c in (0.001, 0.05)}
+        assert abs(errors[0.001] - errors[0.05]) > 0.5
+        assert choice.penalties.c == min(errors, key=lambda c: errors[c])
+        split = design.stopping
+        again = fit_linear(split.train, y[split.train_rows], config, choice.penalties)
+        np.testing.assert_allclose(choice.folds[-1].scores(split.held)[0], again.scores(split.held)[0], atol=0.02)
 
 
 class TestSelection:

@@ -286,9 +286,11 @@ class LinearConfig(Section):
     max_one_hot: NonNegativeInt = Field(30, description="most frequent values of a categorical column that get an indicator")
     min_one_hot_rows: PositiveInt = Field(100, description="values seen in fewer rows get no indicator")
     penalties: tuple[PositiveFloat, ...] = Field(
-        (0.001, 0.003, 0.01, 0.03), min_length=1, description="candidates for C of the logistic regression, chosen on later time"
+        (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.13),
+        min_length=1,
+        description="candidates for C of the logistic regression, chosen out of fold",
     )
-    l1_ratio: Share = Field(0.5, description="share of L1 in the elastic net's penalty")
+    l1_ratio: Share = Field(0.5, description="share of L1 in the penalties of all three linear learners")
 
 
 class ForestConfig(Section):
