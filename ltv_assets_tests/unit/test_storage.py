@@ -156,7 +156,7 @@ NO_KEYS = ["../x", "2025-10-01/../../x", "", "day", "2025-10-01_", "2025-10-01_.
 
 @pytest.mark.parametrize("key", NO_KEYS)
 def test_partition_key_cannot_leave_the_warehouse(key: str) -> None:
-    with pytest.raises(DataError, match="partition key .* expected a day"):
+    with pytest.raises(DataError, match=r"partition key .* expected a day"):
         PartitionKey(key)
 
 
