@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 from ltv_assets.core.errors import ConfigError
+from ltv_assets.core.laws import LAWS
 from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     "--law",
     default="additive",
     show_default=True,
-    type=click.Choice(["additive", "interactions", "thresholds", "saturating", "rare", "gaps"]),
+    type=click.Choice(LAWS),
     help="of the labels",
 )
 @click.option(

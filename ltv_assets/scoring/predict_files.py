@@ -153,7 +153,7 @@ def refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:
     for day in days:
         aside = [(f.path, f.reason or "") for f in day.quarantined]
         problem = files_problem(day.day, len(day.good), aside, config.max_bad_file_share)
-        problems += [*([problem] if problem is not None else []), *day.schema_errors]
+        problems += [*([problem] if problem is not None else []), *map(str, day.schema_errors)]
     _refuse(problems)
 
 

@@ -67,7 +67,7 @@ def inventory_facts(inventory: DayInventory) -> dict[str, Any]:
         "empty_hours": list(inventory.empty_hours),
         "columns_missing": list(inventory.columns_missing),
         "columns_unexpected": list(inventory.columns_unexpected),
-        "schema_errors": list(inventory.schema_errors),
+        "schema_errors": [str(error) for error in inventory.schema_errors],
     }
 
 
