@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.state.project import Project
 
 
@@ -70,24 +71,27 @@ def predict(source: Path, target: Path, window: PartitionKey | None) -> None:
 def forecast(day: PartitionKey | None, target: Path | None) -> None:
     """What the impressions of a scored day will bring, as a whole and by group, with 80 % intervals.
 
-    `ltv run` makes the forecast; this shows it. The file has the columns of the relation cohort_forecast, then the window of
-    the model, the cap of a row's revenue (USD), and revenue over capped revenue of the rows it was trained on.
+    `ltv run` makes the forecast; this shows it, and what was recorded once the day's labels have arrived. The file has the columns of
+    the relation cohort_forecast, then the window of the model, the cap of a row's revenue (USD), and revenue over capped revenue of
+    the rows it was trained on.
 
     \b
     Example:
       ltv forecast
       ltv forecast --day 2025-10-08 --out forecast.csv
     """
-    from ltv_assets.training.cohorts import stored_forecast
+    from ltv_assets.training.cohorts import stored_forecast, stored_outcome
 
-    groups, facts = stored_forecast(Project.open(), day)
+    project = Project.open()
+    groups, facts = stored_forecast(project, day)
+    name, days = PartitionKey(groups["day"].iloc[0]), facts["history_days"]
     if target is not None:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         added = {"model_window": facts["champion"], "cap_usd": facts["cap_usd"], "tail_factor": facts["tail_factor"]}
         groups.assign(**added).to_csv(target, index=False)
-    table = Table(title=f"day {groups['day'].iloc[0]}, model of window {facts['champion']}, {facts['history_days']} days of history")
-    for name in ("group", "rows", "payers", "80 % interval", "revenue USD, capped", "80 % interval"):
-        table.add_column(name, justify="left" if name == "group" else "right")
+    table = Table(title=f"forecast of {name}: within {project.contract.scores.within}, by the model of window {facts['champion']}")
+    for column in ("group", "rows", "expected payers", "80 % interval", "expected USD, capped", "80 % interval"):
+        table.add_column(column, justify="left" if column == "group" else "right")
     for row in groups.itertuples():
         table.add_row(
             escape(row.segment if row.segment == row.value else f"{row.segment} = {row.value}"),
@@ -98,7 +102,17 @@ def forecast(day: PartitionKey | None, target: Path | None) -> None:
             f"{row.revenue_low_usd:,.2f} .. {row.revenue_high_usd:,.2f}",
         )
     console.print(table)
-    console.print(f"each row counts up to {facts['cap_usd']:,.2f} USD; past revenue was {facts['tail_factor']:.2f} times its capped sum")
+    history = f"learnt from {days} past days" if days else "not known yet: intervals are wide, and narrow as outcomes arrive"
+    console.print(f"how far levels of days and groups move is {history}")
+    console.print(
+        f"revenue of a row counts up to {facts['cap_usd']:,.2f} USD, the model's cap; "
+        f"all revenue of its training days was {facts['tail_factor']:.2f} times what counts so"
+    )
+    outcome = stored_outcome(project, name)
+    if outcome is not None:
+        total = outcome[outcome["segment"] == ALL].iloc[0]
+        payers, revenue = ("inside" if total[f"{what}_inside"] else "outside" for what in ("payers", "revenue"))
+        console.print(f"recorded: {total['payers']:,} payers, {payers} the interval; {total['revenue_capped_usd']:,.2f} USD, {revenue} it")
     if target is not None:
         console.print(f"{len(groups)} groups: {target}", markup=False)
 

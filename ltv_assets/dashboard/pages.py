@@ -260,8 +260,10 @@ def money_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
                 "mille_high": _ratio(1000 * r["revenue_high_usd"], r["rows"]),
                 "bar": charts.interval_bar(r["expected_revenue_usd"], r["revenue_low_usd"], r["revenue_high_usd"], top, told=told),
                 "actual": known.get(r["value"], {}).get("revenue_capped_usd"),
+                "outside": not known.get(r["value"], {}).get("revenue_inside", True),
             }
         )
+    outcome = snap.outcome_total(day)
     return {
         "days": days,
         "day": day,
@@ -271,6 +273,7 @@ def money_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
         "facts": _facts(snap, "cohort_forecast", day),
         "rows": rows,
         "has_outcome": bool(known),
+        "total_actual": outcome["revenue_capped_usd"] if outcome is not None else None,
         "concentration": _concentration_chart(rows, segment, day),
         "capture": _capture_chart(snap),
         "trend": _trend_chart(snap, segment, [r["value"] for r in groups[:4]]),

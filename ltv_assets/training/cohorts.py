@@ -278,6 +278,13 @@ def stored_forecast(project: Project, day: PartitionKey | None) -> tuple[pd.Data
     return pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_forecast", day)], ignore_index=True), manifest.facts
 
 
+def stored_outcome(project: Project, day: PartitionKey) -> pd.DataFrame | None:
+    """The published outcome of a forecast day, None while its labels have not arrived."""
+    if day not in project.warehouse.keys("cohort_outcome"):
+        return None
+    return pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_outcome", day)], ignore_index=True)
+
+
 def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:
     """Write a frame with the columns of an asset's relation as parquet; returns its rows."""
     schema = pa.schema([(c.name, _ARROW[c.type]) for c in RELATIONS[asset]])

@@ -192,7 +192,7 @@ def test_run_on_a_disk_that_fills_up_keeps_what_it_made_and_goes_on_when_there_i
     from ltv_assets_tests.faults.crash import CONFIG
 
     warehouse = small_disk("size=9m") / "warehouse"
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "config.yaml").write_text(CONFIG + "tracking: {enabled: false}\n")
     named = {"LTV_WAREHOUSE": warehouse, "LTV_DATA_ROOT": simulated_small, "LTV_CONFIG": tmp_path / "config.yaml", "NO_COLOR": "1"}
     environment = os.environ | {name: str(value) for name, value in named.items()}
 
