@@ -19,6 +19,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 from psutil import virtual_memory
 
+from ltv_assets.defs import asset_checks as asset_checks
+
 # How long an example takes is no property of the code under test.
 settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever the machine")

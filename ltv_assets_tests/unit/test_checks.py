@@ -457,14 +457,17 @@ def test_checks_that_block_and_their_bounds_are_those_of_before_they_were_declar
     assert check_bounds() == BOUNDS
 
 
-def test_freshness_knows_every_check_without_dagster() -> None:
-    """Whatever a process imported before: a check that is not known to block would let a failed partition pass."""
-    code = (
-        "import sys; from ltv_assets.state import freshness; from ltv_assets.core.check_specs import blocking_checks, check_specs; "
+def test_a_process_knows_every_check_without_dagster_or_is_told_that_it_knows_none() -> None:
+    """A check that is not known to block would let a failed partition pass."""
+    asked = (
+        "import sys; from ltv_assets.core.check_specs import blocking_checks, check_specs; "
         "print(len(check_specs()), *blocking_checks('holdout_metrics'), 'dagster' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = f"import ltv_assets.defs.asset_checks.ingestion; {asked}"
+    told = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert told == [str(len(check_specs())), *BLOCKING["holdout_metrics"], "False"]
+    refused = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    assert refused.returncode != 0 and "write `import ltv_assets.defs.asset_checks` where the program begins" in refused.stderr
 
 
 def test_verdict_of_a_check_is_remembered(tmp_path: Path) -> None:
