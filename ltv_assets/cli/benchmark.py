@@ -1,7 +1,7 @@
 """How fast and how large training, scoring and whole runs are, each against a named baseline of the same run.
 
 What belongs here: the measurements behind ``ltv bench train|score|run``. What does not: flattening by itself
-(``features/bench.py``) and the table of results (``benchmarks/``). A ratio of two speeds that were measured side by side
+(``flatten_benchmark.py``) and the table of results (``benchmarks/``). A ratio of two speeds that were measured side by side
 says more than either: the machine, its disk and its other programs touch both.
 """
 

@@ -30,7 +30,6 @@ Choices = Mapping[str, str]
 RECENT_DAYS = 35
 MAX_NOT_FRESH = 12
 MAX_WARNINGS = 12
-COVERAGE_AIM = 0.80
 COMPARED = ("expected_payers", "payers", "payers_inside", "expected_revenue_usd", "revenue_capped_usd", "revenue_inside")
 """Columns of ``cohort_outcome`` that say how good forecasts were."""
 SHARE_TOPS = (1.0, 1.02)

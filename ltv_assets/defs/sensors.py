@@ -1,7 +1,7 @@
 """Sensors: a day has landed or was rewritten, and the champion's figures left their bounds. All are off until switched on.
 
-Thin: what has landed is found by ``landing.py``, what is fresh by ``lineage.py``, what asks for retraining by
-``watching.py``. A sensor keeps in its cursor what it has asked for, so a day that fails is asked for again only when its
+Thin: what has landed is found by ``ingestion/arrivals.py``, what is fresh by ``state/freshness.py``, what asks for retraining by
+``monitoring/retraining.py``. A sensor keeps in its cursor what it has asked for, so a day that fails is asked for again only when its
 files change, and a look without news costs a few directory listings. Windows and scores follow by ``automation.py``.
 """
 

@@ -6,7 +6,7 @@ of (challenger - champion) RMSLE is above 0. Comparisons are stored by content, 
 warehouse, not on the order in which runs finished. A window is only compared with older ones.
 
 Users can pin any eligible window (`promote`), return to the previous champion (`rollback`) and remove the pin (`unpin`).
-A pin ends automatically only when its window is no longer eligible. Next to read: ``champion.py``, the record.
+A pin ends automatically only when its window is no longer eligible. Next to read: ``storage/champion.py``, the record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A window's served model as an MLflow model: a folder of sealed text files that a server can load without pickle.
 
 What belongs here: what such a folder holds, its signature, and handing it to a tracking server. What does not: which
-window is champion (``promotion.py``), when a server is asked and what happens if it does not answer (``tracking.py``).
+window is champion (``promotion/promotion.py``), when a server is asked and what happens if it does not answer (``tracking/client.py``).
 Next to read: ``online.py``, which the server runs.
 """
 

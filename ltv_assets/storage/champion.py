@@ -1,7 +1,7 @@
 """The champion: which window's model scores new days.
 
 ``champion.json`` in the warehouse is the record: the champion of now, whether a person pinned it, and the champions
-before it. Who *should* be champion is decided in ``promotion.py`` from stored verdicts; here the record is only read,
+before it. Who *should* be champion is decided in ``promotion/promotion.py`` from stored verdicts; here the record is only read,
 written and explained. A champion whose blocking check fails later gives way wherever the champion is read
 (`champion_in_use`). A window is *eligible* when its blocking checks passed on its present content and its served model
 belongs to that evaluation.

@@ -12,7 +12,7 @@
 
 `Warehouse.write` stages a partition, hashes it and publishes it by one rename; `Warehouse.files` returns what the
 manifest lists. `Warehouse.record_verdict` and `Warehouse.verdicts` carry check results from one run to the next, which
-Dagster's blocking checks do not do. ``catalogue.py`` shows all of it as DuckDB relations.
+Dagster's blocking checks do not do. ``catalog.py`` shows all of it as DuckDB relations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a window tells MLflow and the asset pages: pictures and tables of a stage, and records for the outbox.
 
 The same figures and pictures go to both, so the two never disagree. Parameters, tags and names are chosen so that MLflow's
-table of runs says which run is better, and what was different about it. Next to read: ``outbox.py``, ``tracking.py``.
+table of runs says which run is better, and what was different about it. Next to read: ``outbox.py``, ``client.py``.
 """
 
 from __future__ import annotations

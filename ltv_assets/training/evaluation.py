@@ -1,7 +1,7 @@
 """Evaluation of a window on its holdout day: figures by segment, scored rows for later comparison, and pictures.
 
 The bridge between the warehouse and ``modeling.evaluation``: it scores the holdout with the *evaluated* model, adds the
-truth where the data carries one, and says which columns make segments. Formulas are in ``modeling/metrics.py``.
+truth where the data carries one, and says which columns make segments. Formulas are in ``modeling/evaluation/metrics.py``.
 """
 
 from __future__ import annotations

@@ -129,9 +129,7 @@ def rows_of_refit(project: Project, key: PartitionKey) -> tuple[WindowContext, W
     return found
 
 
-def plan_table(
-    project: Project, key: PartitionKey, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
-) -> pa.Table:
+def plan_table(key: PartitionKey, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> pa.Table:
     """A sampling plan as a table: where each row is (day, file, row_number), and the columns of the plan."""
     data = context.data
     starts = np.searchsorted(data.period, np.arange(len(data.period_names)))

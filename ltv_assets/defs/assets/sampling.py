@@ -36,20 +36,20 @@ def _plan(work: Publication, rows_of: Callable[..., tuple[np.ndarray, Columns]],
     plan = PLANS[work.asset](window)
 
     def write(folder: Path) -> dict[str, int | None]:
-        rows, columns = rows_of(window, plan)
-        pq.write_table(plan_table(work.project, work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
+        rows, columns = rows_of(plan)
+        pq.write_table(plan_table(work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
         return {"plan.parquet": len(rows)}
 
     shown = _recorded(work, *facts(window, plan))
     return work.result(work.publish(write), shown)
 
 
-def _histos_rows(window: "WindowContext", plan: "HistosPlan | None") -> tuple[np.ndarray, Columns]:
+def _histos_rows(plan: "HistosPlan | None") -> tuple[np.ndarray, Columns]:
     bins, multiplicity = (plan.bin, plan.multiplicity) if plan is not None else (np.zeros(0), np.zeros(0))
     return np.arange(len(bins)), {"bin": bins.astype(np.int16), "multiplicity": multiplicity.astype(np.int32)}
 
 
-def _hhistus_rows(window: "WindowContext", plan: "HhistusPlan | None") -> tuple[np.ndarray, Columns]:
+def _hhistus_rows(plan: "HhistusPlan | None") -> tuple[np.ndarray, Columns]:
     bins, weight = (plan.bin, plan.weight) if plan is not None else (np.zeros(0), np.zeros(0))
     rows = np.flatnonzero(plan.keep) if plan is not None else np.zeros(0, np.int64)
     return rows, {"bin": bins.astype(np.int16), "weight": weight.astype(np.float32)}
