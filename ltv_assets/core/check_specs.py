@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from ltv_assets.core.asset_specs import ASSET_NAMES
+from ltv_assets.core.partition_key import PartitionKey
 
 FOLDER = "ltv_assets.defs.asset_checks"
 MAX_FAILING_ROWS = 10
@@ -34,7 +35,7 @@ class Outcome:
     rows: Sequence[Mapping[str, Any]] = ()
 
 
-CheckFunction = Callable[[Any, str], Outcome]
+CheckFunction = Callable[[Any, PartitionKey], Outcome]
 """From the opened project and a partition to an outcome."""
 StandingFunction = Callable[[Any], Outcome]
 F = TypeVar("F", bound=CheckFunction)

@@ -13,6 +13,7 @@ import dagster as dg
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError
 from ltv_assets.core.hashing import json_hash
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.automation import sensor as automation_sensor
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.ingestion.arrivals import landings
@@ -44,7 +45,7 @@ def _days_landed(config: Config, days: dg.PartitionsDefinition) -> dg.SensorDefi
         asked = _asked(context.cursor)
         requests, notes = [], []
         for landing in landings(project.config, project.horizon):
-            key = str(landing.day)
+            key = PartitionKey(landing.day)
             fingerprint, count = asked.get(key, ("", 0))
             if fingerprint == landing.fingerprint:
                 continue
@@ -69,7 +70,7 @@ def _days_landed(config: Config, days: dg.PartitionsDefinition) -> dg.SensorDefi
                     tags={REASON_TAG: f"{why}; it was {status.state}"},
                 )
             )
-        known = {str(day) for day in (*project.horizon.train_days, *project.horizon.test_days)}
+        known = {PartitionKey(day) for day in (*project.horizon.train_days, *project.horizon.test_days)}
         cursor = json.dumps({key: value for key, value in asked.items() if key in known}, sort_keys=True)
         skip = None if requests else "; ".join(notes) or "no day landed or changed since the last look"
         return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=cursor)

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from ltv_assets.core.config import Config, DateRanges
-from ltv_assets.core.config import parse_day as day_of
+from ltv_assets.core.config import Config, DateRanges, parse_day
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import ConfigError, DataError, StaleError
 from ltv_assets.ingestion.raw_days import Split, found_hours, hourly_folders, shares_root, split_folder
@@ -28,17 +27,9 @@ def today() -> date:
     if not text:
         return datetime.now(UTC).date()
     try:
-        return day_of(text)
+        return parse_day(text)
     except ValueError:
         raise ConfigError(f"environment variable LTV_TODAY: expected a day such as 2025-11-01, found {text!r:.80}") from None
-
-
-def parse_day(key: str) -> date:
-    """Day of a partition key; raises DataError for anything but YYYY-MM-DD, so a key cannot be a path out of the warehouse."""
-    try:
-        return day_of(key)
-    except ValueError:
-        raise DataError(f"partition key {key!r}: expected a day such as 2025-10-06") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import pytest
 
 from ltv_assets.cli.flatten_benchmark import find_days
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.asset_checks.features import flattened_rows_reconciled
 from ltv_assets.defs.asset_checks.ingestion import files_readable
 from ltv_assets.ingestion.calendar import discover
@@ -626,5 +627,5 @@ def test_run_finishes_the_good_days_beside_the_bad_and_exits_1(tmp_path: Path, p
     for day, (words, _) in zip(bad, BAD_DAYS, strict=True):
         assert any(day in line and words in line for line in output.splitlines() if line.startswith("failed:")), (day, output)
     lineage = Project.open().lineage()
-    assert [lineage.status("flattened_features", day).state for day in (first, last)] == ["fresh", "fresh"]
-    assert [lineage.status("raw_partitions", day).state for day in bad] == ["failed"] * len(BAD_DAYS)
+    assert [lineage.status("flattened_features", PartitionKey(day)).state for day in (first, last)] == ["fresh", "fresh"]
+    assert [lineage.status("raw_partitions", PartitionKey(day)).state for day in bad] == ["failed"] * len(BAD_DAYS)

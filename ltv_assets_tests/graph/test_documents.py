@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.evaluation.ablation import COLUMNS
 from ltv_assets.storage.files import sha256_file
 from ltv_assets_tests.graph.conftest import Ran
 
-KEY = "2025-10-03"
+KEY = PartitionKey("2025-10-03")
 
 
 def opened(run: Ran, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]

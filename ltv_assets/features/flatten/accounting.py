@@ -50,7 +50,7 @@ class FlattenResult:
     ``rows_in`` = ``rows_out`` + ``rows_sampled_out`` + the rows of ``rows_quarantined`` + those of ``files_aside``.
     ``quarantine`` has the columns row_id, file, row_number (from 0), reason and value (the offending value as text);
     ``missing`` is the share of NULL cells by feature group; the counts by raw column are of single values, not rows.
-    ``lost_values`` has what is there and cannot be read: {column: (values, the first of them and its file)}.
+    ``lost_values`` has what is there and cannot be read: {column, or feature that takes a text apart: (values, the first and its file)}.
     """
 
     rows_in: int = 0
@@ -249,13 +249,17 @@ class RowAccounting:
             if key.startswith("_distant_") and n
         ]
         result.warnings += [
-            f"{name}: {count} values cannot be read as {described(contract.by_name[name])}, taken as missing; first {example}"
+            f"{name}: {count} {self._unreadable(name)}, taken as missing; first {example}"
             for name, (count, example) in result.lost_values.items()
         ]
         if unlike := int(self._counts["_no_flag"]):
             result.warnings.append(f"{contract.payer}: {unlike} rows are neither 0 nor 1; the revenue decides who is a payer")
         if disagree := int(self._counts["_disagree"]):
             result.warnings.append(f"{contract.payer}: {disagree} rows say 0 although {contract.target} is positive")
+
+    def _unreadable(self, name: str) -> str:
+        column = self._registry.contract.by_name.get(name)
+        return "texts have another form than it is made from" if column is None else f"values cannot be read as {described(column)}"
 
     def _set_aside(self, row_id: pa.ChunkedArray, files: np.ndarray, first: int, reason: pa.ChunkedArray, value: pa.ChunkedArray) -> None:
         rows = np.flatnonzero(pc.is_valid(reason).to_numpy())
