@@ -99,7 +99,7 @@ def find_days(data: Path, contract: Contract | None = None) -> dict[tuple[str, P
             files = [(hour, data_files(path)) for hour, path in hours]
             inventory = inspect_hours(folder, split, date.fromisoformat(key), files, contract=contract)
             if inventory.good:
-                days[split, key] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
+                days[split, PartitionKey(key)] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
     end_reader()
     return days
 
