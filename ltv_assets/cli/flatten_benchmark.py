@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from datetime import date
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -95,9 +94,9 @@ def find_days(data: Path, contract: Contract | None = None) -> dict[tuple[str, P
     }
     days: dict[tuple[str, PartitionKey], list[RawFile]] = {}
     for split, folder in splits.items():
-        for key, hours in groupby(scan_hours(folder, layout)[0].items(), key=lambda hour: hour[0][:10]):
+        for key, hours in groupby(scan_hours(folder, layout)[0].items(), key=lambda hour: PartitionKey(hour[0][:10])):
             files = [(hour, data_files(path)) for hour, path in hours]
-            inventory = inspect_hours(folder, split, date.fromisoformat(key), files, contract=contract)
+            inventory = inspect_hours(folder, split, key.day, files, contract=contract)
             if inventory.good:
                 days[split, PartitionKey(key)] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
     end_reader()

@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from ltv_assets.core.config import Config, DateRanges, parse_day
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import ConfigError, DataError, StaleError
+from ltv_assets.core.time_layout import hour_day
 from ltv_assets.ingestion.raw_days import Split, found_hours, hourly_folders, shares_root, split_folder
 
 FALLBACK_FIRST_DAY = date(2025, 10, 1)
@@ -115,7 +116,7 @@ def _between(first: date, last: date) -> tuple[date, ...]:
 
 def days_of(hours: Iterable[str]) -> tuple[date, ...]:
     """Days of some hour keys, in order."""
-    return tuple(sorted({date.fromisoformat(key[:10]) for key in hours}))
+    return tuple(sorted({hour_day(key) for key in hours}))
 
 
 def discover(config: Config) -> Horizon:
@@ -169,7 +170,7 @@ def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -
         base, others = split_folder(config, split), horizon.test_days if split == "train" else horizon.train_days
         hours: dict[date, list[int]] = {}
         for key in found_hours(config, split):
-            found = date.fromisoformat(key[:10])
+            found = hour_day(key)
             if found not in own and day in (None, found):
                 hours.setdefault(found, []).append(int(key[11:13]))
         limit = (config.data.train if split == "train" else config.data.test).max_partitions

@@ -19,7 +19,7 @@ from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.files import published_file
 from ltv_assets.core.memory import flatten_threads
 from ltv_assets.core.partition_key import PartitionKey
-from ltv_assets.core.time_layout import hour_key
+from ltv_assets.core.time_layout import hour_day, hour_key
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.flatten.moments import days_of_hours, hours_of_rows
 from ltv_assets.features.schema import feature_names
@@ -69,7 +69,7 @@ def inspect_source(source: Path, contract: Contract | None = None) -> tuple[list
     found, left_out = find_hours(source.parent if source.is_file() else source, contract)
     days: dict[date, list[tuple[str, list[Path]]]] = {}
     for key, folder in sorted(found, key=lambda hour: hour[0]):
-        days.setdefault(date.fromisoformat(key[:10]), []).append((key, [source] if source.is_file() else data_files(folder)))
+        days.setdefault(hour_day(key), []).append((key, [source] if source.is_file() else data_files(folder)))
     if not days:
         raise DataError(f"{source}: no impressions found; expected {layout.spelled}/*.parquet below it")
     root = found[0][1].parent if single else source

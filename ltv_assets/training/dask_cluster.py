@@ -93,6 +93,7 @@ def remote_fit(config: Config) -> RemoteFit | None:
 
 
 _CLUSTERS: dict[tuple[str | None, int], Cluster] = {}
+"""Of the process, not of a project or a run: `ltv run` makes a run for each partition, and workers take seconds to start."""
 
 
 def close_clusters() -> None:
