@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ltv_assets.core.contract import Contract, Scores
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.memory import release_memory
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.dashboard.reading import PublishedWarehouse
 from ltv_assets.features.impressions import example_impression, read_impressions
 from ltv_assets.features.schema import feature_names
@@ -74,7 +75,7 @@ class Neighbour:
 class Explained:
     """A scored impression: the published columns, terms of who pays and of how much, and what alike impressions brought."""
 
-    window: str
+    window: PartitionKey
     scores: Mapping[str, float]
     who: tuple[Term, ...]
     amount: tuple[Term, ...]
@@ -90,7 +91,7 @@ class Explained:
 class Explainer:
     """The served model of a window, opened once; call it from one thread at a time."""
 
-    def __init__(self, project: Project, warehouse: PublishedWarehouse, window: str) -> None:
+    def __init__(self, project: Project, warehouse: PublishedWarehouse, window: PartitionKey) -> None:
         from ltv_assets.modeling.model_store import read_served
 
         self.project, self.warehouse, self.window = project, warehouse, window
@@ -137,7 +138,7 @@ class Explainer:
             raise DataError(impressions.problems[0])
         return self._flattener.features(impressions.table)
 
-    def picked(self, day: str, row_id: str) -> pa.Table:
+    def picked(self, day: PartitionKey, row_id: str) -> pa.Table:
         """Features of a stored impression; raises StaleError if the day is not there, DataError if it has no such row."""
         return self.warehouse.read("flattened_features", day, lambda files: find_row(files, row_id, self.names, day))
 
@@ -250,7 +251,7 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------------ files
 
 
-def find_row(files: Sequence[Path], row_id: str, columns: Sequence[str], day: str) -> pa.Table:
+def find_row(files: Sequence[Path], row_id: str, columns: Sequence[str], day: PartitionKey) -> pa.Table:
     """Some columns of the row with this id; raises DataError if no file has it."""
     for path in files:
         with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
@@ -315,7 +316,7 @@ def _batches(groups: Sequence[tuple[Path, int, int]], columns: Sequence[str]) ->
             yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
 
 
-def offered_rows(warehouse: PublishedWarehouse, day: str, names: Scores) -> list[dict[str, Any]]:
+def offered_rows(warehouse: PublishedWarehouse, day: PartitionKey, names: Scores) -> list[dict[str, Any]]:
     """Some impressions of a scored day to pick from: those with the highest expected revenue, then some spread over the day."""
 
     def made(files: list[Path]) -> list[dict[str, Any]]:
@@ -332,7 +333,7 @@ def offered_rows(warehouse: PublishedWarehouse, day: str, names: Scores) -> list
     return warehouse.remembered("offered rows", "predictions", day, lambda: warehouse.read("predictions", day, made))
 
 
-def stored_score(warehouse: PublishedWarehouse, day: str, row_id: str, names: Scores) -> dict[str, Any] | None:
+def stored_score(warehouse: PublishedWarehouse, day: PartitionKey, row_id: str, names: Scores) -> dict[str, Any] | None:
     """The published prediction of one impression; None if its day is not scored or has no such row."""
     columns = ["row_id", "buyer_probability", names.expected, names.ltv[0], "predicted_zero"]
     try:
