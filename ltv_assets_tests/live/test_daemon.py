@@ -185,19 +185,23 @@ def test_backfill_and_training_at_once_outlive_a_killed_daemon(by_hand: Dagster)
     assert_status_and_page_agree(by_hand)
 
 
+GRAPH = {"x": 375, "y": 150, "width": 1090, "height": 850, "scale": 1.5}
+"""Where the graph is on the lineage page."""
+
+
 def test_pages_show_the_graph_and_an_asset(by_hand: Dagster, tmp_path: Path) -> None:
     """The lineage page and an asset page in a real browser; LTV_UPDATE_PICTURES=1 renews the documentation's pictures."""
     for job, key in (("ingest_days", TEST_DAY), ("score_days", TEST_DAY), ("make_submission", None)):
         assert by_hand.run_end(by_hand.launch(job, key))["status"] == "SUCCESS"
     assert by_hand.place.states()["submission", SUBMISSION] == "fresh"
     target = PICTURES if os.environ.get("LTV_UPDATE_PICTURES") else tmp_path
-    browser = Browser(tmp_path / "profile")
+    browser = Browser(tmp_path / "profile", height=1100)
     try:
         groups = ("ingestion", "sampling", "models", "evaluation", "scoring")
         browser.open(f"{by_hand.url}/asset-groups?expanded={','.join(f'global@global:{g}' for g in groups)}")
         browser.wait_for_text([*ASSET_NAMES, "Materialize all"])
         browser.fit_graph()
-        browser.screenshot(target / "asset_graph.png")
+        browser.screenshot(target / "asset_graph.png", GRAPH)
         browser.open(f"{by_hand.url}/assets/holdout_metrics?view=checks&checkDetail=rmsle")
         browser.wait_for_text(["rmsle", "zero_rate", "Succeeded", "difference_low"])
         browser.screenshot(target / "asset_checks.png")
