@@ -278,6 +278,7 @@ def test_schedules_score_retrain_and_look_at_the_warehouse(by_hand: Dagster, imp
     trained = first_run("weekly_retraining")
     assert trained["tags"]["dagster/partition"] == day
     first_run("daily_health")
+    wait_for("quiet", by_hand.idle)  # a window that takes longer than a minute is asked for again, and shown as under way
     states = place.states()
     assert states["predictions", TEST_DAY] == states["served_model", day] == "fresh"
     assert place.champion()["window"] == chosen, "a promotion by hand stands until it is undone"
