@@ -44,10 +44,12 @@ demo: install  ## simulated data, the whole graph, the table of metrics
 	@echo "  dagster dev                               the asset graph, with pictures and checks, on http://127.0.0.1:3000"
 	@echo "  mlflow ui --backend-store-uri sqlite:///$(or $(LTV_WAREHOUSE),warehouse)/mlflow.db   runs to compare"
 
-test: install  ## the whole test suite, as CI runs it; tests with a real daemon, server or browser come last, one file of them in each process
+test: install  ## the whole test suite, as CI runs it; what needs a real daemon, server or browser comes last, one file in each process, with the run of before
 	@$(MAKE) --no-print-directory test-contract
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore=ltv_assets_tests/live
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile ltv_assets_tests/live
+	@root=$$($(BIN)/python -c "from ltv_assets_tests.conftest import temporary_root; print(temporary_root())") && \
+	  LTV_TESTS_SHARED=$$(mktemp -d "$$root/ltv-tests-XXXXXX") && export LTV_TESTS_SHARED && trap 'rm -rf "$$LTV_TESTS_SHARED"' EXIT && \
+	  $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore=ltv_assets_tests/live && \
+	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder ltv_assets_tests/live
 
 test-contract: install  ## what holds under any contract, in a copy of the project with that of a shop in place
 	@$(BIN)/python -m ltv_assets_tests.other_contract shop -q -n 2 --dist worksteal

@@ -26,6 +26,7 @@ from ltv_assets.core.asset_specs import ASSET_NAMES, CONFIG_KEYS, RELATIONS
 from ltv_assets.core.check_specs import check_bounds, check_specs, standing_checks
 from ltv_assets.core.config import PROJECT_ROOT, Config, walk_keys
 from ltv_assets.core.contract import Column, Contract, load_contract
+from ltv_assets.defs import asset_checks as asset_checks
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import column_table
 from ltv_assets.modeling.evaluation.segments import metrics_markdown

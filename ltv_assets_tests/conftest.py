@@ -8,13 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
+from psutil import virtual_memory
+
+from ltv_assets.defs import asset_checks as asset_checks
 
 # How long an example takes is no property of the code under test.
 settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,6 +29,19 @@ os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Test processes share the processors: threads that wait must not spin, in whichever order libraries are imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def temporary_root(memory: Path = Path("/dev/shm"), needed_bytes: int = 6 << 30) -> str:
+    """Where folders of tests lie: Linux's file system in memory, where it has several times the room a session needs, else on the disk.
+
+    A run of the graph commits to SQLite some 1,500 times, and a disk takes milliseconds for each.
+    """
+    usable = memory.is_mount() and os.access(memory, os.W_OK)
+    roomy = usable and min(shutil.disk_usage(memory).free, virtual_memory().available) > needed_bytes
+    return str(memory) if roomy else tempfile.gettempdir()
+
+
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", temporary_root())
 
 PROJECT = Path(__file__).resolve().parent.parent
 HANGS = 3600.0
@@ -95,9 +113,13 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first of the session's processes makes and the others wait for; its name says what is in it."""
+    """A folder that the first of the session's processes makes and the others wait for; its name says what is in it.
+
+    Sessions that are given one folder in ``LTV_TESTS_SHARED``, as those of `make test` are, share it too.
+    """
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(os.environ.get("LTV_TESTS_SHARED", base)) / name
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder.with_suffix(".done")
@@ -149,6 +171,12 @@ class Ran:
 
     def environment(self) -> dict[str, str]:
         return environment(self.data, self.warehouse, LTV_CONFIG=str(self.config))
+
+    def ltv(self, *words: str, **more: str) -> Result:
+        """A command of `ltv` in this process, which spares the imports of another; with further variables."""
+        from ltv_assets.cli.app import main
+
+        return CliRunner().invoke(main, list(words), env=self.environment() | more, catch_exceptions=False)
 
 
 def environment(data: Path | None, warehouse: Path, **more: str) -> dict[str, str]:

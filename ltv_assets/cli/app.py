@@ -12,6 +12,7 @@ import click
 
 from ltv_assets import __version__
 from ltv_assets.cli import champion, dashboard, data, init, maintenance, models, run, serve
+from ltv_assets.defs import asset_checks as asset_checks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,7 +1,7 @@
 """How fast and how large training, scoring and whole runs are, each against a named baseline of the same run.
 
 What belongs here: the measurements behind ``ltv bench train|score|run``. What does not: flattening by itself
-(``features/bench.py``) and the table of results (``benchmarks/``). A ratio of two speeds that were measured side by side
+(``flatten_benchmark.py``) and the table of results (``benchmarks/``). A ratio of two speeds that were measured side by side
 says more than either: the machine, its disk and its other programs touch both.
 """
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from ltv_assets.cli.flatten_benchmark import find_days, peak_memory, scan, timed_scan
 from ltv_assets.core.errors import DataError, PermanentError
 from ltv_assets.core.memory import release_memory
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.schema import feature_names
 from ltv_assets.modeling.baseline import choose_reference, fit_reference
@@ -60,9 +61,9 @@ def bench(what: str, project: Project, data: Path, threads: int) -> Figures:
         return measure(project, lake, Path(folder), threads, flatten_seconds)
 
 
-def _flatten_days(project: Project, data: Path, folder: Path, threads: int) -> tuple[dict[str, tuple[Path, ...]], float]:
+def _flatten_days(project: Project, data: Path, folder: Path, threads: int) -> tuple[dict[PartitionKey, tuple[Path, ...]], float]:
     """Flattened files of the labelled days, and how long they took."""
-    lake: dict[str, tuple[Path, ...]] = {}
+    lake: dict[PartitionKey, tuple[Path, ...]] = {}
     began = time.perf_counter()
     for (split, day), files in find_days(data, project.contract).items():
         if split == "train":
@@ -107,7 +108,7 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _bench_train(project: Project, lake: dict[str, tuple[Path, ...]], folder: Path, threads: int, _: float) -> Figures:
+def _bench_train(project: Project, lake: dict[PartitionKey, tuple[Path, ...]], folder: Path, threads: int, _: float) -> Figures:
     """A whole window from the lake, the last labelled day being its holdout: plans, stages, evaluation, refit.
 
     Baseline: choosing the trees of the pinned reference on its later rows and fitting it once, on rows that are encoded already.
@@ -170,7 +171,9 @@ def _bench_train(project: Project, lake: dict[str, tuple[Path, ...]], folder: Pa
     )
 
 
-def _bench_score(project: Project, lake: dict[str, tuple[Path, ...]], folder: Path, threads: int, flatten_seconds: float) -> Figures:
+def _bench_score(
+    project: Project, lake: dict[PartitionKey, tuple[Path, ...]], folder: Path, threads: int, flatten_seconds: float
+) -> Figures:
     """The whole chain from the lake to the submission's CSV; baseline: DuckDB decoding every column of the lake."""
     config, features = project.config, feature_names(project.registry)
     rows = read_rows(config, lake, features)

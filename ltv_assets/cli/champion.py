@@ -6,12 +6,11 @@ What belongs here: their options and output. What does not: the comparison and t
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import click
 from rich.markup import escape
 
 from ltv_assets.cli.console import DAY, console, err, readable
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 
 
@@ -19,7 +18,7 @@ from ltv_assets.state.project import Project
 @click.argument("window", type=DAY, required=False)
 @click.option("--unpin", is_flag=True, help="let go of a pinned window: the comparisons decide again")
 @readable
-def promote(window: datetime | None, unpin: bool) -> None:
+def promote(window: PartitionKey | None, unpin: bool) -> None:
     """Make WINDOW the champion and keep it until it is let go, or show who was champion when.
 
     Only a window whose blocking checks passed can be promoted; predictions made by another champion become stale.
@@ -42,7 +41,7 @@ def promote(window: datetime | None, unpin: bool) -> None:
         print_champion(project)
         return
     if window is not None:
-        promotion.promote(project, str(window.date()))
+        promotion.promote(project, window)
     else:
         promotion.unpin(project)
     print_champion(project)

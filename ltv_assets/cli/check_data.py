@@ -13,7 +13,7 @@ from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import DataError, LtvError
 from ltv_assets.core.memory import flatten_threads
 from ltv_assets.ingestion.calendar import discover, nothing_found, uncovered_hours
-from ltv_assets.ingestion.inventory import DECLARED_IN_VAIN, DayInventory, inspect_day, unknown_entries
+from ltv_assets.ingestion.inventory import DayInventory, inspect_day, unknown_entries
 from ltv_assets.ingestion.raw_days import Split, shares_root
 
 
@@ -63,7 +63,11 @@ def check_folder(config: Config, folder: Path, *, rows: bool, progress: Callable
         findings.days += 1
         findings.files += len(inventory.files)
         findings.rows += inventory.rows
-        findings.problems += [e for e in inventory.schema_errors if not _repeats(e, said)]
+        for error in inventory.schema_errors:
+            # What is wrong with the contract is said of one file only.
+            if not error.is_contracts or error.text not in said:
+                findings.problems.append(str(error))
+                said.add(error.text)
         findings.problems += [f"{f.path}: {f.reason}" for f in inventory.quarantined]
         findings.warnings += [w for w in inventory.warnings if ": quarantined: " not in w]
         if rows:
@@ -84,21 +88,12 @@ def _no_label(contract: Contract) -> str:
     )
 
 
-def _repeats(error: str, said: set[str]) -> bool:
-    """Whether the problem of a file is the contract's, which was said of a file before."""
-    text = error.partition(": ")[2]
-    if not text.endswith(DECLARED_IN_VAIN):
-        return False
-    known = text in said
-    said.add(text)
-    return known
-
-
 def _check_rows(config: Config, inventory: DayInventory, findings: Findings) -> None:
     from ltv_assets.features.flatten import RawFile, flatten_files
     from ltv_assets.features.registry import load_registry
 
-    usable = [f for f in inventory.good if not any(error.startswith(f"{f.path}: ") for error in inventory.schema_errors)]
+    refused = {error.path for error in inventory.schema_errors}
+    usable = [f for f in inventory.good if f.path not in refused]
     if not usable:
         return
     folder = Path(tempfile.mkdtemp(prefix="ltv-check-"))

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ltv_assets.core.config import FIRST_DAY, LAST_DAY
 from ltv_assets.core.errors import LtvError, PermanentError, TransientError, explained
+from ltv_assets.core.partition_key import PartitionKey
 
 PIPED_WIDTH = 180
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -28,13 +29,13 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.st
 
 
 class _Day(click.DateTime):
-    """A day between the first and the last that an impression can be from."""
+    """A day between the first and the last that an impression can be from, as the key of a partition."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = super().convert(value, param, ctx)
-        if not FIRST_DAY <= found.date() <= LAST_DAY:
+        found = super().convert(value, param, ctx).date()
+        if not FIRST_DAY <= found <= LAST_DAY:
             self.fail(f"{value!r} is not between {FIRST_DAY} and {LAST_DAY}.", param, ctx)
-        return found
+        return PartitionKey(found)
 
 
 DAY = _Day(formats=["%Y-%m-%d"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from rich.markup import escape
 
 from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 from ltv_assets.core.errors import ConfigError
+from ltv_assets.core.laws import LAWS
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     "--law",
     default="additive",
     show_default=True,
-    type=click.Choice(["additive", "interactions", "thresholds", "saturating", "rare", "gaps"]),
+    type=click.Choice(LAWS),
     help="of the labels",
 )
 @click.option(
@@ -57,7 +58,7 @@ def simulate(
     law: Any,
     level_sd: float,
     independent: bool,
-    first_day: datetime,
+    first_day: PartitionKey,
 ) -> None:
     """Write simulated impressions in the real layout, with the truth beside them.
 
@@ -87,7 +88,7 @@ def simulate(
             law=law,
             level_sd=level_sd,
             independent=independent,
-            first_day=f"{first_day:%Y-%m-%d}",
+            first_day=first_day,
             progress=tell,
         )
     size = f"{summary.bytes / 1e6:.1f} MB in {summary.files} files"
@@ -215,7 +216,7 @@ def quarantine_list(as_json: bool) -> None:
 @quarantine_group.command("replay")
 @click.argument("day", type=DAY, required=False)
 @readable
-def quarantine_replay(day: datetime | None) -> None:
+def quarantine_replay(day: PartitionKey | None) -> None:
     """Make the days (or DAY) again whose set-aside files, or files with set-aside rows, were repaired where they lie.
 
     Raw files belong to whoever delivers them: repair or replace them in the data root, then replay. What is still broken stays
@@ -229,7 +230,7 @@ def quarantine_replay(day: datetime | None) -> None:
     from ltv_assets.cli.quarantine import replay
 
     project = Project.open()
-    report, lines = replay(project, day.date() if day else None, advance=lambda line: err.print(escape(line)))
+    report, lines = replay(project, day, advance=lambda line: err.print(escape(line)))
     for problem in report.problems:
         err.print(f"[bold red]failed:[/] {escape(problem)}")
     for line in lines:

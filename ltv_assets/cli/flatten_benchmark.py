@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from datetime import date
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +21,7 @@ import psutil
 from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry
 from ltv_assets.ingestion.footers import end_reader
@@ -83,7 +83,7 @@ def bench_flatten(data: Path, *, registry: Registry, threads: int, memory_limit:
     }
 
 
-def find_days(data: Path, contract: Contract | None = None) -> dict[tuple[str, str], list[RawFile]]:
+def find_days(data: Path, contract: Contract | None = None) -> dict[tuple[str, PartitionKey], list[RawFile]]:
     """Return the usable hourly files under a data root or one split's folder by (split, day), in order of hour and name."""
     data, contract = Path(data), contract or load_contract()
     layout = contract.layout
@@ -92,13 +92,13 @@ def find_days(data: Path, contract: Contract | None = None) -> dict[tuple[str, s
     splits: dict[Split, Path] = {name: data / name for name in SPLITS if (data / name).is_dir()} or {
         "test" if data.name == "test" else "train": data
     }
-    days: dict[tuple[str, str], list[RawFile]] = {}
+    days: dict[tuple[str, PartitionKey], list[RawFile]] = {}
     for split, folder in splits.items():
-        for key, hours in groupby(scan_hours(folder, layout)[0].items(), key=lambda hour: hour[0][:10]):
+        for key, hours in groupby(scan_hours(folder, layout)[0].items(), key=lambda hour: PartitionKey(hour[0][:10])):
             files = [(hour, data_files(path)) for hour, path in hours]
-            inventory = inspect_hours(folder, split, date.fromisoformat(key), files, contract=contract)
+            inventory = inspect_hours(folder, split, key.day, files, contract=contract)
             if inventory.good:
-                days[split, key] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
+                days[split, PartitionKey(key)] = [RawFile(folder / f.path, f.datetime) for f in inventory.good]
     end_reader()
     return days
 

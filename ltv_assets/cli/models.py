@@ -10,7 +10,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
+from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.state.project import Project
 
 
@@ -33,7 +34,7 @@ from ltv_assets.state.project import Project
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help=".csv or .parquet file to write")
 @click.option("--window", type=DAY, default=None, help="window whose served model scores; default: the champion")
 @readable
-def predict(source: Path, target: Path, window: datetime | None) -> None:
+def predict(source: Path, target: Path, window: PartitionKey | None) -> None:
     """Score a folder of impressions with the champion, without the graph.
 
     Files and rows count, are set aside and warned of as in `ltv run`. Exit code 2, and no file, if a day is not usable.
@@ -52,7 +53,7 @@ def predict(source: Path, target: Path, window: datetime | None) -> None:
             project,
             source,
             target,
-            window=str(window.date()) if window else None,
+            window=window,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for warning in scored.warnings:
@@ -67,27 +68,30 @@ def predict(source: Path, target: Path, window: datetime | None) -> None:
 @click.option("--day", type=DAY, default=None, help="day of the impressions; default: the newest that was forecast")
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), default=None, help="also write every group as CSV")
 @readable
-def forecast(day: datetime | None, target: Path | None) -> None:
+def forecast(day: PartitionKey | None, target: Path | None) -> None:
     """What the impressions of a scored day will bring, as a whole and by group, with 80 % intervals.
 
-    `ltv run` makes the forecast; this shows it. The file has the columns of the relation cohort_forecast, then the window of
-    the model, the cap of a row's revenue (USD), and revenue over capped revenue of the rows it was trained on.
+    `ltv run` makes the forecast; this shows it, and what was recorded once the day's labels have arrived. The file has the columns of
+    the relation cohort_forecast, then the window of the model, the cap of a row's revenue (USD), and revenue over capped revenue of
+    the rows it was trained on.
 
     \b
     Example:
       ltv forecast
       ltv forecast --day 2025-10-08 --out forecast.csv
     """
-    from ltv_assets.training.cohorts import stored_forecast
+    from ltv_assets.training.cohorts import stored_forecast, stored_outcome
 
-    groups, facts = stored_forecast(Project.open(), str(day.date()) if day else None)
+    project = Project.open()
+    groups, facts = stored_forecast(project, day)
+    name, days = PartitionKey(groups["day"].iloc[0]), facts["history_days"]
     if target is not None:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         added = {"model_window": facts["champion"], "cap_usd": facts["cap_usd"], "tail_factor": facts["tail_factor"]}
         groups.assign(**added).to_csv(target, index=False)
-    table = Table(title=f"day {groups['day'].iloc[0]}, model of window {facts['champion']}, {facts['history_days']} days of history")
-    for name in ("group", "rows", "payers", "80 % interval", "revenue USD, capped", "80 % interval"):
-        table.add_column(name, justify="left" if name == "group" else "right")
+    table = Table(title=f"forecast of {name}: within {project.contract.scores.within}, by the model of window {facts['champion']}")
+    for column in ("group", "rows", "expected payers", "80 % interval", "expected USD, capped", "80 % interval"):
+        table.add_column(column, justify="left" if column == "group" else "right")
     for row in groups.itertuples():
         table.add_row(
             escape(row.segment if row.segment == row.value else f"{row.segment} = {row.value}"),
@@ -98,7 +102,17 @@ def forecast(day: datetime | None, target: Path | None) -> None:
             f"{row.revenue_low_usd:,.2f} .. {row.revenue_high_usd:,.2f}",
         )
     console.print(table)
-    console.print(f"each row counts up to {facts['cap_usd']:,.2f} USD; past revenue was {facts['tail_factor']:.2f} times its capped sum")
+    history = f"learnt from {days} past days" if days else "not known yet: intervals are wide, and narrow as outcomes arrive"
+    console.print(f"how far levels of days and groups move is {history}")
+    console.print(
+        f"revenue of a row counts up to {facts['cap_usd']:,.2f} USD, the model's cap; "
+        f"all revenue of its training days was {facts['tail_factor']:.2f} times what counts so"
+    )
+    outcome = stored_outcome(project, name)
+    if outcome is not None:
+        total = outcome[outcome["segment"] == ALL].iloc[0]
+        payers, revenue = ("inside" if total[f"{what}_inside"] else "outside" for what in ("payers", "revenue"))
+        console.print(f"recorded: {total['payers']:,} payers, {payers} the interval; {total['revenue_capped_usd']:,.2f} USD, {revenue} it")
     if target is not None:
         console.print(f"{len(groups)} groups: {target}", markup=False)
 
@@ -165,7 +179,7 @@ def bench(what: str, data: Path, threads: int | None) -> None:
 @click.option("--window", type=DAY, default=None, help="holdout day; default: the last labelled day")
 @click.option("--out", "target", type=click.Path(path_type=Path, dir_okay=False), default=None, help="also write the table as CSV")
 @readable
-def ablate(window: datetime | None, target: Path | None) -> None:
+def ablate(window: PartitionKey | None, target: Path | None) -> None:
     """Refit the window without one part at a time and compare on the same holdout.
 
     The table is kept in the warehouse and becomes part of the window's report.
@@ -182,7 +196,7 @@ def ablate(window: datetime | None, target: Path | None) -> None:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
         task = bar.add_task("ablating", total=None)
-        day = project.window_or_last(window.date() if window else None)
+        day = project.window_or_last(window)
         frame = ablation_table(project, day, progress=lambda name: bar.update(task, advance=1, description=name))
     table = Table()
     for name in frame.columns:
@@ -192,13 +206,13 @@ def ablate(window: datetime | None, target: Path | None) -> None:
     console.print(table)
     if target is not None:
         frame.to_csv(target, index=False)
-    store_ablation(project, str(day), frame)
+    store_ablation(project, day, frame)
 
 
 @click.command()
 @click.option("--window", type=DAY, default=None, help="holdout day; default: the last labelled day")
 @readable
-def report(window: datetime | None) -> None:
+def report(window: PartitionKey | None) -> None:
     """Write the report of an evaluated window again from the warehouse and print its path.
 
     `ltv run` writes it by itself; this brings back a deleted one, or one made by an older version.
@@ -210,8 +224,8 @@ def report(window: datetime | None) -> None:
     from ltv_assets.reporting.report import write_report
 
     project = Project.open()
-    day = project.window_or_last(window.date() if window else None)
-    console.print(str(write_report(project, str(day))), markup=False)
+    day = project.window_or_last(window)
+    console.print(str(write_report(project, day)), markup=False)
 
 
 @click.command()

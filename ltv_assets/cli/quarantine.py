@@ -7,13 +7,12 @@ so everything that holds for a first ingestion holds for a replay.
 from __future__ import annotations
 
 import os
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from ltv_assets.cli.runner import Progress, Report, replay_days
 from ltv_assets.core.errors import StaleError
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.inventory import NO_PERMISSION
 from ltv_assets.state.project import Project
 from ltv_assets.storage.files import sha256_file
@@ -50,24 +49,24 @@ def _differs(file: FileAside) -> bool:
         return not origin.exists()
 
 
-def _set_aside(project: Project, day: str) -> tuple[set[str], int]:
+def _set_aside(project: Project, day: PartitionKey) -> tuple[set[str], int]:
     """Files of a day that are set aside, and the number of its rows that are."""
     entries = [e for e in recorded(project.warehouse) if e.day == day]
     return {f.path for e in entries for f in e.files}, sum(sum(e.rows.values()) for e in entries)
 
 
-def replay(project: Project, day: date | None, *, advance: Progress) -> tuple[Report, list[str]]:
+def replay(project: Project, day: PartitionKey | None, *, advance: Progress) -> tuple[Report, list[str]]:
     """Make every day (or one) again of which something is set aside and something changed since; returns what came of it, a line a day.
 
     Raises StaleError if nothing of the given day is set aside, DataError if the data root does not know it.
     """
     known = {e.day for e in recorded(project.warehouse)}
-    if day is not None and str(day) not in known:
+    if day is not None and day not in known:
         raise StaleError(f"day {day}: nothing of it is set aside; `ltv quarantine list` shows what is")
-    there = {str(d) for d in (*project.horizon.train_days, *project.horizon.test_days)}
-    days = [str(day)] if day is not None else sorted(known & there)
+    there = {PartitionKey(d) for d in (*project.horizon.train_days, *project.horizon.test_days)}
+    days = [day] if day is not None else sorted(known & there)
     before = {d: _set_aside(project, d) for d in days}
-    report = replay_days(project, [parse_day(d) for d in days], advance=advance)
+    report = replay_days(project, days, advance=advance)
     lines = []
     for d in days:
         (files, rows), (files_left, rows_left) = before[d], _set_aside(project, d)

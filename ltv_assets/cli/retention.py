@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ltv_assets.core.asset_specs import DAY_ASSETS, WINDOW_ASSETS
 from ltv_assets.core.errors import LtvError
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import champion_in_use, read_history
 from ltv_assets.storage.files import staging
@@ -42,10 +42,10 @@ def plan(project: Project) -> tuple[Doomed, ...]:
     doomed: list[Doomed] = []
     for key in sorted(_window_keys(warehouse) - kept_windows):
         doomed.append(_doomed("window", key, _window_paths(warehouse, key), f"not among the newest {rule.windows} windows and no champion"))
-    needed = needed_days(warehouse, kept_windows) | {str(d) for d in project.horizon.test_days}
+    needed = needed_days(warehouse, kept_windows) | {*map(PartitionKey, project.horizon.test_days)}
     days = {key for asset in DAY_ASSETS for key in warehouse.keys(asset)}
     if days:
-        newest = max(parse_day(max(days)), project.horizon.last_day if not project.horizon.is_empty else parse_day(max(days)))
+        newest = max(max(days).day, project.horizon.last_day if not project.horizon.is_empty else max(days).day)
         oldest = str(newest - timedelta(days=rule.days - 1))
         for key in sorted(d for d in days if d < oldest and d not in needed):
             doomed.append(
@@ -63,21 +63,21 @@ def plan(project: Project) -> tuple[Doomed, ...]:
     return tuple(item for item in doomed if item.paths)
 
 
-def kept(project: Project) -> set[str]:
+def kept(project: Project) -> set[PartitionKey]:
     """Windows that stay: the newest ones, the champion, and the champion before it, to which `ltv rollback` returns."""
     warehouse = project.warehouse
     windows = sorted(_window_keys(warehouse))
     champion = champion_in_use(warehouse)
-    reigns: list[str] = []
+    reigns: list[PartitionKey] = []
     for reign in reversed(read_history(warehouse)):
         if reign.window not in reigns:
             reigns.append(reign.window)
     return {*windows[-project.config.retention.windows :], *reigns[:2], *([champion.window] if champion else [])}
 
 
-def needed_days(warehouse: Warehouse, windows: Iterable[str]) -> set[str]:
+def needed_days(warehouse: Warehouse, windows: Iterable[PartitionKey]) -> set[PartitionKey]:
     """Days the given windows were made from, as their manifests say, and their holdout days."""
-    days: set[str] = set()
+    days: set[PartitionKey] = set()
     for window in windows:
         days.add(window)
         for asset in WINDOW_ASSETS:
@@ -85,8 +85,7 @@ def needed_days(warehouse: Warehouse, windows: Iterable[str]) -> set[str]:
                 manifest = warehouse.manifest(asset, window)
             except LtvError:
                 continue
-            inputs = manifest.inputs if manifest is not None else {}
-            days |= {name.partition("/")[2] for name in inputs if name.startswith("flattened_features/")}
+            days.update(manifest.made_from("flattened_features") if manifest is not None else ())
     return days
 
 
@@ -99,7 +98,7 @@ def collect(project: Project, doomed: Sequence[Doomed]) -> list[str]:
     tracker = Tracker(project.config, project.warehouse)
     for item in doomed:
         if item.kind == "window":
-            problem = tracker.forget(item.key)
+            problem = tracker.forget(PartitionKey(item.key))
             if problem is not None:
                 problems.append(problem)
         for path in item.paths:
@@ -133,11 +132,11 @@ def _size(path: Path) -> int:
     return sum(f.lstat().st_size for f in files if f.is_file())
 
 
-def _window_keys(warehouse: Warehouse) -> set[str]:
+def _window_keys(warehouse: Warehouse) -> set[PartitionKey]:
     return {key for asset in WINDOW_ASSETS for key in warehouse.keys(asset)}
 
 
-def _window_paths(warehouse: Warehouse, key: str) -> list[Path]:
+def _window_paths(warehouse: Warehouse, key: PartitionKey) -> list[Path]:
     # The served model goes first: without it the window cannot be champion, whatever else is still there.
     root = warehouse.root
     folders = [warehouse.folder(asset, key) for asset in (*reversed(WINDOW_ASSETS), *DOCUMENT_FOLDERS)]
@@ -146,7 +145,7 @@ def _window_paths(warehouse: Warehouse, key: str) -> list[Path]:
     return [*folders, *verdicts, *comparisons, root / "tracking" / f"window={key}"]
 
 
-def _day_paths(warehouse: Warehouse, key: str) -> list[Path]:
+def _day_paths(warehouse: Warehouse, key: PartitionKey) -> list[Path]:
     root = warehouse.root
     folders = [warehouse.folder(asset, key) for asset in reversed(DAY_ASSETS)]
     verdicts = [root / "verdicts" / asset / key for asset in DAY_ASSETS]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import date, datetime
 
 import click
 from rich.markup import escape
@@ -17,13 +16,14 @@ from rich.table import Table
 from ltv_assets.cli.champion import print_champion
 from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 from ltv_assets.core.asset_specs import IMPRESSION_ASSETS
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 
 
 @click.command()
 @click.option("--window", type=DAY, default=None, help="holdout day; default: the last labelled day")
 @readable
-def run(window: datetime | None) -> None:
+def run(window: PartitionKey | None) -> None:
     """Bring everything the configuration asks for up to date, and say what was done.
 
     Days are inventoried and flattened, the window is trained, evaluated and refitted, test days are scored, the
@@ -48,7 +48,7 @@ def run(window: datetime | None) -> None:
             if not err.is_terminal:
                 err.print(escape(line))
 
-        report = run_everything(project, window=window.date() if window else None, announce=announce, advance=advance)
+        report = run_everything(project, window=window, announce=announce, advance=advance)
     for warning in report.warnings:
         err.print(f"[yellow]warning:[/] {escape(warning)}")
     for problem in report.problems:
@@ -57,16 +57,16 @@ def run(window: datetime | None) -> None:
         err.print(f"{len(report.executed)} partitions made, {report.fresh} already fresh, {report.seconds:.1f} s")
     else:
         err.print(f"everything is fresh: {report.fresh} partitions looked at, nothing to do, {report.seconds:.1f} s")
-    _print_headline(project, window.date() if window else None)
+    _print_headline(project, window)
     sys.exit(report.exit_code)
 
 
-def _print_headline(project: Project, window: date | None) -> None:
+def _print_headline(project: Project, window: PartitionKey | None) -> None:
     from ltv_assets.modeling.evaluation.segments import headline_of
     from ltv_assets.state.status import headline_figures
 
     day = project.window_or_last(window)
-    figures = headline_figures(project, str(day))
+    figures = headline_figures(project, day)
     if figures:
         table = Table(title=f"holdout {day}", title_justify="left")
         table.add_column("figure")
@@ -78,7 +78,7 @@ def _print_headline(project: Project, window: date | None) -> None:
                 low, high = row["low"], row["high"]
                 table.add_row(label, f"{row['value']:.4f}", f"{low:.4f} .. {high:.4f}" if low is not None and high is not None else "")
         console.print(table)
-        report = project.warehouse.folder("report", str(day)) / "report.html"
+        report = project.warehouse.folder("report", day) / "report.html"
         if report.is_file():
             console.print(f"report: {report}", markup=False)
     if project.horizon.test_days:

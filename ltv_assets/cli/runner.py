@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ltv_assets.core.errors import LtvError, TransientError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.instance import open_instance
 from ltv_assets.ingestion.calendar import uncovered_hours
 from ltv_assets.ingestion.inventory import unknown_entries
@@ -57,7 +57,7 @@ class Report:
         return 1 if self.problems else 0
 
 
-def run_everything(project: Project, *, window: date | None = None, announce: Callable[[int], None], advance: Progress) -> Report:
+def run_everything(project: Project, *, window: PartitionKey | None = None, announce: Callable[[int], None], advance: Progress) -> Report:
     """Bring days, the window, the predictions and the submission up to date.
 
     ``announce`` receives the number of partitions looked at, ``advance`` one line per partition done.
@@ -92,7 +92,7 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
             report.problems.clear()
             report.warnings += [f"{folder}: a file differed from its hash; the partition was made again" for folder in damaged]
             runner.execute(planned)
-    report.warnings += complete_documents(project, str(target))
+    report.warnings += complete_documents(project, target)
     if project.lake is not None:
         try:
             project.lake.push_all(project.warehouse)
@@ -104,15 +104,14 @@ def run_everything(project: Project, *, window: date | None = None, announce: Ca
     return report
 
 
-def replay_days(project: Project, days: Sequence[date], *, advance: Progress) -> Report:
+def replay_days(project: Project, days: Sequence[PartitionKey], *, advance: Progress) -> Report:
     """Make the given days again if anything of them changed since they were made; nothing downstream is touched."""
     report = Report()
     started = time.perf_counter()
     project.warehouse.writable()
     with staging(project.warehouse.root, RUN_FOLDER) as alive, ExitStack() as opened:
         runner = _Runner(project, opened, report, advance, {PROCESS_TAG: alive.name})
-        keys = tuple(str(day) for day in days)
-        runner.execute(steps(plan(project.lineage(), Targets(days=keys, windows=(), scored=(), submission=()))))
+        runner.execute(steps(plan(project.lineage(), Targets(days=tuple(days), windows=(), scored=(), submission=()))))
     report.warnings += project.refresh_catalogue()
     report.seconds = time.perf_counter() - started
     return report
@@ -131,7 +130,7 @@ def _end_abandoned_runs(project: Project, instance: DagsterInstance) -> None:
             instance.report_run_failed(run, "the process of this `ltv run` ended before the run did; what it left undone is made again")
 
 
-def _catch_up(project: Project, window: str) -> str | None:
+def _catch_up(project: Project, window: PartitionKey) -> str | None:
     """What a run left undone that was killed after it published a served model: the window competes for champion, and the
     registry hears of the champion. Returns a problem or None; costs two small reads where nothing was left."""
     from ltv_assets.tracking.client import Tracker

@@ -26,6 +26,7 @@ import yaml
 
 from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import LtvError, PermanentError, StaleError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.dataset import Floats, WindowData
 from ltv_assets.modeling.evaluation.metrics import auc, log_loss, paired_bootstrap, rmsle
 from ltv_assets.modeling.model_set import WindowModels
@@ -170,11 +171,11 @@ def _storage(optuna: Any, project: Project) -> Any:
     return optuna.storages.RDBStorage(f"sqlite:///{project.warehouse.root / 'tuning' / STUDY_FILE}")
 
 
-def _windows(project: Project, count: int) -> tuple[str, ...]:
+def _windows(project: Project, count: int) -> tuple[PartitionKey, ...]:
     """The newest ``count`` windows before the newest one, which is kept back; that one alone if there is no other."""
     last = project.window_or_last(None)
-    earlier = [w for w in project.horizon.window_keys() if w < last]
-    return tuple(str(w) for w in earlier[-count:] or [last])
+    earlier = [w for w in map(PartitionKey, project.horizon.window_keys()) if w < last]
+    return tuple(earlier[-count:] or [last])
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -230,7 +231,7 @@ class SearchedWindow:
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     @classmethod
-    def read(cls, project: Project, key: str) -> SearchedWindow:
+    def read(cls, project: Project, key: PartitionKey) -> SearchedWindow:
         """Raises StaleError if a day of the window is missing, outdated or not mature."""
         project.lineage().require_ready("histos_train", key)
         rows = WindowRows(project, key)
@@ -274,7 +275,7 @@ class SearchedWindow:
 class _Search:
     """One study: opening it, running trials, and saying what came of it."""
 
-    def __init__(self, project: Project, parts: tuple[str, ...], keys: tuple[str, ...], report: Callable[[str], None]) -> None:
+    def __init__(self, project: Project, parts: tuple[str, ...], keys: tuple[PartitionKey, ...], report: Callable[[str], None]) -> None:
         self.project = project
         self.keys = keys
         self.parts = parts
@@ -287,7 +288,7 @@ class _Search:
         self._tracker = Tracker(project.config, project.warehouse)
         self._delivery = PushResult((), (), None)
 
-    def window(self, key: str) -> SearchedWindow:
+    def window(self, key: PartitionKey) -> SearchedWindow:
         if key not in self._loaded:
             self._loaded[key] = SearchedWindow.read(self.project, key)
         return self._loaded[key]
@@ -388,7 +389,7 @@ class _Search:
 
     def _check(self, study: optuna.Study, number: int, settings: Settings) -> tuple[str, float, float, float, float] | None:
         """Best and present settings on the newest window, if it took no part; remembered with the study."""
-        key = str(self.project.window_or_last(None))
+        key = self.project.window_or_last(None)
         if key in self.keys:
             return None
         name = f"check of trial {number} on {key} {self.project.warehouse.fingerprint('flattened_features', key)}"

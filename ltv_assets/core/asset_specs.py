@@ -350,7 +350,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "evaluation",
         "lake",
-        code_version="1",
+        code_version="2",
         description=(
             "How far forecasts of groups were off: on the training days out of fold, on the holdout day by the models trained before it. "
             "Intervals of later forecasts rest on it."

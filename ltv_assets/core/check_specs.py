@@ -4,9 +4,8 @@ What belongs here: the declaration, and the lists made from it. What does not: j
 (``storage/warehouse.py``). Read next: ``../defs/asset_checks/training.py``.
 
 The functions read what any floor publishes, so they stand near the top; which of them block, and by which bounds they judge, is asked
-far below, wherever freshness is. As pytest does with its tests, this module knows their folder by name only and imports it when it is
-first asked: every process has the whole list, whatever it imported before, and no module depends on one above it to be imported.
-Those files are free of Dagster.
+far below, wherever freshness is. A program imports their folder where it begins (``../cli/app.py``, ``../definitions.py``), and with it
+every one of them; one that forgot is stopped at its first question, because without checks everything would pass.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from typing import Any, TypeVar
 
 from ltv_assets.core.asset_specs import ASSET_NAMES
+from ltv_assets.core.partition_key import PartitionKey
 
-FOLDER = "ltv_assets.defs.asset_checks"
 MAX_FAILING_ROWS = 10
 """Rows at fault that an outcome shows."""
 
@@ -34,11 +32,12 @@ class Outcome:
     rows: Sequence[Mapping[str, Any]] = ()
 
 
-CheckFunction = Callable[[Any, str], Outcome]
+CheckFunction = Callable[[Any, PartitionKey], Outcome]
 """From the opened project and a partition to an outcome."""
 StandingFunction = Callable[[Any], Outcome]
 F = TypeVar("F", bound=CheckFunction)
 S = TypeVar("S", bound=StandingFunction)
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +78,21 @@ def standing_check(function: S) -> S:
 @cache
 def check_specs() -> tuple[CheckSpec, ...]:
     """Every check of a partition, in the order of the assets."""
-    import_module(FOLDER)
-    return tuple(sorted(_DECLARED, key=lambda spec: ASSET_NAMES.index(spec.asset)))
+    return tuple(sorted(_known(_DECLARED), key=lambda spec: ASSET_NAMES.index(spec.asset)))
 
 
 def standing_checks() -> tuple[StandingFunction, ...]:
     """Every check of the warehouse as a whole."""
-    import_module(FOLDER)
-    return tuple(_STANDING)
+    return tuple(_known(_STANDING))
+
+
+def _known(declared: list[C]) -> list[C]:
+    if not declared:
+        raise RuntimeError(
+            "this process has not loaded the asset checks, and without them everything would pass; "
+            "write `import ltv_assets.defs.asset_checks` where the program begins"
+        )
+    return declared
 
 
 @cache

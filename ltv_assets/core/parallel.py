@@ -1,6 +1,6 @@
 """Tasks in order: the one shape in which work is handed to threads or to other processes.
 
-What belongs here: the order and the bound on what is under way. What does not: where tasks run (``distributed.py``) and
+What belongs here: the order and the bound on what is under way. What does not: where tasks run (``training/dask_cluster.py``) and
 what they compute.
 """
 

@@ -113,6 +113,11 @@ def hour_key(day: date, hour: int) -> str:
     return f"{day:%Y-%m-%d}-{hour:02d}-00"
 
 
+def hour_day(key: str) -> date:
+    """The day of an hour's key."""
+    return date.fromisoformat(key[:10])
+
+
 def layout_problem(pattern: str) -> str | None:
     """What is wrong with a pattern, with the remedy; None if it can be read."""
     if pattern != pattern.strip() or pattern.startswith("/") or any(level in ("", ".", "..") for level in pattern.split("/")):

@@ -2,7 +2,7 @@
 
 What belongs here: reading a YAML text by the core schema of YAML 1.2, in which ``off``, ``no`` and ``12:30`` are text, and
 the place and the wording of a key. PyYAML's own rules are those of 1.1, in which they are false and a number of seconds. What
-does not: what any key means (``config.py``, ``features/registry.py``).
+does not: what any key means (``config/schema.py``, ``features/registry.py``).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from starlette.staticfiles import StaticFiles
 
 from ltv_assets.core.errors import LtvError
 from ltv_assets.core.memory import release_memory
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.dashboard import charts, words
 from ltv_assets.dashboard.pages import PAGES, Links
 from ltv_assets.dashboard.reading import PublishedWarehouse
@@ -130,11 +131,11 @@ class Dashboard:
             except LtvError as error:
                 return self._render("problem.html", "impression", None, {"problem": str(error)})
             days = sorted(snap.warehouse.keys("predictions"), reverse=True)
-            day = choices.get("day", "") if choices.get("day", "") in days else (days[0] if days else "")
+            day = next((known for known in days if known == choices.get("day")), days[0] if days else None)
             row_id = choices.get("row", "")
             content: dict[str, Any] = {
                 "days": days,
-                "day": day,
+                "day": day or "",
                 "row_id": row_id,
                 "pasted": pasted,
                 "example": one.example(snap.project.contract),
@@ -152,7 +153,7 @@ class Dashboard:
                     explainer = self._explaining(snap)
                     features = explainer.pasted(pasted) if pasted is not None else explainer.picked(day, row_id)
                     content["explained"] = explainer.explain(features)
-                    content["stored"] = one.stored_score(snap.warehouse, day, row_id, names) if pasted is None else None
+                    content["stored"] = one.stored_score(snap.warehouse, day, row_id, names) if pasted is None and day else None
             except LtvError as error:
                 content["fault"] = str(error)
             return self._render("impression.html", "impression", snap, content)
@@ -168,10 +169,10 @@ class Dashboard:
         return self._explainer[1]
 
     def report(self, window: str) -> bytes | None:
-        """The report of a window, None if there is none; the name is looked up among the windows that have one."""
+        """The report of a window, None if there is none or no such window."""
         with self._lock:
             try:
-                return self._present().document("report", window, ".html") or None
+                return self._present().document("report", PartitionKey(window), ".html") or None
             except LtvError:
                 return None
 

@@ -9,7 +9,7 @@ Contributions of a booster add up to its raw score, so those of all features mad
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Contract, Scores
 from ltv_assets.core.errors import DataError, StaleError
+from ltv_assets.core.memory import release_memory
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.dashboard.reading import PublishedWarehouse
 from ltv_assets.features.impressions import example_impression, read_impressions
 from ltv_assets.features.schema import feature_names
@@ -37,8 +39,9 @@ SAMPLE_ROWS = 800
 """Impressions of the holdout day among which similar ones are looked for."""
 MAX_SCANNED_ROWS = 200_000
 BATCH_ROWS, CHUNK_ROWS = 512, 100
-BUFFER_BYTES = 1 << 14
-"""Read ahead of each column: without a bound, a column chunk is read whole, and a day of millions has large ones."""
+BUFFER_BYTES, COLUMNS_AT_ONCE = 1 << 14, 32
+"""Read ahead of each column, and columns read together: a column chunk is else read whole, of a day of millions a large one, and a reader
+holds a decoded page of every column that it reads."""
 NEAREST, SHOWN_NEIGHBOURS, SHOWN_TERMS = 50, 6, 8
 OFFERED_TOP, OFFERED_SPREAD = 5, 7
 
@@ -72,7 +75,7 @@ class Neighbour:
 class Explained:
     """A scored impression: the published columns, terms of who pays and of how much, and what alike impressions brought."""
 
-    window: str
+    window: PartitionKey
     scores: Mapping[str, float]
     who: tuple[Term, ...]
     amount: tuple[Term, ...]
@@ -88,7 +91,7 @@ class Explained:
 class Explainer:
     """The served model of a window, opened once; call it from one thread at a time."""
 
-    def __init__(self, project: Project, warehouse: PublishedWarehouse, window: str) -> None:
+    def __init__(self, project: Project, warehouse: PublishedWarehouse, window: PartitionKey) -> None:
         from ltv_assets.modeling.model_store import read_served
 
         self.project, self.warehouse, self.window = project, warehouse, window
@@ -135,7 +138,7 @@ class Explainer:
             raise DataError(impressions.problems[0])
         return self._flattener.features(impressions.table)
 
-    def picked(self, day: str, row_id: str) -> pa.Table:
+    def picked(self, day: PartitionKey, row_id: str) -> pa.Table:
         """Features of a stored impression; raises StaleError if the day is not there, DataError if it has no such row."""
         return self.warehouse.read("flattened_features", day, lambda files: find_row(files, row_id, self.names, day))
 
@@ -248,7 +251,7 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------------ files
 
 
-def find_row(files: Sequence[Path], row_id: str, columns: Sequence[str], day: str) -> pa.Table:
+def find_row(files: Sequence[Path], row_id: str, columns: Sequence[str], day: PartitionKey) -> pa.Table:
     """Some columns of the row with this id; raises DataError if no file has it."""
     for path in files:
         with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
@@ -260,12 +263,26 @@ def find_row(files: Sequence[Path], row_id: str, columns: Sequence[str], day: st
 
 
 def _row_at(file: pq.ParquetFile, group: int, place: int, columns: Sequence[str]) -> pa.Table:
+    return _side_by_side(columns, lambda names: _row_of(file, group, place, names))
+
+
+def _row_of(file: pq.ParquetFile, group: int, place: int, columns: Sequence[str]) -> pa.Table:
     before = 0
     for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
         if place < before + batch.num_rows:
-            return pa.Table.from_batches([batch.slice(place - before, 1)]).select(list(columns))
+            return pa.Table.from_batches([batch.take(pa.array([place - before]))])
         before += batch.num_rows
     raise DataError(f"row {place} of row group {group} is beyond its end; run `ltv status --verify`")
+
+
+def _side_by_side(columns: Sequence[str], read: Callable[[Sequence[str]], pa.Table]) -> pa.Table:
+    """The same rows of all columns, read some columns at a time."""
+    found: dict[str, pa.ChunkedArray] = {}
+    for low in range(0, len(columns), COLUMNS_AT_ONCE):
+        part = read(columns[low : low + COLUMNS_AT_ONCE])
+        found |= dict(zip(part.column_names, part.columns, strict=True))
+        release_memory()
+    return pa.table({name: found[name] for name in columns})
 
 
 def spread_rows(files: Sequence[Path], columns: Sequence[str], most: int) -> pa.Table:
@@ -273,15 +290,19 @@ def spread_rows(files: Sequence[Path], columns: Sequence[str], most: int) -> pa.
     groups = [(path, g, n) for path in files for g, n in enumerate(_group_rows(path))]
     kept = groups[:: max(1, -(-sum(n for *_, n in groups) // MAX_SCANNED_ROWS))]
     total = sum(n for *_, n in kept)
-    wanted = np.unique(np.linspace(0, max(total - 1, 0), min(most, total)).astype(np.int64))
+    if not total:
+        raise StaleError("the day has no rows")
+    wanted = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
+    return _side_by_side(columns, lambda names: _taken(kept, names, wanted))
+
+
+def _taken(groups: Sequence[tuple[Path, int, int]], columns: Sequence[str], wanted: NDArray[np.int64]) -> pa.Table:
     taken, before = [], 0
-    for batch in _batches(kept, columns):
+    for batch in _batches(groups, columns):
         here = wanted[(wanted >= before) & (wanted < before + batch.num_rows)] - before
         taken.append(pa.Table.from_batches([batch.take(pa.array(here))]))
         before += batch.num_rows
-    if not taken:
-        raise StaleError("the day has no rows")
-    return pa.concat_tables(taken, promote_options="permissive").select(list(columns))
+    return pa.concat_tables(taken, promote_options="permissive")
 
 
 def _group_rows(path: Path) -> list[int]:
@@ -295,7 +316,7 @@ def _batches(groups: Sequence[tuple[Path, int, int]], columns: Sequence[str]) ->
             yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False)
 
 
-def offered_rows(warehouse: PublishedWarehouse, day: str, names: Scores) -> list[dict[str, Any]]:
+def offered_rows(warehouse: PublishedWarehouse, day: PartitionKey, names: Scores) -> list[dict[str, Any]]:
     """Some impressions of a scored day to pick from: those with the highest expected revenue, then some spread over the day."""
 
     def made(files: list[Path]) -> list[dict[str, Any]]:
@@ -312,7 +333,7 @@ def offered_rows(warehouse: PublishedWarehouse, day: str, names: Scores) -> list
     return warehouse.remembered("offered rows", "predictions", day, lambda: warehouse.read("predictions", day, made))
 
 
-def stored_score(warehouse: PublishedWarehouse, day: str, row_id: str, names: Scores) -> dict[str, Any] | None:
+def stored_score(warehouse: PublishedWarehouse, day: PartitionKey, row_id: str, names: Scores) -> dict[str, Any] | None:
     """The published prediction of one impression; None if its day is not scored or has no such row."""
     columns = ["row_id", "buyer_probability", names.expected, names.ltv[0], "predicted_zero"]
     try:

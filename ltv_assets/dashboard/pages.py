@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from ltv_assets.core.asset_specs import ASSET_NAMES, SPECS
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.dashboard import charts
 from ltv_assets.dashboard import words as w
 from ltv_assets.dashboard.charts import Curve, Line
 from ltv_assets.dashboard.snapshot import WHOLE, Curves, Snapshot
-from ltv_assets.ingestion.calendar import parse_day, today
+from ltv_assets.ingestion.calendar import today
 from ltv_assets.modeling.evaluation.metrics import outcome_figures
 from ltv_assets.modeling.evaluation.segments import ALL, MISSING, OTHER, headline_of, metrics_of
 
@@ -29,7 +30,6 @@ Choices = Mapping[str, str]
 RECENT_DAYS = 35
 MAX_NOT_FRESH = 12
 MAX_WARNINGS = 12
-COVERAGE_AIM = 0.80
 COMPARED = ("expected_payers", "payers", "payers_inside", "expected_revenue_usd", "revenue_capped_usd", "revenue_inside")
 """Columns of ``cohort_outcome`` that say how good forecasts were."""
 SHARE_TOPS = (1.0, 1.02)
@@ -70,9 +70,11 @@ class Chart:
     note: str = ""
 
 
-def _chosen(choices: Choices, name: str, among: Sequence[str], usual: str) -> str:
-    found = choices.get(name, "")
-    return found if found in among else usual
+T = TypeVar("T")
+
+
+def _chosen(choices: Choices, name: str, among: Sequence[T], usual: T) -> T:
+    return next((known for known in among if known == choices.get(name)), usual)
 
 
 def _over_days(
@@ -137,7 +139,7 @@ def today_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
     }
 
 
-def _facts(snap: Snapshot, asset: str, key: str) -> Mapping[str, Any]:
+def _facts(snap: Snapshot, asset: str, key: PartitionKey) -> Mapping[str, Any]:
     manifest = snap.warehouse.manifest(asset, key)
     return manifest.facts if manifest is not None else {}
 
@@ -151,14 +153,14 @@ def _champion(snap: Snapshot) -> dict[str, Any] | None:
         "window": champion.window,
         "why": champion.why,
         "pinned": champion.pinned,
-        "age": w.age(max(0, (today() - parse_day(champion.window)).days)),
-        "behind": max(0, (parse_day(newest) - parse_day(champion.window)).days),
+        "age": w.age(max(0, (today() - champion.window.day).days)),
+        "behind": max(0, (newest.day - champion.window.day).days),
         "reigns": tuple(reversed(snap.reigns))[:6],
         "has_report": snap.warehouse.manifest("report", champion.window) is not None,
     }
 
 
-def _holdout_money(snap: Snapshot, window: str) -> tuple[float | None, float | None]:
+def _holdout_money(snap: Snapshot, window: PartitionKey) -> tuple[float | None, float | None]:
     """(expected, recorded) revenue of a holdout day, each row up to the cap, from its published figures."""
     revenue, tail, bias = (snap.figure(window, m)[0] for m in ("revenue_usd", "tail_factor", "bias_ratio_capped"))
     if revenue is None or not tail:
@@ -257,8 +259,10 @@ def money_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
                 "mille_high": _ratio(1000 * r["revenue_high_usd"], r["rows"]),
                 "bar": charts.interval_bar(r["expected_revenue_usd"], r["revenue_low_usd"], r["revenue_high_usd"], top, told=told),
                 "actual": known.get(r["value"], {}).get("revenue_capped_usd"),
+                "outside": not known.get(r["value"], {}).get("revenue_inside", True),
             }
         )
+    outcome = snap.outcome_total(day)
     return {
         "days": days,
         "day": day,
@@ -268,6 +272,7 @@ def money_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]
         "facts": _facts(snap, "cohort_forecast", day),
         "rows": rows,
         "has_outcome": bool(known),
+        "total_actual": outcome["revenue_capped_usd"] if outcome is not None else None,
         "concentration": _concentration_chart(rows, segment, day),
         "capture": _capture_chart(snap),
         "trend": _trend_chart(snap, segment, [r["value"] for r in groups[:4]]),
@@ -322,7 +327,7 @@ def _whole_percent(share: float) -> str:
 
 def _capture_chart(snap: Snapshot) -> Chart | None:
     """What buying by score would have caught on the champion's holdout day."""
-    window = snap.champion.window if snap.champion is not None else max(snap.windows, default="")
+    window = snap.champion.window if snap.champion is not None else max(snap.windows, default=None)
     curves = snap.curves(window)
     if curves is None:
         return None
@@ -363,14 +368,21 @@ def _trend_chart(snap: Snapshot, segment: str, values: Sequence[str]) -> Chart:
 # ---------------------------------------------------------------------------------------------------------------- trust
 
 
+def _usual_window(snap: Snapshot, windows: Sequence[PartitionKey]) -> PartitionKey | None:
+    """The champion's, else the newest; None without any."""
+    return snap.champion.window if snap.champion is not None and snap.champion.window in windows else next(iter(windows), None)
+
+
 def trust_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, Any]:
     """Whether forecasts held what they promised: coverage, calibration, zero rate, drift, windows over time."""
     windows = sorted(snap.windows, reverse=True)
-    usual = snap.champion.window if snap.champion is not None and snap.champion.window in snap.windows else (windows[0] if windows else "")
+    usual = (
+        snap.champion.window if snap.champion is not None and snap.champion.window in snap.windows else (windows[0] if windows else None)
+    )
     window = _chosen(choices, "window", windows, usual)
     return {
         "windows": windows,
-        "window": window,
+        "window": window or "",
         "coverage": _coverage(_outcome_rows(snap, whole=True)),
         "coverage_segments": _coverage_by_segment(snap),
         "coverage_sizes": _coverage_by_size(snap),
@@ -420,7 +432,7 @@ def _coverage_by_size(snap: Snapshot) -> list[tuple[str, dict[str, Any]]]:
     return [(name, c) for name, c in found if c is not None]
 
 
-def _calibration_chart(snap: Snapshot, window: str) -> Chart | None:
+def _calibration_chart(snap: Snapshot, window: PartitionKey | None) -> Chart | None:
     curves = snap.curves(window)
     if curves is None:
         return None
@@ -502,8 +514,7 @@ def compare_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, An
     windows = sorted(snap.windows, reverse=True)
     if not windows:
         return {"windows": ()}
-    usual = snap.champion.window if snap.champion is not None and snap.champion.window in windows else windows[0]
-    first = _chosen(choices, "a", windows, usual)
+    first = _chosen(choices, "a", windows, _usual_window(snap, windows) or windows[0])
     others = [k for k in windows if k != first]
     second = _chosen(choices, "b", windows, next((k for k in others if k < first), others[0] if others else first))
     settings = [snap.settings(k) for k in (first, second)]
@@ -527,7 +538,7 @@ def compare_page(snap: Snapshot, choices: Choices, links: Links) -> dict[str, An
     }
 
 
-def _compared(snap: Snapshot, first: str, second: str) -> list[tuple[str, str]]:
+def _compared(snap: Snapshot, first: PartitionKey, second: PartitionKey) -> list[tuple[str, str]]:
     headline, metrics = _headline(snap), metrics_of(snap.project.contract.scores)
     present = {m for k in (first, second) for m, segment in snap.windows[k] if segment == ALL}
     return [
@@ -542,7 +553,7 @@ def _headline(snap: Snapshot) -> dict[str, str]:
     return dict(headline_of(snap.project.contract.scores))
 
 
-def _side_by_side(snap: Snapshot, name: str, label: str, first: str, second: str) -> dict[str, Any]:
+def _side_by_side(snap: Snapshot, name: str, label: str, first: PartitionKey, second: PartitionKey) -> dict[str, Any]:
     a, b = snap.figure(first, name), snap.figure(second, name)
     metric = metrics_of(snap.project.contract.scores)[name]
     better = metric.better
@@ -572,7 +583,7 @@ def _side_by_side(snap: Snapshot, name: str, label: str, first: str, second: str
     }
 
 
-def _window_row(snap: Snapshot, key: str, links: Links) -> dict[str, Any]:
+def _window_row(snap: Snapshot, key: PartitionKey, links: Links) -> dict[str, Any]:
     difference = snap.figure(key, "rmsle_minus_reference")
     verdict = "not compared"
     if difference[0] is not None:

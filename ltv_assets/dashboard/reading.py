@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ltv_assets.core.asset_specs import ASSET_NAMES
 from ltv_assets.core.errors import LtvError, ModelFileError, PermanentError
 from ltv_assets.core.hashing import short_hash
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.champion import CHAMPION_FILE
 from ltv_assets.storage.files import STAGING_FOLDER, previous_of
 from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest
@@ -45,11 +46,11 @@ class PublishedWarehouse(Warehouse):
         """Refused."""
         self.write()
 
-    def files(self, asset: str, key: str, *, verify: bool = False) -> tuple[Path, ...]:
+    def files(self, asset: str, key: PartitionKey, *, verify: bool = False) -> tuple[Path, ...]:
         """Files of the partition's relation in manifest order; they are not hashed, whatever ``verify`` says."""
         return super().files(asset, key, verify=False)
 
-    def manifest(self, asset: str, key: str) -> Manifest | None:
+    def manifest(self, asset: str, key: PartitionKey) -> Manifest | None:
         """As `Warehouse.manifest`, parsed once for each published file.
 
         Waits for a partition that is being replaced at this moment where that takes two renames.
@@ -74,7 +75,7 @@ class PublishedWarehouse(Warehouse):
                 return found
         return None
 
-    def _consistently(self, asset: str, key: str, read: Callable[[Manifest], T]) -> T:
+    def _consistently(self, asset: str, key: PartitionKey, read: Callable[[Manifest], T]) -> T:
         for attempt in range(ATTEMPTS):
             manifest = self.require(asset, key, f"materialize {asset} for {key} first")
             try:
@@ -84,7 +85,7 @@ class PublishedWarehouse(Warehouse):
                     raise
         raise AssertionError("unreachable")
 
-    def read(self, asset: str, key: str, of: Callable[[list[Path]], T], *, name: str = "") -> T:
+    def read(self, asset: str, key: PartitionKey, of: Callable[[list[Path]], T], *, name: str = "") -> T:
         """``of`` the files of a partition: of its relation, or the one called ``name``.
 
         Read again if the partition is replaced meanwhile. Raises StaleError if there is no such partition or file, DataError if it cannot
@@ -104,7 +105,7 @@ class PublishedWarehouse(Warehouse):
             reason = " ".join(str(error).split())
             raise ModelFileError(f"{asset} {key}: cannot be read ({reason:.200}); run `ltv status --verify`, then `ltv run`") from None
 
-    def remembered(self, what: str, asset: str, key: str, of: Callable[[], T]) -> T:
+    def remembered(self, what: str, asset: str, key: PartitionKey, of: Callable[[], T]) -> T:
         """``of()``, made once for the present content of a partition."""
         return self.recalled(f"{what} {asset} {key} {self.fingerprint(asset, key)}", of)
 
@@ -117,7 +118,7 @@ class PublishedWarehouse(Warehouse):
         found: T = self._remembered[identity]
         return found
 
-    def rows(self, asset: str, key: str) -> list[dict[str, Any]]:
+    def rows(self, asset: str, key: PartitionKey) -> list[dict[str, Any]]:
         """Rows of a small relation, in the order of its files."""
 
         def make() -> list[dict[str, Any]]:
@@ -125,7 +126,7 @@ class PublishedWarehouse(Warehouse):
 
         return self.remembered("rows", asset, key, make)
 
-    def columns(self, asset: str, key: str, names: Sequence[str], *, name: str = "") -> pa.Table:
+    def columns(self, asset: str, key: PartitionKey, names: Sequence[str], *, name: str = "") -> pa.Table:
         """Some columns of a partition's files, row group by row group; not remembered."""
 
         def make(files: list[Path]) -> pa.Table:
@@ -170,10 +171,10 @@ class PublishedWarehouse(Warehouse):
         return tuple(sorted(found))
 
 
-def by_partition(warehouse: PublishedWarehouse, asset: str, problems: list[str], keys: Sequence[str] | None = None) -> Mapping[str, Any]:
+def by_partition(warehouse: PublishedWarehouse, asset: str, problems: list[str]) -> Mapping[PartitionKey, Any]:
     """{partition: rows} of every partition of a small relation that can be read; the others are named in ``problems``."""
     found = {}
-    for key in warehouse.keys(asset) if keys is None else keys:
+    for key in warehouse.keys(asset):
         try:
             found[key] = warehouse.rows(asset, key)
         except LtvError as error:

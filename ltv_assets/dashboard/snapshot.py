@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.asset_specs import ASSET_NAMES, SPECS
 from ltv_assets.core.errors import LtvError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.dashboard.reading import PublishedWarehouse, by_partition
 from ltv_assets.modeling.evaluation import metrics
 from ltv_assets.modeling.evaluation.segments import ALL
@@ -124,42 +125,42 @@ class Snapshot:
     # --------------------------------------------------------------------------------------------------------- forecasts
 
     @cached_property
-    def forecasts(self) -> Mapping[str, list[dict[str, Any]]]:
+    def forecasts(self) -> Mapping[PartitionKey, list[dict[str, Any]]]:
         """{day: rows of ``cohort_forecast``}."""
         return self._relation("cohort_forecast")
 
     @cached_property
-    def outcomes(self) -> Mapping[str, list[dict[str, Any]]]:
+    def outcomes(self) -> Mapping[PartitionKey, list[dict[str, Any]]]:
         """{day: rows of ``cohort_outcome``}."""
         return self._relation("cohort_outcome")
 
-    def total(self, day: str) -> dict[str, Any] | None:
+    def total(self, day: PartitionKey) -> dict[str, Any] | None:
         """The forecast of a whole day."""
         return next((row for row in self.forecasts.get(day, ()) if row["segment"] == WHOLE), None)
 
-    def outcome_total(self, day: str) -> dict[str, Any] | None:
+    def outcome_total(self, day: PartitionKey) -> dict[str, Any] | None:
         """What a whole day brought."""
         return next((row for row in self.outcomes.get(day, ()) if row["segment"] == WHOLE), None)
 
     # ----------------------------------------------------------------------------------------------------------- windows
 
     @cached_property
-    def windows(self) -> dict[str, Figures]:
+    def windows(self) -> dict[PartitionKey, Figures]:
         """{window: {(metric, segment): (value, low, high)}} of every evaluated window."""
         found = by_partition(self.warehouse, "holdout_metrics", self.problems)
         return {key: {(r["metric"], r["segment"]): (r["value"], r["low"], r["high"]) for r in rows} for key, rows in found.items()}
 
-    def figure(self, window: str, metric: str, segment: str = ALL) -> tuple[float | None, float | None, float | None]:
+    def figure(self, window: PartitionKey | None, metric: str, segment: str = ALL) -> tuple[float | None, float | None, float | None]:
         """Value and interval of a figure; None where there is none."""
-        return tuple(_number(v) for v in self.windows.get(window, {}).get((metric, segment), (None, None, None)))  # type: ignore[return-value]
+        return tuple(_number(v) for v in (self.windows.get(window, {}) if window else {}).get((metric, segment), (None, None, None)))  # type: ignore[return-value]
 
-    def curves(self, window: str) -> Curves | None:
+    def curves(self, window: PartitionKey | None) -> Curves | None:
         """Curves of a window's holdout; None if it has none."""
-        if "holdout_metrics" not in SPECS or window not in self.windows:
+        if "holdout_metrics" not in SPECS or window is None or window not in self.windows:
             return None
         return self._try(lambda: self.warehouse.remembered("curves", "holdout_metrics", window, lambda: self._curves(window)), None)
 
-    def _curves(self, window: str) -> Curves:
+    def _curves(self, window: PartitionKey) -> Curves:
         names = self.project.contract.scores
         columns = (names.observed, names.ltv[0], "buyer_probability")
         table = self.warehouse.columns("holdout_metrics", window, columns, name=SCORES_FILE)
@@ -187,7 +188,7 @@ class Snapshot:
                 found[key]["predicted"] = share
         return dict(sorted(found.items()))
 
-    def _zero_rate(self, key: str) -> float | None:
+    def _zero_rate(self, key: PartitionKey) -> float | None:
         def counted(files: list[Any]) -> tuple[int, int]:
             zeros = rows = 0
             for path in files:
@@ -202,7 +203,7 @@ class Snapshot:
 
     # ------------------------------------------------------------------------------------------------- records and documents
 
-    def settings(self, window: str) -> dict[str, str]:
+    def settings(self, window: PartitionKey) -> dict[str, str]:
         """Settings that shaped a window's models, as they were recorded for MLflow; empty if tracking was off."""
         outbox = Outbox(self.warehouse.root)
         identity = outbox.current(window)
@@ -211,7 +212,7 @@ class Snapshot:
         found = read_json(outbox.folder(window) / identity / WINDOW_STAGE / "record.json").get("params", {})
         return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
-    def tracked_run(self, window: str) -> str | None:
+    def tracked_run(self, window: PartitionKey) -> str | None:
         """MLflow's run of a window's models, if one was made."""
         outbox = Outbox(self.warehouse.root)
         identity = outbox.current(window)
@@ -232,21 +233,21 @@ class Snapshot:
                 self.problems.append(f"comparison {path.name}: cannot be read ({error})")
         return sorted(found, key=lambda row: (row["challenger"], row["champion"]), reverse=True)
 
-    def ablation(self, window: str) -> list[dict[str, Any]]:
+    def ablation(self, window: PartitionKey) -> list[dict[str, Any]]:
         """Rows of a window's ablation; empty if none was made."""
         if self.warehouse.manifest("ablation", window) is None:
             return []
         data = self.document("ablation", window, ".csv")
         return pa_csv.read_csv(io.BytesIO(data)).to_pylist() if data else []
 
-    def document(self, kind: str, window: str, suffix: str) -> bytes:
+    def document(self, kind: str, window: PartitionKey, suffix: str) -> bytes:
         """The file of a window's document (report, ablation, model card) that ends so; empty if there is none."""
         files = self._try(lambda: self.warehouse.artifacts(kind, window), {}) if window in self.warehouse.keys(kind) else {}
         return next((data for name, data in sorted(files.items()) if name.endswith(suffix)), b"")
 
     # ----------------------------------------------------------------------------------------------------------- helpers
 
-    def _relation(self, asset: str) -> Mapping[str, list[dict[str, Any]]]:
+    def _relation(self, asset: str) -> Mapping[PartitionKey, list[dict[str, Any]]]:
         return by_partition(self.warehouse, asset, self.problems) if asset in SPECS else {}
 
     def _try(self, make: Any, otherwise: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ltv_assets.core.asset_specs import RELATIONS, SPECS
+from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.contract import Scores
 from ltv_assets.modeling.evaluation.segments import metrics_of
 
@@ -115,11 +115,6 @@ def age(days: int) -> str:
 def plural(number: int, one: str, many: str = "") -> str:
     """A count and its noun."""
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
-
-
-def asset_words(asset: str) -> str:
-    """What an asset holds, in one sentence."""
-    return SPECS[asset].description if asset in SPECS else ""
 
 
 def column_words(relation: str, column: str) -> str:

@@ -2,7 +2,7 @@
 
 Dagster's own ``eager()`` does not fit three ways: its latest time window is the last *lookahead* day, not the last day with
 data; a day is "not missing" though it failed its checks in another run; and labels ripen by the calendar, not by an event.
-`InputsReady` asks the warehouse instead (``readiness.py``): a partition is requested when everything it is made from is
+`InputsReady` asks the warehouse instead (``state/readiness.py``): a partition is requested when everything it is made from is
 fresh, passed its blocking checks and is mature, when it is not fresh itself, and when it was not requested before with the
 same inputs. The last point bounds failures: a window that fails is tried again when its inputs change, not every 30 seconds.
 """

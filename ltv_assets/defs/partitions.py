@@ -1,7 +1,7 @@
 """The two clocks as Dagster partitions.
 
 ``days`` is the day of the impressions; ``windows`` is the holdout day of a training window. The mappings say which days a
-window reads; Dagster clamps them at the first day, so every window asset verifies its days itself (``lineage.py``).
+window reads; Dagster clamps them at the first day, so every window asset verifies its days itself (``state/freshness.py``).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import dagster as dg
 from ltv_assets.core.asset_specs import CODE_VERSIONS, SPECS, OutputColumn, Upstream
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, NoSpaceError, TransientError, explained
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.partitions import holdout_mapping, training_days_mapping
 from ltv_assets.defs.resources import CatalogueResource, ProjectResource, TrackingResource
 from ltv_assets.state.project import Project
@@ -56,7 +57,7 @@ class Publication:
     catalogue: CatalogueResource
     tracker: Tracker
     asset: str
-    key: str
+    key: PartitionKey
     run_id: str
     inputs: dict[str, str]
     started: float
@@ -147,7 +148,7 @@ def asset(
                 from ltv_assets.promotion.promotion import settle_champion
 
                 settle_champion(opened)
-            key = context.partition_key if context.has_partition_key else opened.submission_key
+            key = PartitionKey(context.partition_key) if context.has_partition_key else opened.submission_key
             sweep_staging(opened.warehouse.root)
             opened.warehouse.writable()
             inputs = opened.lineage().require_ready(name, key)

@@ -1,6 +1,6 @@
 """Schedules: score the unlabelled days daily, retrain weekly, look at the warehouse as a whole daily. All are off until switched on.
 
-A schedule asks for what is not fresh and could be made now (``readiness.py``); a quiet day costs no run.
+A schedule asks for what is not fresh and could be made now (``state/readiness.py``); a quiet day costs no run.
 """
 
 import dagster as dg

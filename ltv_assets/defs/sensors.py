@@ -1,7 +1,7 @@
 """Sensors: a day has landed or was rewritten, and the champion's figures left their bounds. All are off until switched on.
 
-Thin: what has landed is found by ``landing.py``, what is fresh by ``lineage.py``, what asks for retraining by
-``watching.py``. A sensor keeps in its cursor what it has asked for, so a day that fails is asked for again only when its
+Thin: what has landed is found by ``ingestion/arrivals.py``, what is fresh by ``state/freshness.py``, what asks for retraining by
+``monitoring/retraining.py``. A sensor keeps in its cursor what it has asked for, so a day that fails is asked for again only when its
 files change, and a look without news costs a few directory listings. Windows and scores follow by ``automation.py``.
 """
 
@@ -13,6 +13,7 @@ import dagster as dg
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError
 from ltv_assets.core.hashing import json_hash
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.automation import sensor as automation_sensor
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.ingestion.arrivals import landings
@@ -44,7 +45,7 @@ def _days_landed(config: Config, days: dg.PartitionsDefinition) -> dg.SensorDefi
         asked = _asked(context.cursor)
         requests, notes = [], []
         for landing in landings(project.config, project.horizon):
-            key = str(landing.day)
+            key = PartitionKey(landing.day)
             fingerprint, count = asked.get(key, ("", 0))
             if fingerprint == landing.fingerprint:
                 continue
@@ -69,7 +70,7 @@ def _days_landed(config: Config, days: dg.PartitionsDefinition) -> dg.SensorDefi
                     tags={REASON_TAG: f"{why}; it was {status.state}"},
                 )
             )
-        known = {str(day) for day in (*project.horizon.train_days, *project.horizon.test_days)}
+        known = {PartitionKey(day) for day in (*project.horizon.train_days, *project.horizon.test_days)}
         cursor = json.dumps({key: value for key, value in asked.items() if key in known}, sort_keys=True)
         skip = None if requests else "; ".join(notes) or "no day landed or changed since the last look"
         return dg.SensorResult(run_requests=requests, skip_reason=skip, cursor=cursor)

@@ -12,6 +12,7 @@ from datetime import date
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.hashing import short_hash
+from ltv_assets.core.time_layout import hour_day
 from ltv_assets.ingestion.calendar import Horizon, hours_per_day, today
 from ltv_assets.ingestion.raw_days import Split, hourly_folders
 
@@ -48,7 +49,7 @@ def landings(config: Config, horizon: Horizon) -> tuple[Landing, ...]:
         entries: dict[date, list[tuple[str, int, int]]] = defaultdict(list)
         hours: dict[date, set[str]] = defaultdict(set)
         for key, hour in hourly_folders(config, split).items():
-            day = date.fromisoformat(key[:10])
+            day = hour_day(key)
             if day not in days or day > last:
                 continue
             for path in hour.files():

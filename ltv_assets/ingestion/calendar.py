@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from ltv_assets.core.config import Config, DateRanges
-from ltv_assets.core.config import parse_day as day_of
+from ltv_assets.core.config import Config, DateRanges, parse_day
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import ConfigError, DataError, StaleError
+from ltv_assets.core.time_layout import hour_day
 from ltv_assets.ingestion.raw_days import Split, found_hours, hourly_folders, shares_root, split_folder
 
 FALLBACK_FIRST_DAY = date(2025, 10, 1)
@@ -28,17 +28,9 @@ def today() -> date:
     if not text:
         return datetime.now(UTC).date()
     try:
-        return day_of(text)
+        return parse_day(text)
     except ValueError:
         raise ConfigError(f"environment variable LTV_TODAY: expected a day such as 2025-11-01, found {text!r:.80}") from None
-
-
-def parse_day(key: str) -> date:
-    """Day of a partition key; raises DataError for anything but YYYY-MM-DD, so a key cannot be a path out of the warehouse."""
-    try:
-        return day_of(key)
-    except ValueError:
-        raise DataError(f"partition key {key!r}: expected a day such as 2025-10-06") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +116,7 @@ def _between(first: date, last: date) -> tuple[date, ...]:
 
 def days_of(hours: Iterable[str]) -> tuple[date, ...]:
     """Days of some hour keys, in order."""
-    return tuple(sorted({date.fromisoformat(key[:10]) for key in hours}))
+    return tuple(sorted({hour_day(key) for key in hours}))
 
 
 def discover(config: Config) -> Horizon:
@@ -178,7 +170,7 @@ def uncovered_hours(config: Config, horizon: Horizon, day: date | None = None) -
         base, others = split_folder(config, split), horizon.test_days if split == "train" else horizon.train_days
         hours: dict[date, list[int]] = {}
         for key in found_hours(config, split):
-            found = date.fromisoformat(key[:10])
+            found = hour_day(key)
             if found not in own and day in (None, found):
                 hours.setdefault(found, []).append(int(key[11:13]))
         limit = (config.data.train if split == "train" else config.data.test).max_partitions

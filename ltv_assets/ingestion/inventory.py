@@ -44,7 +44,7 @@ ENGINE_COLUMNS = ("file_index", "file_row_number")
 """Columns DuckDB adds to every file it reads, unless the file has its own."""
 
 HOURS = tuple(range(24))
-DECLARED_IN_VAIN = "if no file will have it, correct its name or source there, or remove it there and in the features"
+_DECLARED_IN_VAIN = "if no file will have it, correct its name or source there, or remove it there and in the features"
 """How messages about a column end that no file of a day has."""
 
 NO_PERMISSION = "no permission to read it"
@@ -72,6 +72,18 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SchemaError:
+    """A file that breaks the contract. ``is_contracts``: no file of the day has the column, so the contract may be what is wrong."""
+
+    path: str
+    text: str
+    is_contracts: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
 class DayInventory:
     """All files of one day, below ``root``, with findings about the whole day.
 
@@ -87,7 +99,7 @@ class DayInventory:
     empty_hours: tuple[str, ...]
     columns_missing: tuple[str, ...]
     columns_unexpected: tuple[str, ...]
-    schema_errors: tuple[str, ...]
+    schema_errors: tuple[SchemaError, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -405,7 +417,7 @@ def schema_fingerprint(schema: pa.Schema) -> str:
 
 def _compare_schemas(
     contract: Contract, split: Split, good: list[FileRecord], schemas: Mapping[str, pa.Schema]
-) -> tuple[tuple[str, ...], tuple[str, ...], list[str], list[str]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], list[SchemaError], list[str]]:
     required = contract.required(split == "train")
     # With folders that say the hour, a column of it is not needed, nor read.
     moment = contract.time.column if contract.layout is not None else None
@@ -434,11 +446,15 @@ def _compare_schemas(
 
     def nowhere(name: str) -> str:
         """Where a column that no file has is declared, and what to do; empty where some file has it."""
-        return "" if name in present else f"; {contract.place(name)} expects {contract.by_name[name].in_files}: {DECLARED_IN_VAIN}"
+        return "" if name in present else f"; {contract.place(name)} expects {contract.by_name[name].in_files}: {_DECLARED_IN_VAIN}"
 
     errors = [
-        f"{path}: required column {contract.by_name[name].in_files} is missing; "
-        f"expected it in every file of {split}/; deliver the file again{nowhere(name)}"
+        SchemaError(
+            path,
+            f"required column {contract.by_name[name].in_files} is missing; "
+            f"expected it in every file of {split}/; deliver the file again{nowhere(name)}",
+            name not in present,
+        )
         for path, name in lacking
     ]
     warnings = [f"column {written} is read as {name} in {where(files)}" for (name, written), files in sorted(renamed_in.items())]

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from ltv_assets.core.config import FIRST_DAY, LAST_DAY, Config, DateRanges
 from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import DataError
-from ltv_assets.core.time_layout import TimeLayout, hour_key
+from ltv_assets.core.time_layout import TimeLayout, hour_day, hour_key
 from ltv_assets.features.flatten.moments import INT96_UNIT, days_of_hours, hours_of_rows
 from ltv_assets.features.naming import contract_names
 from ltv_assets.ingestion.footers import read_footer
@@ -105,7 +105,7 @@ def _hourly_folders(config: Config, split: Split) -> dict[str, RawHour]:
     found = found_hours(config, split)
     if shares_root(config):
         mine = days_of_split(config, found, split)
-        found = {key: hour for key, hour in found.items() if date.fromisoformat(key[:10]) in mine}
+        found = {key: hour for key, hour in found.items() if hour_day(key) in mine}
     limit = (config.data.train if split == "train" else config.data.test).max_partitions
     return dict(list(found.items())[:limit])
 
@@ -131,7 +131,7 @@ def days_of_split(config: Config, hours: Mapping[str, RawHour], split: Split) ->
     contract, memory = contract_of(config), Memory.of(config)
     labelled: dict[date, bool] = {}
     for key, hour in hours.items():
-        day = date.fromisoformat(key[:10])
+        day = hour_day(key)
         if not labelled.get(day):
             labelled[day] = any(memory.has_labels(path, contract, str(day)) for path in hour.files())
     memory.save()

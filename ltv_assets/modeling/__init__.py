@@ -1,7 +1,7 @@
 """Models: from encoded rows to calibrated probabilities, revenue at three horizons and a zero gate.
 
 What belongs here: estimators in scikit-learn style, one module per stage, and ``LTVModel``, which composes them. What does
-not: Dagster, MLflow, the order of partitions. Next to read: ``stages`` for the order of things, ``ltv_model`` for the
+not: Dagster, MLflow, the order of partitions. Next to read: ``stages.py`` for the order of things, ``ltv_model.py`` for the
 estimator.
 """
 

@@ -1,7 +1,7 @@
 """The base learners under the stacker, each as a score in log1p USD.
 
 What belongs here: fitting linear models, random forest and gradient boosting, and lining their scores up with those of the
-stages before. What does not: blending (``stacker``). Next to read: ``stacker``.
+stages before. What does not: blending (``stacker``). Next to read: ``stacker.py``.
 """
 
 from __future__ import annotations

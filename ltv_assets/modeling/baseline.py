@@ -2,7 +2,7 @@
 
 What belongs here: the one model every run is compared with. Its parameters are constants on purpose; a reference that can
 be configured is no reference. It is a bar, not a part: chosen and fitted once, out of fold only where it is served itself. Next to
-read: ``regressor``, which fits it on the same features.
+read: ``regressor.py``, which fits it on the same features.
 """
 
 from __future__ import annotations

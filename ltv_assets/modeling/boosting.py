@@ -2,7 +2,7 @@
 
 What belongs here: one way to train a booster (deterministic, on shared bins, starting from a stated score), one way to
 choose its number of trees on later time, one stored form. What does not: targets and their meaning. Next to read:
-``classifier``.
+``classifier.py``.
 
 A model is ``start + sum of trees``. The start is stored beside the trees instead of inside them, because LightGBM leaves
 ``init_score`` out of its predictions.

@@ -1,7 +1,7 @@
 """From the classifier's log-odds to probabilities at the natural rate, and what caps them.
 
 What belongs here: the prior correction, sigmoid and isotonic calibration, the upper bound of a top bin. What does not:
-the classifier. Next to read: ``classifier``.
+the classifier. Next to read: ``classifier.py``.
 """
 
 from __future__ import annotations

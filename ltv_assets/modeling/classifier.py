@@ -1,6 +1,6 @@
 """Who buys: a LightGBM classifier on the HistOS plan, corrected for its prior and calibrated at the natural rate.
 
-What belongs here: the stage ``buyer_classifier``. What does not: caps and cut-offs (``gating``). Next to read: ``gating``.
+What belongs here: the stage ``buyer_classifier``. What does not: caps and cut-offs (``gating``). Next to read: ``gating.py``.
 
 A buyer is a row with revenue > 0, not one with a buyer flag: one flagged buyer in ten has no recorded revenue.
 """

@@ -14,7 +14,7 @@ day, so no interval of the uncapped sum would be both honest and of use. What li
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from ltv_assets.modeling.dataset import Floats, Ints
 from ltv_assets.modeling.evaluation.segments import ALL, OTHER, segment_labels
 from ltv_assets.modeling.folds import TimeFolds
 from ltv_assets.modeling.gating import BuyerGating
-from ltv_assets.modeling.levels import Level, on_window_level
+from ltv_assets.modeling.levels import Level, on_window_level, shift_to, shifted
 from ltv_assets.modeling.regressor import RevenueRegressor
 
 COVERAGE = 0.80
@@ -43,6 +43,8 @@ DAY_SCALE, GROUP_SCALE, AMOUNT_SCALE = 0.20, 0.10, 0.05
 (half-Cauchy, Gelman 2006). That of revenue per payer is half-normal: amounts scatter so much that a heavy tail would decide."""
 MIN_EXPECTED = 3.0
 """Groups of fewer expected payers say nothing about levels."""
+MOST_OF_DAY = 0.95
+"""Groups of a larger share of their day say nothing about how groups differ from it."""
 AMOUNT_BINS, MIN_BIN_PAYERS, PRIOR_PAYERS = 5, 200, 20
 EXPONENTIAL = (2.0, 6.0)
 """Second and third moment over powers of the mean of an exponential amount: what is assumed where payers are few."""
@@ -65,21 +67,32 @@ class Amounts:
         return np.asarray(self.second)[place], np.asarray(self.third)[place]
 
 
-def learn_amounts(amount_usd: Floats, paid_usd: Floats) -> Amounts:
-    """From payers' expected amounts and what they paid (n,), USD, both capped; few payers leave an exponential's moments in place."""
-    bins = int(np.clip(len(paid_usd) // MIN_BIN_PAYERS, 1, AMOUNT_BINS))
-    edges = np.unique(np.quantile(amount_usd, np.arange(1, bins) / bins)) if bins > 1 else np.zeros(0)
+def learn_amounts(probability: Floats, amount_usd: Floats, paid_usd: Floats) -> Amounts:
+    """From rows' probability to pay, what is expected of a payer and what was paid (n,), USD, both capped; paid 0: no payer.
+
+    Moments of what was paid over those of what was expected, so that sums over the rows have the moments that came: expected amounts
+    that differ are part of what was paid and must not count twice. Few payers leave an exponential's moments in place.
+    """
+    payers = np.flatnonzero(paid_usd > 0.0)
+    bins = int(np.clip(len(payers) // MIN_BIN_PAYERS, 1, AMOUNT_BINS))
+    edges = np.unique(np.quantile(amount_usd[payers], np.arange(1, bins) / bins)) if bins > 1 else np.zeros(0)
     place = np.searchsorted(edges, amount_usd, side="right")
-    second, third = [], []
+    moments = []
     for number in range(len(edges) + 1):
-        paid = paid_usd[place == number]
-        mean = float(paid.mean()) if len(paid) else 0.0
+        rows = place == number
+        paid = paid_usd[rows & (paid_usd > 0.0)]
         weight = len(paid) / (len(paid) + PRIOR_PAYERS)
-        found = [float(np.mean((paid / mean) ** k)) if mean > 0.0 else 0.0 for k in (2, 3)]
-        mixed = [weight * own + (1.0 - weight) * assumed for own, assumed in zip(found, EXPONENTIAL, strict=True)]
-        second.append(mixed[0])
-        third.append(mixed[1])
-    return Amounts(tuple(edges.tolist()), tuple(second), tuple(third))
+        second, third = (
+            weight * (_moment(paid, k) / _moment(amount_usd[rows], k, probability[rows]) if len(paid) else 0.0) + (1.0 - weight) * assumed
+            for k, assumed in zip((2, 3), EXPONENTIAL, strict=True)
+        )
+        moments.append((max(second, 1.0), max(third, second**2, 1.0)))  # what every positive amount has at least
+    return Amounts(tuple(edges.tolist()), *zip(*moments, strict=True))
+
+
+def _moment(values: Floats, power: int, weights: Floats | None = None) -> float:
+    """Raw moment of positive values over that power of their mean."""
+    return float(np.average((values / np.average(values, weights=weights)) ** power, weights=weights))
 
 
 @dataclass(frozen=True)
@@ -198,8 +211,7 @@ class KnownRows:
 
     def amounts(self, cap_usd: float) -> Amounts:
         """How amounts scattered around what was expected of those who paid."""
-        paid = self.revenue_usd > 0.0
-        return learn_amounts(self.expected_usd[paid] / self.probability[paid], np.minimum(self.revenue_usd[paid], cap_usd))
+        return learn_amounts(self.probability, self.expected_usd / self.probability, np.minimum(self.revenue_usd, cap_usd))
 
 
 def out_of_fold_rows(
@@ -213,11 +225,15 @@ def out_of_fold_rows(
     """A window's rows that were scored out of fold, with their forecast on the level of the whole window; revenue_usd (n,).
 
     A fold's models know the level of the other days only; left so, a day that paid more than the others would seem to have paid yet more.
+    Probabilities add up to the payers of the window, as those that are served add up to the followed level: what a row's payer is
+    expected to bring would else be another amount than in a forecast.
     """
-    odds = on_window_level(classifier.oof["buyer_log_odds"], (revenue_usd > 0.0).astype(np.float64), folds)
+    payer = (revenue_usd > 0.0).astype(np.float64)
+    odds = on_window_level(classifier.oof["buyer_log_odds"], payer, folds)
     probability = np.minimum(classifier.probability(odds), gating.cap)
     expected = regressor.oof["expected_revenue"] * probability / gating.oof["capped_probability"]
-    return KnownRows(segments, probability, expected, revenue_usd)
+    shift = shift_to(probability, np.full(len(payer), 1.0 / len(payer)), float(payer.mean()))
+    return KnownRows(segments, np.minimum(shifted(probability, shift), gating.cap), expected, revenue_usd)
 
 
 @dataclass(frozen=True)
@@ -240,7 +256,9 @@ def learn_movement(error: Floats, noise: Floats, spread: Floats | float = 1.0, *
     """
     log_prior = -np.log1p((SCALES / scale) ** 2) if heavy else -0.5 * (SCALES / scale) ** 2
     log_posterior = log_prior + np.log(np.gradient(SCALES))
-    variance = np.asarray(noise)[:, None] + np.broadcast_to(np.asarray(spread, dtype=np.float64), np.shape(error))[:, None] * SCALES**2
+    variance = (
+        np.maximum(noise, 1e-9)[:, None] + np.broadcast_to(np.asarray(spread, dtype=np.float64), np.shape(error))[:, None] * SCALES**2
+    )
     log_posterior = log_posterior - 0.5 * np.sum(np.log(variance) + np.asarray(error)[:, None] ** 2 / variance, axis=0)
     posterior = np.exp(log_posterior - log_posterior.max())
     return Movement(float(posterior @ SCALES**2 / posterior.sum()), len(error))
@@ -391,12 +409,9 @@ def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, last
     groups, group_amounts = {}, {}
     for segment, rows in parts.groupby("segment", sort=True):
         whole = days.set_index("day").reindex(rows["day"])
-        own, noise = _payer_errors(rows)
-        shared, _ = _payer_errors(whole)
-        groups[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=GROUP_SCALE)
-        own, noise = _amount_errors(rows)
-        shared, _ = _amount_errors(whole)
-        group_amounts[str(segment)] = learn_movement(*_finite(own - shared, noise), scale=AMOUNT_SCALE, heavy=False)
+        groups[str(segment)] = learn_movement(*_against_day(_payer_errors, rows, whole, "expected_payers"), scale=GROUP_SCALE)
+        own = _against_day(_amount_errors, rows, whole, "expected_revenue_usd")
+        group_amounts[str(segment)] = learn_movement(*own, scale=AMOUNT_SCALE, heavy=False)
     return CohortNoise(
         amounts,
         learn_movement(payers, payers_noise, spread, scale=DAY_SCALE),
@@ -407,6 +422,19 @@ def learn_noise(errors: pd.DataFrame, amounts: Amounts, *, followed: float, last
         lasting_share,
         tuple(sorted(set(days["day"]))),
     )
+
+
+def _against_day(
+    errors: Callable[[pd.DataFrame], tuple[Floats, Floats]], rows: pd.DataFrame, whole: pd.DataFrame, expected: str
+) -> tuple[Floats, Floats]:
+    """How far groups are off beyond their days, where both are known: errors and variances of their noise.
+
+    A group's payers are among those of its day, so the more of the day it is, the less the noise of one differs from the other's.
+    """
+    (own, noise), (shared, whole_noise) = errors(rows), errors(whole)
+    share = rows[expected].to_numpy() / whole[expected].to_numpy()
+    part = share < MOST_OF_DAY
+    return _finite((own - shared)[part], (noise * (1.0 - 2.0 * share) + whole_noise)[part])
 
 
 def _payer_errors(rows: pd.DataFrame) -> tuple[Floats, Floats]:

@@ -1,7 +1,7 @@
 """The rows of a training window, checked once and held in plain arrays.
 
 What belongs here: validation of inputs and labels, ordering of periods, row hashes. What does not: encodings (``design``)
-and fits. Everything after this module may rely on finite, non-negative labels. Next to read: ``folds``.
+and fits. Everything after this module may rely on finite, non-negative labels. Next to read: ``folds.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Design matrices: encoded rows, and the folds' own encodings.
 
 What belongs here: one small abstraction through which every fit reads its rows. What does not: models. Next to read:
-``trees`` and ``linear``, which consume a ``Matrix``.
+``boosting.py`` and ``linear.py``, which consume a ``Matrix``.
 
 Each fold has an encoder of its own, fitted without the held-out rows. Sharing the window's encoder would let the labels
 of held-out rows into the target encodings of the rows that train the fold's models.

@@ -1,7 +1,7 @@
 """What a refit takes over from the evaluated models: their settings, and their scores of rows that they never saw.
 
 What belongs here: out-of-fold rows of a window, joined by its holdout day. What does not: fits (``stages``). Next to read:
-``stages``.
+``stages.py``.
 
 The evaluated models were fitted on the days before the holdout. Their scores of the holdout day are therefore out of fold, and of
 the newest day at that. With the stored out-of-fold scores of the window's own days they are all that calibration, cap, blend, meta

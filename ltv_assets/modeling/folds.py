@@ -1,7 +1,7 @@
 """Folds in time: who may be scored by whom.
 
 What belongs here: which fold a row is in, and the labels of rows that are scored out of fold. What does not: any fit. Next to read:
-``design``.
+``design_matrix.py``.
 
 Scheme: *leave periods out*. Periods are grouped into K runs of consecutive periods, and the rows of a run are scored by
 models fitted on the other runs. Compared with forward chaining every row gets an out-of-fold score from models of nearly

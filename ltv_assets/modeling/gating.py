@@ -2,7 +2,7 @@
 
 What belongs here: the stage ``buyer_gating`` (cap, level of the payer rate, whale classifier and rule, the zero rate to be met and a
 provisional cut-off) and the final gate, which the stacker's stage adds once final scores exist. What does not: how a level is followed
-(``levels``), applying it all to rows (``scoring``). Next to read: ``regressor``.
+(``levels``), applying it all to rows (``scoring``). Next to read: ``regressor.py``.
 
 Two steps, because they know different things. ``buyer_gating`` runs before any revenue is predicted: it fixes the cap, the
 whale rule and *which share* of rows is to be zero, with a cut-off on the probability that would meet it. The cheapest rows

@@ -1,7 +1,7 @@
 """Which share of rows will pay, as far as the newest days can tell.
 
 What belongs here: the level of a window's days and how far the newest ones are followed; the level that out-of-fold rows were scored
-from. What does not: what the level is used for (``gating``, ``regressor``). Next to read: ``gating``.
+from. What does not: what the level is used for (``gating``, ``regressor``). Next to read: ``gating.py``.
 
 The payer rate of a day moves by itself. Followed too closely it brings one day's noise into the next; not followed at all it is as old
 as the middle of the window. How far is learnt from the days: their differences beyond binomial noise say how much the level moves, and

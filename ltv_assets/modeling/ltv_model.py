@@ -1,7 +1,7 @@
 """The modelling core without the graph: one scikit-learn estimator.
 
 What belongs here: ``LTVModel``, which runs the same stage functions as the assets. What does not: the stages. Next to read:
-``stages``.
+``stages.py``.
 """
 
 from __future__ import annotations

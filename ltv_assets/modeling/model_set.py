@@ -1,7 +1,7 @@
 """From features to the scored columns: the one function behind ``predictions``, ``submission``, ``LTVModel`` and serving.
 
 What belongs here: loading and verifying a window's models, applying them chunk by chunk. What does not: any fit. Next to
-read: ``ltv_model``.
+read: ``ltv_model.py``.
 
 Every step treats each row on its own, so neither the size of chunks nor the order of rows changes a prediction.
 """

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.model_set import WindowModels
 from ltv_assets.modeling.stages import STAGE_NAMES, STAGE_SPECS
 from ltv_assets.storage.warehouse import Warehouse
@@ -23,7 +24,7 @@ OOF_FILE = "out_of_fold.parquet"
 METRICS_FILE = "figures.parquet"
 
 
-def write_stage(folder: Path, key: str, stage: Any) -> dict[str, int | None]:
+def write_stage(folder: Path, key: PartitionKey, stage: Any) -> dict[str, int | None]:
     """Write a stage's files, its out-of-fold arrays and its figures; returns {file name: rows or None}."""
     listed: dict[str, int | None] = {}
     for name, data in stage.to_files().items():
@@ -36,7 +37,7 @@ def write_stage(folder: Path, key: str, stage: Any) -> dict[str, int | None]:
     return listed | write_figures(folder, key, stage.diagnostics)
 
 
-def write_figures(folder: Path, key: str, figures: Mapping[str, float]) -> dict[str, int | None]:
+def write_figures(folder: Path, key: PartitionKey, figures: Mapping[str, float]) -> dict[str, int | None]:
     """Write a stage's figures as its relation (window_key, metric, value)."""
     names = sorted(figures)
     table = pa.table(
@@ -50,7 +51,7 @@ def write_figures(folder: Path, key: str, figures: Mapping[str, float]) -> dict[
     return {METRICS_FILE: table.num_rows}
 
 
-def read_stage(warehouse: Warehouse, asset: str, key: str) -> Any:
+def read_stage(warehouse: Warehouse, asset: str, key: PartitionKey) -> Any:
     """A stage of a window with its out-of-fold arrays; every file is verified before it is opened."""
     files = warehouse.artifacts(asset, key)
     oof = _arrays(files.pop(OOF_FILE)) if OOF_FILE in files else {}
@@ -62,7 +63,7 @@ def _arrays(stored: bytes) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def read_evaluated(warehouse: Warehouse, key: str, *, out_of_fold: bool = False) -> WindowModels:
+def read_evaluated(warehouse: Warehouse, key: PartitionKey, *, out_of_fold: bool = False) -> WindowModels:
     """The stages of a window as trained before its holdout day, verified to belong together.
 
     ``out_of_fold``: with their out-of-fold arrays, as a refit asks for them.
@@ -76,6 +77,6 @@ def read_evaluated(warehouse: Warehouse, key: str, *, out_of_fold: bool = False)
     return models
 
 
-def read_served(warehouse: Warehouse, key: str) -> WindowModels:
+def read_served(warehouse: Warehouse, key: PartitionKey) -> WindowModels:
     """The model of a window that scores new days, verified."""
     return WindowModels.from_files(warehouse.artifacts("served_model", key))

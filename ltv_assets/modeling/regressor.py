@@ -2,7 +2,7 @@
 
 What belongs here: the stage ``revenue_regressor``: log1p of what payers spend within the shortest horizon, log increments
 to the longer ones on all rows, the expected-revenue head, and the pinned reference on the same rows. What does not: the blend of
-scores (``stacker``). Next to read: ``stacker``.
+scores (``stacker``). Next to read: ``stacker.py``.
 
 Inspired by the order-preserving network of Li et al. (CIKM 2022): the longer horizons add non-negative increments to the
 shorter one's score, so no horizon is ever below a shorter one. Increments are fitted on *all* rows, because people who pay for

@@ -1,7 +1,7 @@
 """Which encoded columns the models of a window see.
 
 What belongs here: leaving out columns that say nothing, and the choice of the most telling ones when there are more than
-``models.max_features``. What does not: encodings (``encoding/``). Next to read: ``design``, which asks for it.
+``models.max_features``. What does not: encodings (``encoding/``). Next to read: ``design_matrix.py``, which asks for it.
 
 The choice looks at labels, so every fold makes its own, from the rows that train it: an out-of-fold score profits from it
 no more than the score of a day that nobody has seen.

@@ -2,7 +2,7 @@
 
 What belongs here: bytes of one file and back, folders of files with a manifest. What does not: what is inside a model.
 A truncated LightGBM text aborts the whole process inside the library, so a text is hashed and compared *before* the
-library sees it. Next to read: ``trees``.
+library sees it. Next to read: ``boosting.py``.
 """
 
 from __future__ import annotations

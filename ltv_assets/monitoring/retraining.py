@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ltv_assets.core.errors import LtvError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.monitoring.psi import score_shift
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import headline_figures
@@ -38,11 +39,11 @@ def watched(project: Project) -> tuple[str, ...] | None:
     warehouse = project.warehouse
     windows, scored = warehouse.keys("holdout_metrics"), _scored_by(project, champion)
     observed = warehouse.keys("cohort_outcome")
-    newest = windows[-1] if windows else ""
+    newest = windows[-1] if windows else None
     return (
         champion.window,
         champion.fingerprint,
-        newest,
+        newest or "",
         (warehouse.fingerprint("holdout_metrics", newest) or "") if newest else "",
         scored or "",
         (warehouse.fingerprint("predictions", scored) or "") if scored else "",
@@ -121,7 +122,7 @@ def champion_rmsle(project: Project, champion: Champion) -> tuple[float | None, 
         return None, champion.window
 
 
-def _scored_by(project: Project, champion: Champion) -> str | None:
+def _scored_by(project: Project, champion: Champion) -> PartitionKey | None:
     """The newest day that was scored by this champion."""
     for key in reversed(project.warehouse.keys("predictions")):
         manifest = project.warehouse.manifest("predictions", key)

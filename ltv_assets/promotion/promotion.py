@@ -6,7 +6,7 @@ of (challenger - champion) RMSLE is above 0. Comparisons are stored by content, 
 warehouse, not on the order in which runs finished. A window is only compared with older ones.
 
 Users can pin any eligible window (`promote`), return to the previous champion (`rollback`) and remove the pin (`unpin`).
-A pin ends automatically only when its window is no longer eligible. Next to read: ``champion.py``, the record.
+A pin ends automatically only when its window is no longer eligible. Next to read: ``storage/champion.py``, the record.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ltv_assets.core.errors import LtvError, StaleError
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.evaluation.metrics import paired_bootstrap
 from ltv_assets.modeling.model_store import read_served
 from ltv_assets.state.project import Project
@@ -133,19 +133,18 @@ def _chain(project: Project, remark: str | None = None) -> Champion | None:
     return champion if remark is None else replace(champion, why=f"{champion.why}; {remark}")
 
 
-def _record(project: Project, window: str, why: str) -> Champion:
+def _record(project: Project, window: PartitionKey, why: str) -> Champion:
     return Champion(window, project.warehouse.fingerprint("served_model", window) or "", why)
 
 
 # -------------------------------------------------------------------------------------------------------------- by hand
 
 
-def promote(project: Project, window: str) -> Champion:
+def promote(project: Project, window: PartitionKey) -> Champion:
     """Pin a window as champion, whatever the comparisons say.
 
     Raises StaleError naming the reason if the window is not eligible: a failed check cannot be overridden by hand.
     """
-    parse_day(window)
     return _pin(project, window, "promoted by hand")
 
 
@@ -165,9 +164,9 @@ def rollback(project: Project) -> Champion:
     )
 
 
-def _not_taken_back(history: Sequence[Reign]) -> list[str]:
+def _not_taken_back(history: Sequence[Reign]) -> list[PartitionKey]:
     """Windows of the champions in order, without those undone by a rollback: two rollbacks return to the champion before last."""
-    windows: list[str] = []
+    windows: list[PartitionKey] = []
     for reign in history:
         if reign.why.startswith(ROLLED_BACK) and reign.window in windows:
             del windows[len(windows) - windows[::-1].index(reign.window) :]
@@ -176,7 +175,7 @@ def _not_taken_back(history: Sequence[Reign]) -> list[str]:
     return windows
 
 
-def _pin(project: Project, window: str, why: str) -> Champion:
+def _pin(project: Project, window: PartitionKey, why: str) -> Champion:
     with champion_lock(project.warehouse, project.config.warehouse.lock_timeout_seconds):
         problem = ineligible_because(project.warehouse, window)
         if problem is not None:
@@ -200,7 +199,7 @@ def unpin(project: Project) -> Champion:
 # ---------------------------------------------------------------------------------------------------------- comparisons
 
 
-def compare(project: Project, challenger: str, champion: str) -> Comparison:
+def compare(project: Project, challenger: PartitionKey, champion: PartitionKey) -> Comparison:
     """Compare a challenger's evaluated model with an older champion's served model on the challenger's holdout day.
 
     Raises StaleError if the holdout day was rebuilt since the challenger was evaluated on it.
@@ -224,7 +223,7 @@ def _stored(path: Path) -> Comparison | None:
         return None
 
 
-def _compare(project: Project, challenger: str, champion: str, identity: tuple[str, str]) -> Comparison:
+def _compare(project: Project, challenger: PartitionKey, champion: PartitionKey, identity: tuple[str, str]) -> Comparison:
     warehouse = project.warehouse
     evaluated = warehouse.require("holdout_metrics", challenger, "train the window first")
     if evaluated.inputs.get(f"flattened_features/{challenger}") != warehouse.fingerprint("flattened_features", challenger):

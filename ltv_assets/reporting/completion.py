@@ -7,11 +7,12 @@ What belongs here: the question, and the call that answers it. What does not: th
 from __future__ import annotations
 
 from ltv_assets.core.errors import LtvError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 from ltv_assets.storage.champion import read_champion
 
 
-def complete_documents(project: Project, key: str) -> list[str]:
+def complete_documents(project: Project, key: PartitionKey) -> list[str]:
     """Write what a killed run left out: the report of an evaluated window, the champion's card. Returns problems instead of raising."""
     warehouse, problems = project.warehouse, []
     try:

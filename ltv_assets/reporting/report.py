@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.reporting.document import Document, Picture, Section, to_html
 from ltv_assets.reporting.model_card import DOCUMENT_VERSION
 from ltv_assets.reporting.sections import (
@@ -36,7 +37,7 @@ from ltv_assets.storage.manifest import Manifest
 REPORT_FILE = "report.html"
 
 
-def write_report(project: Project, key: str, pictures: Mapping[str, bytes] | None = None) -> Path:
+def write_report(project: Project, key: PartitionKey, pictures: Mapping[str, bytes] | None = None) -> Path:
     """Write the report of an evaluated window into the warehouse and return its path.
 
     ``pictures`` of its holdout by file name; without them those of the former report are used again, and drawn anew where
@@ -61,7 +62,7 @@ def write_report(project: Project, key: str, pictures: Mapping[str, bytes] | Non
     return warehouse.folder("report", key) / REPORT_FILE
 
 
-def _pictures_again(project: Project, key: str, metrics: Manifest) -> dict[str, bytes]:
+def _pictures_again(project: Project, key: PartitionKey, metrics: Manifest) -> dict[str, bytes]:
     known = project.warehouse.manifest("report", key)
     if known is not None and known.inputs.get(f"holdout_metrics/{key}") == metrics.fingerprint:
         return {name: data for name, data in project.warehouse.artifacts("report", key).items() if name.endswith(".png")}
@@ -70,7 +71,7 @@ def _pictures_again(project: Project, key: str, metrics: Manifest) -> dict[str, 
     return holdout_pictures(evaluate_window(project, key))
 
 
-def store_ablation(project: Project, key: str, table: pd.DataFrame) -> None:
+def store_ablation(project: Project, key: PartitionKey, table: pd.DataFrame) -> None:
     """Keep an ablation with the days and settings it was made from, and show it in the window's report if there is one."""
     code, config, inputs = ablation_identity(project, key)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ltv_assets.core.asset_specs import CODE_VERSIONS
 from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import StaleError
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.cohorts import inside
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.modeling.model_set import WindowModels
@@ -31,7 +31,7 @@ class WindowFacts:
     """Facts of the evaluated window ``key``."""
 
     project: Project
-    key: str
+    key: PartitionKey
 
     @property
     def scores(self) -> Scores:
@@ -70,16 +70,15 @@ class WindowFacts:
         return float("nan") if row is None else float(row.value)
 
     @cached_property
-    def training_days(self) -> tuple[str, ...]:
+    def training_days(self) -> tuple[PartitionKey, ...]:
         """Days the window's models were trained on, as the manifest of its evaluation says."""
-        inputs = self.project.warehouse.require("holdout_metrics", self.key, "run `ltv run`").inputs
-        days = (name.partition("/")[2] for name in inputs if name.startswith("flattened_features/"))
-        return tuple(sorted(day for day in days if day != self.key))
+        days = self.project.warehouse.require("holdout_metrics", self.key, "run `ltv run`").made_from("flattened_features")
+        return tuple(day for day in days if day != self.key)
 
     @cached_property
     def missing_days(self) -> tuple[str, ...]:
         """Days between the first training day and the holdout that did not train."""
-        first, last = parse_day(self.training_days[0]), parse_day(self.key)
+        first, last = self.training_days[0].day, self.key.day
         between: list[date] = [first + timedelta(days=i) for i in range((last - first).days)]
         return tuple(str(day) for day in between if str(day) not in self.training_days)
 
@@ -122,7 +121,7 @@ class WindowFacts:
         """One dictionary per training day and the holdout: rows, payers, what was set aside, and what checks said of it."""
         return tuple(self._day(day) for day in (*self.training_days, self.key))
 
-    def _day(self, day: str) -> dict[str, Any]:
+    def _day(self, day: PartitionKey) -> dict[str, Any]:
         warehouse = self.project.warehouse
         raw = warehouse.require("raw_partitions", day, "run `ltv run`").facts
         manifest = warehouse.require("flattened_features", day, "run `ltv run`")
@@ -164,7 +163,7 @@ class WindowFacts:
         return lines
 
 
-def ablation_identity(project: Project, key: str) -> tuple[str, str, dict[str, str]]:
+def ablation_identity(project: Project, key: PartitionKey) -> tuple[str, str, dict[str, str]]:
     """Code version, configuration and inputs an ablation is valid for: those of the window's models and its holdout day."""
     lineage = project.lineage()
     inputs = lineage.inputs("histos_train", key) | {

@@ -1,7 +1,7 @@
 """Histogram sampling: plans of row multiplicities and weights, never copies of rows.
 
 What belongs here: the target histogram, hash draws, HistOS and HHISTUS. What does not: features, models, files. Every
-result is a small array in the order of the flattened rows. Next to read: ``histogram``, then ``histos`` and ``hhistus``.
+result is a small array in the order of the flattened rows. Next to read: ``histogram.py``, then ``histos.py`` and ``hhistus.py``.
 """
 
 from __future__ import annotations

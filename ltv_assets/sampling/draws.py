@@ -2,7 +2,7 @@
 
 What belongs here: hashing of row identifiers and the mixing of hash, seed and copy number into a number in [0, 1). What
 does not: use of the draws. There is no generator state, so the order of rows, the size of chunks and the number of workers
-do not change a draw. Next to read: ``histos``.
+do not change a draw. Next to read: ``histos.py``.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ The arithmetic is `ltv_assets.modeling.model_set`; here are only files. The resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,6 @@ import pyarrow.parquet as pq
 from ltv_assets.core.contract import HOUR, ROW_ID, Scores
 from ltv_assets.core.parallel import Workers, in_order
 from ltv_assets.modeling.model_set import WindowModels
-from ltv_assets.modeling.serialization import digest
 
 TASK_ROWS = 65_536
 """Rows that are sent to another process at a time, about."""
@@ -72,30 +72,27 @@ def parts_of(files: Sequence[Path], chunk_rows: int) -> Iterator[Part]:
         yield from (Part(path, first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def score_part(part: Part, *, models: Mapping[str, bytes], features: Sequence[str], chunk_rows: int, day: str | None) -> list[pa.Table]:
-    """One part on its own, for another process; ``models`` are a window's files, verified when they are opened."""
-    opened = _opened(models)
+class SentModels:
+    """A window's models on their way to other processes; each verifies and parses them once, however many parts it scores."""
+
+    def __init__(self, models: WindowModels) -> None:
+        self._files = models.to_files()
+
+    @cached_property
+    def opened(self) -> WindowModels:
+        """The models of the files."""
+        return WindowModels.from_files(self._files)
+
+
+def score_part(part: Part, *, models: SentModels, features: Sequence[str], chunk_rows: int, day: str | None) -> list[pa.Table]:
+    """One part on its own, for another process."""
     with pq.ParquetFile(part.path) as source:
         ends = [0]
         for group in range(source.num_row_groups):
             ends.append(ends[-1] + source.metadata.row_group(group).num_rows)
         groups = [g for g in range(source.num_row_groups) if ends[g] < part.last and ends[g + 1] > part.first]
         rows = source.read_row_groups(groups, columns=[ROW_ID, HOUR, *features]).slice(part.first - ends[groups[0]], part.last - part.first)
-    return [_scored(opened, rows.slice(first, chunk_rows), features, day) for first in range(0, rows.num_rows, chunk_rows)]
-
-
-_LAST_OPENED: dict[str, WindowModels] = {}
-
-
-def _opened(files: Mapping[str, bytes]) -> WindowModels:
-    """The models of these files; the last ones are kept, so a process parses them once."""
-    identity = digest(files)
-    models = _LAST_OPENED.get(identity)
-    if models is None:
-        models = WindowModels.from_files(files)
-        _LAST_OPENED.clear()
-        _LAST_OPENED[identity] = models
-    return models
+    return [_scored(models.opened, rows.slice(first, chunk_rows), features, day) for first in range(0, rows.num_rows, chunk_rows)]
 
 
 def _as_predictions(table: pa.Table, scores: pd.DataFrame, day: str | None, schema: pa.Schema) -> pa.Table:
@@ -125,7 +122,7 @@ def score_files(
         tables = scored_batches(models, files, features, chunk_rows=chunk_rows, threads=threads, day=day)
     else:
         parts = parts_of(files, chunk_rows)
-        shared = {"models": models.to_files(), "features": tuple(features), "chunk_rows": chunk_rows, "day": day}
+        shared = {"models": SentModels(models), "features": tuple(features), "chunk_rows": chunk_rows, "day": day}
         tables = (table for scored in workers.map(score_part, parts, **shared) for table in scored)
     rows = 0
     with pq.ParquetWriter(out, predictions_schema(models.names), compression="zstd") as writer:

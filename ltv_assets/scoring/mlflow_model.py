@@ -1,7 +1,7 @@
 """A window's served model as an MLflow model: a folder of sealed text files that a server can load without pickle.
 
 What belongs here: what such a folder holds, its signature, and handing it to a tracking server. What does not: which
-window is champion (``promotion.py``), when a server is asked and what happens if it does not answer (``tracking.py``).
+window is champion (``promotion/promotion.py``), when a server is asked and what happens if it does not answer (``tracking/client.py``).
 Next to read: ``online.py``, which the server runs.
 """
 
@@ -18,6 +18,7 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import ModelFileError
 from ltv_assets.core.hashing import sha256_hex
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.impressions import example_impression
 from ltv_assets.scoring.online import CONTRACT, ERROR_COLUMN, LISTING, MODELS, REGISTRY, SCHEMA_VERSION, OnlineModel, input_columns
 from ltv_assets.scoring.window_model import require_same_features
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("ltv-assets", "mlflow", "duckdb", "lightgbm", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy")
 
 
-def publish(client: MlflowClient, run_id: str, config: Config, warehouse: Warehouse, window: str) -> str:
+def publish(client: MlflowClient, run_id: str, config: Config, warehouse: Warehouse, window: PartitionKey) -> str:
     """Store a window's served model among the artifacts of an MLflow run; returns its address for the registry.
 
     Raises StaleError if the window has no served model that the present features belong to, ModelFileError if a file is
@@ -45,7 +46,7 @@ def publish(client: MlflowClient, run_id: str, config: Config, warehouse: Wareho
     return f"{client.get_run(run_id).info.artifact_uri}/{artifact}"
 
 
-def write_model(config: Config, warehouse: Warehouse, window: str, folder: Path) -> None:
+def write_model(config: Config, warehouse: Warehouse, window: PartitionKey, folder: Path) -> None:
     """Write the MLflow model of a window into ``folder``, which must not exist yet; nothing is sent anywhere.
 
     The finished files are loaded and score the invented example before they count as a model.
@@ -72,7 +73,7 @@ def write_model(config: Config, warehouse: Warehouse, window: str, folder: Path)
         )
 
 
-def write_files(config: Config, warehouse: Warehouse, window: str, folder: Path) -> None:
+def write_files(config: Config, warehouse: Warehouse, window: PartitionKey, folder: Path) -> None:
     """Write the verified files of a window's served model, its feature registry, its contract and the list of all with their hashes."""
     files = {f"{MODELS}/{name}": data for name, data in warehouse.artifacts("served_model", window).items()}
     require_same_features(config, warehouse, window)

@@ -2,7 +2,7 @@
 
 MLflow loads this module by name (`_load_pyfunc`) and calls `OnlineModel.predict`. What belongs here: reading the model's
 folder, verified, once; taking requests apart and putting answers together. What does not: writing that folder and
-registering it (``registered.py``), features and models, which are the batch path's own.
+registering it (``mlflow_model.py``), features and models, which are the batch path's own.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from ltv_assets.core.contract import Contract, load_contract
 from ltv_assets.core.errors import DataError, StaleError
 from ltv_assets.core.files import published_file
 from ltv_assets.core.memory import flatten_threads
-from ltv_assets.core.time_layout import hour_key
+from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.core.time_layout import hour_day, hour_key
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.flatten.moments import days_of_hours, hours_of_rows
 from ltv_assets.features.schema import feature_names
@@ -68,7 +69,7 @@ def inspect_source(source: Path, contract: Contract | None = None) -> tuple[list
     found, left_out = find_hours(source.parent if source.is_file() else source, contract)
     days: dict[date, list[tuple[str, list[Path]]]] = {}
     for key, folder in sorted(found, key=lambda hour: hour[0]):
-        days.setdefault(date.fromisoformat(key[:10]), []).append((key, [source] if source.is_file() else data_files(folder)))
+        days.setdefault(hour_day(key), []).append((key, [source] if source.is_file() else data_files(folder)))
     if not days:
         raise DataError(f"{source}: no impressions found; expected {layout.spelled}/*.parquet below it")
     root = found[0][1].parent if single else source
@@ -95,7 +96,9 @@ def _inspect_moments(source: Path, contract: Contract) -> list[DayInventory]:
     ]
 
 
-def predict_folder(project: Project, source: Path, target: Path, *, window: str | None, progress: Callable[[int, int], None]) -> Scored:
+def predict_folder(
+    project: Project, source: Path, target: Path, *, window: PartitionKey | None, progress: Callable[[int, int], None]
+) -> Scored:
     """Score every impression below ``source`` into ``target`` (.csv or .parquet).
 
     Files and rows count, are set aside and refuse their day by the rules of ``ltv run``; one refused day refuses all. The target
@@ -106,9 +109,11 @@ def predict_folder(project: Project, source: Path, target: Path, *, window: str 
         raise DataError(f"{target}: expected a file ending in .csv or .parquet")
     refuse_among_impressions(target, project.contract)
     champion = project.lineage().champion()
-    if window is None and champion is None:
+    if window is None and champion is not None:
+        window = champion.window
+    if window is None:
         raise StaleError(f"no champion in {project.warehouse.root} yet; run `ltv run` first, or name a window with --window")
-    models = read_served(project.warehouse, window or (champion.window if champion else ""))
+    models = read_served(project.warehouse, window)
     features = feature_names(project.registry)
     days, warnings = inspect_source(source, project.contract)
     refuse_unusable(project.config.data, days)
@@ -148,7 +153,7 @@ def refuse_unusable(config: DataConfig, days: Sequence[DayInventory]) -> None:
     for day in days:
         aside = [(f.path, f.reason or "") for f in day.quarantined]
         problem = files_problem(day.day, len(day.good), aside, config.max_bad_file_share)
-        problems += [*([problem] if problem is not None else []), *day.schema_errors]
+        problems += [*([problem] if problem is not None else []), *map(str, day.schema_errors)]
     _refuse(problems)
 
 

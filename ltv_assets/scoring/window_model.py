@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from ltv_assets.core.config import Config
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import StaleError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.registry import load_registry
 from ltv_assets.features.rows import RowFlattener
 from ltv_assets.modeling.model_store import read_served
@@ -18,7 +19,7 @@ from ltv_assets.scoring.online import OnlineModel
 from ltv_assets.storage.warehouse import Warehouse
 
 
-def read_model(config: Config, warehouse: Warehouse, window: str) -> OnlineModel:
+def read_model(config: Config, warehouse: Warehouse, window: PartitionKey) -> OnlineModel:
     """The served model of a window, verified.
 
     Raises ModelFileError if a file is damaged or missing, StaleError or DataError if the features are described otherwise now.
@@ -28,7 +29,7 @@ def read_model(config: Config, warehouse: Warehouse, window: str) -> OnlineModel
     return OnlineModel(read_served(warehouse, window), RowFlattener(load_registry(config.features, contract)), contract)
 
 
-def require_same_features(config: Config, warehouse: Warehouse, window: str) -> None:
+def require_same_features(config: Config, warehouse: Warehouse, window: PartitionKey) -> None:
     """Refuse a registry that differs from the one the window's last day was flattened with."""
     if warehouse.manifest("flattened_features", window) is None:
         return

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import LtvError, ModelFileError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.scoring.online import OnlineModel
 from ltv_assets.scoring.window_model import read_model
 from ltv_assets.serving.metrics import Metrics
@@ -34,7 +35,7 @@ class Served:
     loaded_at: datetime
 
     @property
-    def window(self) -> str:
+    def window(self) -> PartitionKey:
         """The holdout day that names the window."""
         return self.champion.window
 

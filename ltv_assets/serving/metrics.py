@@ -1,7 +1,7 @@
 """What a server counts, for Prometheus.
 
 What belongs here: names, labels and meaning of the metrics, and their text form over one or several processes. What does not:
-where they are counted. Next to read: docs/serving.md, which lists them.
+where they are counted. Next to read: ``docs/serving.md``, which lists them.
 """
 
 from __future__ import annotations

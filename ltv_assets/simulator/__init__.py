@@ -9,7 +9,7 @@ Read in this order: ``facts.py`` (published marginals), ``population.py`` (users
 
 from __future__ import annotations
 
-from ltv_assets.simulator.laws import LAWS, LawName
+from ltv_assets.core.laws import LAWS, LawName
 from ltv_assets.simulator.oracle import OracleMetrics, attained_share, oracle_metrics
 from ltv_assets.simulator.writer import SimulationSummary, Simulator, simulate
 

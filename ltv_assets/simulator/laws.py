@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
+from ltv_assets.core.laws import LawName
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import Impressions
 from ltv_assets.simulator.population import Bools, Floats, Ints, People, World, generator
@@ -38,10 +39,6 @@ from ltv_assets.simulator.unforeseen import (
     rare_effects,
     saturating_terms,
 )
-
-LawName = Literal["additive", "interactions", "thresholds", "saturating", "rare", "gaps"]
-LAWS: tuple[LawName, ...] = get_args(LawName)
-"""Labels are drawn by a law's place, so new ones are added at the end."""
 
 PRESENCE: dict[str, float] = {
     "weeks_since_first_seen": 0.35,

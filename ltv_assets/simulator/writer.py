@@ -21,14 +21,13 @@ import pyarrow.parquet as pq
 from ltv_assets.core.columns import BY_NAME, LABEL_NAMES
 from ltv_assets.core.errors import ConfigError, DataError
 from ltv_assets.core.files import published_file
+from ltv_assets.core.laws import LAWS, LawName
 from ltv_assets.sampling.draws import splitmix64
 from ltv_assets.simulator import facts
 from ltv_assets.simulator.columns import ArrowBuilder, Impressions, context, draw_impressions
 from ltv_assets.simulator.laws import (
     GOLDEN,
-    LAWS,
     Calibration,
-    LawName,
     Truth,
     calibrate,
     describe_law,

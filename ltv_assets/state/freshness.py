@@ -19,7 +19,8 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.contract import Contract, contract_of
 from ltv_assets.core.errors import LtvError, StaleError
 from ltv_assets.core.hashing import json_hash, sha256_hex
-from ltv_assets.ingestion.calendar import Horizon, mature_horizons, parse_day
+from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.ingestion.calendar import Horizon, mature_horizons
 from ltv_assets.ingestion.inventory import NO_PERMISSION, HashCache, candidate_files, name_below
 from ltv_assets.ingestion.raw_days import hourly_folders, split_folder
 from ltv_assets.storage.champion import Champion, champion_in_use
@@ -38,7 +39,7 @@ class Status:
     """State of one partition and the reason for it."""
 
     asset: str
-    partition: str
+    partition: PartitionKey
     state: State
     why: str = ""
 
@@ -55,14 +56,14 @@ class Lineage:
 
     # ----------------------------------------------------------------------------------------------- what it is made from
 
-    def config_hash(self, asset: str, key: str) -> str:
+    def config_hash(self, asset: str, key: PartitionKey) -> str:
         """Hash of the configuration values that shape the bytes of one partition."""
         dumped = self.config.model_dump(mode="json")
         picked: dict[str, Any] = {}
         for pattern in CONFIG_KEYS[asset]:
             name = pattern
             if "{split}" in pattern:
-                name = pattern.format(split=self.horizon.split_of(parse_day(key)))
+                name = pattern.format(split=self.horizon.split_of(key.day))
             value: Any = dumped
             for part in name.split("."):
                 value = value[part]
@@ -85,30 +86,30 @@ class Lineage:
         picked = {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in check_bounds().get(check, ())}
         return json_hash(picked)
 
-    def upstream(self, asset: str, key: str) -> tuple[tuple[str, str], ...]:
+    def upstream(self, asset: str, key: PartitionKey) -> tuple[tuple[str, PartitionKey], ...]:
         """(asset, partition) pairs that one partition is made from."""
         spec = SPECS[asset]
         days: dict[str, tuple[date, ...]] = {"test": self.horizon.test_days, "champion": (), "history": (), "published": ()}
         if spec.partitions == "window":
-            window = parse_day(key)
+            window = key.day
             if window not in self.horizon.train_days:
                 # A backfill over days offers every later window too; without its holdout a window could be trained but never judged.
                 last = self.horizon.last_window
                 raise StaleError(f"window {key}: its holdout day has no labelled data; the newest possible window is {last or 'none yet'}")
             days["training"] = tuple(self.horizon.training_days(window))
             days["training and holdout"] = (*days["training"], window)
-        return tuple((u.asset, k) for u in spec.upstream for k in ([key] if u.days == "same" else map(str, days[u.days])))
+        return tuple((u.asset, k) for u in spec.upstream for k in ([key] if u.days == "same" else map(PartitionKey, days[u.days])))
 
     def champion(self) -> Champion | None:
         """The champion that scores new days, as stored verdicts have it."""
         return champion_in_use(self.warehouse)
 
-    def history(self, asset: str) -> tuple[str, ...]:
+    def history(self, asset: str) -> tuple[PartitionKey, ...]:
         """The newest partitions of a window asset, at most `MAX_HISTORY` and none newer than the champion."""
         champion = self.champion()
         return tuple(k for k in self.warehouse.keys(asset) if champion is not None and k <= champion.window)[-MAX_HISTORY:]
 
-    def inputs(self, asset: str, key: str) -> dict[str, str]:
+    def inputs(self, asset: str, key: PartitionKey) -> dict[str, str]:
         """{asset/partition: content hash} of everything one partition is made from, as it lies in the warehouse now.
 
         Raises StaleError naming what is missing and the command that makes it.
@@ -137,16 +138,15 @@ class Lineage:
                     )
                 found[f"{above.asset}/{key}"] = fingerprint
         if asset in WINDOW_UPSTREAM:
-            window = parse_day(key)
-            found["label_horizons"] = ",".join(str(h) for h in sorted(mature_horizons(self.config, window)))
+            found["label_horizons"] = ",".join(str(h) for h in sorted(mature_horizons(self.config, key.day)))
         return found
 
-    def window_identity(self, key: str) -> str:
+    def window_identity(self, key: PartitionKey) -> str:
         """Hash of the days and the configuration that a window's models are made from, the same wherever the warehouse lies."""
         parts = {"days": self.inputs("histos_train", key), "config": [self.config_hash(a, key) for a in ("histos_train", "stacker")]}
         return json_hash(parts)
 
-    def require_ready(self, asset: str, key: str) -> dict[str, str]:
+    def require_ready(self, asset: str, key: PartitionKey) -> dict[str, str]:
         """Inputs of a partition, each verified to be fresh and to have passed its blocking checks.
 
         Raises StaleError naming the first input that is not, why, and the command that repairs it.
@@ -161,17 +161,15 @@ class Lineage:
                 )
         return self.inputs(asset, key)
 
-    def remedy(self, asset: str, key: str) -> str:
+    def remedy(self, asset: str, key: PartitionKey) -> str:
         """Remedy for one partition: the command that makes it, or its missing raw hours."""
-        if asset in ("raw_partitions", "flattened_features"):
-            day = parse_day(key)
-            if not has_raw_data(self.config, self.horizon, day):
-                folder = split_folder(self.config, self.horizon.split_of(day))
-                listed = "list it in data.gap_days" if day in self.horizon.train_days else "change data.dates.test"
-                return f"there is no hour of {key} in {folder}: add the hours, or {listed}"
+        if asset in ("raw_partitions", "flattened_features") and not has_raw_data(self.config, self.horizon, key.day):
+            folder = split_folder(self.config, self.horizon.split_of(key.day))
+            listed = "list it in data.gap_days" if key.day in self.horizon.train_days else "change data.dates.test"
+            return f"there is no hour of {key} in {folder}: add the hours, or {listed}"
         return remedy(asset, key)
 
-    def _refuse_failed_holdout(self, asset: str, key: str) -> None:
+    def _refuse_failed_holdout(self, asset: str, key: PartitionKey) -> None:
         """Raise StaleError if the holdout day failed its checks, before a model is trained; it may be missing still."""
         for name in ("raw_partitions", "flattened_features"):
             status = self.status(name, key)
@@ -182,14 +180,14 @@ class Lineage:
 
     # ----------------------------------------------------------------------------------------------------------- freshness
 
-    def status(self, asset: str, key: str) -> Status:
+    def status(self, asset: str, key: PartitionKey) -> Status:
         """State of one partition."""
         known = self._statuses.get((asset, key))
         if known is None:
             known = self._statuses[(asset, key)] = self._judge(asset, key)
         return known
 
-    def _judge(self, asset: str, key: str) -> Status:
+    def _judge(self, asset: str, key: PartitionKey) -> Status:
         def status(state: State, why: str = "") -> Status:
             return Status(asset, key, state, why)
 
@@ -202,7 +200,7 @@ class Lineage:
         damage = self.warehouse.damage(asset, key)
         if damage is not None:
             return status("stale", damage)
-        if SPECS[asset].job == "score_days" and parse_day(key) in self.horizon.train_days:
+        if SPECS[asset].job == "score_days" and key.day in self.horizon.train_days:
             # What was said of a day before its labels came is a record: it is compared with them, not made again with their help.
             judged = self._judge_verdicts(asset, key)
             return judged if judged.state == "failed" else status("fresh", "kept as it was published: the day has labels")
@@ -227,7 +225,7 @@ class Lineage:
             return status("stale", f"{different[0]} changed")
         return self._judge_verdicts(asset, key)
 
-    def _judge_verdicts(self, asset: str, key: str) -> Status:
+    def _judge_verdicts(self, asset: str, key: PartitionKey) -> Status:
         known: dict[str, Verdict] = {v.check: v for v in self.warehouse.verdicts(asset, key)}
         for check in blocking_checks(asset):
             verdict = known.get(check)
@@ -237,14 +235,13 @@ class Lineage:
                 return Status(asset, key, "failed", f"check {check}: {verdict.message}")
         return Status(asset, key, "fresh")
 
-    def _changed_files(self, key: str) -> str | None:
+    def _changed_files(self, key: PartitionKey) -> str | None:
         """Difference between the raw files of a day and the stored inventory; None if there is none.
 
         Compares sizes and modification times; a file with new ones is hashed, so a copy with the same content is unchanged.
         """
-        day = parse_day(key)
-        cache = HashCache.load(hash_cache_path(self.warehouse, day, contract_of(self.config)))
-        now = {name_below(self.config.data.root, p): p for p in candidate_files(self.config, self.horizon, day)}
+        cache = HashCache.load(hash_cache_path(self.warehouse, key, contract_of(self.config)))
+        now = {name_below(self.config.data.root, p): p for p in candidate_files(self.config, self.horizon, key.day)}
         before = {row["path"]: row for row in _read_inventory(self.warehouse, key)}
         for path in sorted(now.keys() | before.keys()):
             if path not in before:
@@ -261,20 +258,20 @@ class Lineage:
         return None
 
 
-def hash_cache_path(warehouse: Warehouse, day: date, contract: Contract) -> Path:
+def hash_cache_path(warehouse: Warehouse, key: PartitionKey, contract: Contract) -> Path:
     """Path of the cached hashes of a day's raw files; one for all days where a file may have rows of many."""
-    name = str(day) if contract.layout is not None else "every_day"
+    name = key if contract.layout is not None else "every_day"
     return warehouse.root / "cache" / "raw_hashes" / f"{name}.json"
 
 
-def _read_inventory(warehouse: Warehouse, key: str) -> list[dict[str, Any]]:
+def _read_inventory(warehouse: Warehouse, key: PartitionKey) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     files = warehouse.files("raw_partitions", key)
     return [row for f in files for row in pq.ParquetFile(f).read().to_pylist()]
 
 
-def remedy(asset: str, key: str) -> str:
+def remedy(asset: str, key: PartitionKey) -> str:
     """The command that makes one partition."""
     if asset == "submission":
         return "run `ltv run`"

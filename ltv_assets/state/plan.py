@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from ltv_assets.core.asset_specs import ASSET_NAMES, ASSETS, JOBS, AssetSpec
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.calendar import Horizon, mature_horizons, today
 from ltv_assets.state.freshness import Lineage, Status, has_raw_data
 
@@ -23,14 +24,14 @@ class Targets:
     ``stored``: also whatever the warehouse holds of windows and scores beside them.
     """
 
-    days: tuple[str, ...]
-    windows: tuple[str, ...]
-    scored: tuple[str, ...]
-    submission: tuple[str, ...]
-    observed: tuple[str, ...] = ()
+    days: tuple[PartitionKey, ...]
+    windows: tuple[PartitionKey, ...]
+    scored: tuple[PartitionKey, ...]
+    submission: tuple[PartitionKey, ...]
+    observed: tuple[PartitionKey, ...] = ()
     stored: bool = False
 
-    def keys(self, lineage: Lineage, asset: AssetSpec) -> tuple[str, ...]:
+    def keys(self, lineage: Lineage, asset: AssetSpec) -> tuple[PartitionKey, ...]:
         """Keys of one asset, oldest first."""
         if asset.partitions == "submission":
             return self.submission
@@ -40,24 +41,24 @@ class Targets:
         return tuple(sorted({*chosen, *lineage.warehouse.keys(asset.name)})) if self.stored else chosen
 
 
-def observable(lineage: Lineage) -> tuple[str, ...]:
+def observable(lineage: Lineage) -> tuple[PartitionKey, ...]:
     """Days that were forecast and whose labels have come and are final."""
-    known = {str(day) for day in lineage.horizon.train_days if 7 in mature_horizons(lineage.config, day)}
+    known = {PartitionKey(day) for day in lineage.horizon.train_days if 7 in mature_horizons(lineage.config, day)}
     return tuple(key for key in lineage.warehouse.keys("cohort_forecast") if key in known)
 
 
 def standing(lineage: Lineage) -> Targets:
     """Every day with data, the newest window, the test days, and what the warehouse holds already."""
     horizon = lineage.horizon
-    newest = () if horizon.last_window is None else (str(horizon.last_window),)
+    newest = () if horizon.last_window is None else (PartitionKey(horizon.last_window),)
     return Targets(_days(lineage, None), newest, _keys(horizon.test_days), submission_keys(horizon), observable(lineage), stored=True)
 
 
-def up_to(lineage: Lineage, window: date) -> Targets:
+def up_to(lineage: Lineage, window: PartitionKey) -> Targets:
     """What one window and the scores made from it need; days without data are left for the window to complain about."""
     horizon = lineage.horizon
-    observed = tuple(key for key in observable(lineage) if key <= str(window))
-    return Targets(_days(lineage, window), (str(window),), _keys(horizon.test_days), submission_keys(horizon), observed)
+    observed = tuple(key for key in observable(lineage) if key <= window)
+    return Targets(_days(lineage, window.day), (window,), _keys(horizon.test_days), submission_keys(horizon), observed)
 
 
 def followed(lineage: Lineage) -> Targets:
@@ -65,7 +66,7 @@ def followed(lineage: Lineage) -> Targets:
     horizon = lineage.horizon
     windows = horizon.window_keys()
     oldest = windows[-1] - timedelta(days=lineage.config.automation.windows_back) if windows else None
-    recent = tuple(str(day) for day in windows if oldest is not None and day >= oldest)
+    recent = tuple(PartitionKey(day) for day in windows if oldest is not None and day >= oldest)
     return Targets(_days(lineage, None), recent, _keys(horizon.test_days), submission_keys(horizon), observable(lineage))
 
 
@@ -79,7 +80,7 @@ class Step:
     """One Dagster run to be made: a job, its partition, and the states of the job's assets there."""
 
     job: str
-    key: str
+    key: PartitionKey
     states: tuple[Status, ...]
 
     @property
@@ -97,18 +98,18 @@ def steps(planned: Collection[Status]) -> tuple[Step, ...]:
     )
 
 
-def submission_keys(horizon: Horizon) -> tuple[str, ...]:
+def submission_keys(horizon: Horizon) -> tuple[PartitionKey, ...]:
     """The submission's partition, first and last test day; empty without test days."""
     days = horizon.test_days
-    return (f"{days[0]}_{days[-1]}",) if days else ()
+    return (PartitionKey(f"{days[0]}_{days[-1]}"),) if days else ()
 
 
-def _keys(days: Collection[date]) -> tuple[str, ...]:
-    return tuple(str(day) for day in days)
+def _keys(days: Collection[date]) -> tuple[PartitionKey, ...]:
+    return tuple(map(PartitionKey, days))
 
 
-def _days(lineage: Lineage, window: date | None) -> tuple[str, ...]:
+def _days(lineage: Lineage, window: date | None) -> tuple[PartitionKey, ...]:
     """Days with data: labelled ones, up to the window if there is one, and those to be scored; none that has not begun."""
     config, horizon = lineage.config, lineage.horizon
     known = (*(d for d in horizon.train_days if window is None or d <= window), *horizon.test_days)
-    return tuple(str(d) for d in known if has_raw_data(config, horizon, d) and (window is None or d <= today()))
+    return tuple(PartitionKey(d) for d in known if has_raw_data(config, horizon, d) and (window is None or d <= today()))

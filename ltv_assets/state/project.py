@@ -7,7 +7,6 @@ results, only their locations.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from ltv_assets.core.config import Config, load_config
 from ltv_assets.core.contract import Contract, contract_of, load_contract
 from ltv_assets.core.database import open_duckdb
 from ltv_assets.core.errors import StaleError, TransientError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.calendar import Horizon, discover
 from ltv_assets.state.freshness import Lineage
 from ltv_assets.state.plan import submission_keys
@@ -125,7 +125,7 @@ class Project:
         return problems
 
     @property
-    def submission_key(self) -> str:
+    def submission_key(self) -> PartitionKey:
         """Partition of the submission: first and last test day. Raises StaleError if there is no test day."""
         keys = submission_keys(self.horizon)
         if not keys:
@@ -135,10 +135,10 @@ class Project:
             )
         return keys[0]
 
-    def window_or_last(self, window: date | None) -> date:
+    def window_or_last(self, window: PartitionKey | None) -> PartitionKey:
         """``window``, or the newest possible one. Raises StaleError if there is none."""
         if window is not None:
-            self.horizon.training_days(window)
+            self.horizon.training_days(window.day)
             return window
         last = self.horizon.last_window
         if last is None:
@@ -147,4 +147,4 @@ class Project:
                 f"no window can be trained: it needs {self.horizon.min_train_days} labelled days before its holdout day, found: {found} "
                 f"under {self.config.data.root}; run `ltv simulate`, or set LTV_DATA_ROOT to a folder with train/ and test/"
             )
-        return last
+        return PartitionKey(last)

@@ -13,12 +13,13 @@ from ltv_assets.core.check_specs import blocking_checks, check_bounds
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import LtvError
 from ltv_assets.core.hashing import json_hash
-from ltv_assets.ingestion.calendar import mature_horizons, parse_day
+from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.ingestion.calendar import mature_horizons
 from ltv_assets.state.freshness import Lineage, Status
 from ltv_assets.state.plan import followed, plan
 
 
-def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
+def waiting_for(lineage: Lineage, asset: str, key: PartitionKey) -> str | None:
     """Missing input of a partition, or None if the partition could be made now.
 
     A window waits for its days, holdout included: fresh in the lake, blocking checks passed, labels of the shortest horizon mature.
@@ -33,8 +34,8 @@ def waiting_for(lineage: Lineage, asset: str, key: str) -> str | None:
     return None
 
 
-def _window_waits_for(lineage: Lineage, key: str) -> str | None:
-    window = parse_day(key)
+def _window_waits_for(lineage: Lineage, key: PartitionKey) -> str | None:
+    window = key.day
     days = (*lineage.horizon.training_days(window), window)
     shortest = contract_of(lineage.config).horizons[0]
     if window not in lineage.horizon.train_days:
@@ -43,21 +44,21 @@ def _window_waits_for(lineage: Lineage, key: str) -> str | None:
         if shortest not in mature_horizons(lineage.config, day):
             return f"window {key}: the D{shortest} labels of day {day} are not final yet"
     for day in days:
-        status = lineage.status("flattened_features", str(day))
+        status = lineage.status("flattened_features", PartitionKey(day))
         if status.state != "fresh":
             return f"window {key}: day {day} is {status.state} ({status.why})"
     return None
 
 
-def identity(lineage: Lineage, asset: str, key: str) -> str:
+def identity(lineage: Lineage, asset: str, key: PartitionKey) -> str:
     """Hash of everything a partition would be made from now, so that the same inputs launch one run only.
 
     Raises StaleError if an input is missing.
     """
     if asset in WINDOW_UPSTREAM:
-        days = (*lineage.horizon.training_days(parse_day(key)), parse_day(key))
-        inputs = {str(day): lineage.warehouse.fingerprint("flattened_features", str(day)) or "" for day in days}
-        horizons = sorted(mature_horizons(lineage.config, parse_day(key)))
+        days = map(PartitionKey, (*lineage.horizon.training_days(key.day), key.day))
+        inputs = {day: lineage.warehouse.fingerprint("flattened_features", day) or "" for day in days}
+        horizons = sorted(mature_horizons(lineage.config, key.day))
         settings = [(name, CODE_VERSIONS[name], lineage.config_hash(name, key)) for name in sorted(WINDOW_UPSTREAM)]
         bounded = [check for name in WINDOW_UPSTREAM for check in blocking_checks(name) if check in check_bounds()]
         parts: object = [inputs, horizons, settings, *map(lineage.bounds_hash, bounded)]
@@ -72,7 +73,7 @@ def to_make(lineage: Lineage, assets: Sequence[str]) -> tuple[Status, ...]:
     return tuple(s for s in planned if s.state != "fresh" and waiting_for(lineage, s.asset, s.partition) is None)
 
 
-def newest_trainable_window(lineage: Lineage) -> tuple[str | None, str]:
+def newest_trainable_window(lineage: Lineage) -> tuple[PartitionKey | None, str]:
     """The newest window that could be trained now and is not fresh, and a sentence about it or about why there is none."""
     reasons: list[str] = []
     planned = plan(lineage, followed(lineage), WINDOW_UPSTREAM)

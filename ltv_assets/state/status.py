@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.asset_specs import ASSET_NAMES
 from ltv_assets.core.errors import LtvError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.raw_days import listed_once
 from ltv_assets.state.freshness import Lineage
 from ltv_assets.state.plan import plan, standing
 from ltv_assets.state.project import Project
 
 
-def headline_figures(project: Project, key: str) -> dict[str, dict[str, Any]]:
+def headline_figures(project: Project, key: PartitionKey) -> dict[str, dict[str, Any]]:
     """{metric: {value, low, high}} of a stored evaluation as a whole; empty if the window was never evaluated."""
     if project.warehouse.manifest("holdout_metrics", key) is None:
         return {}
@@ -60,7 +61,7 @@ def partition_states(project: Project) -> list[dict[str, Any]]:
     return rows
 
 
-def _remarks(lineage: Lineage, asset: str, key: str) -> str:
+def _remarks(lineage: Lineage, asset: str, key: PartitionKey) -> str:
     """Warnings of non-blocking checks, so that a fresh partition does not hide them."""
     remarks = [v.remark for v in lineage.warehouse.verdicts(asset, key)]
     return "; ".join(f"warning: {remark}" for remark in remarks if remark)

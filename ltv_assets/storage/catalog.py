@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.asset_specs import ASSET_NAMES, IMPRESSION_ASSETS, RELATIONS, OutputColumn
 from ltv_assets.core.errors import DataError, LtvError, TransientError, explained
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import file_lock
 from ltv_assets.storage.warehouse import Warehouse
 
@@ -91,9 +92,10 @@ def sync(
         connection.execute(f"CREATE TABLE IF NOT EXISTS {_STATE_TABLE} (asset VARCHAR, partition VARCHAR, fingerprint VARCHAR)")
         for asset in ASSET_NAMES:
             columns = flattened_columns if asset == "flattened_features" else relations[asset]
-            wanted = _usable(warehouse, asset, problems)
-            keys = sorted(wanted)
-            wanted["columns"] = ",".join(f"{c.name} {c.type}" for c in columns)
+            usable = _usable(warehouse, asset, problems)
+            keys = sorted(usable)
+            wanted = {"columns": ",".join(f"{c.name} {c.type}" for c in columns)}
+            wanted.update(usable.items())
             rows = connection.execute(f"SELECT partition, fingerprint FROM {_STATE_TABLE} WHERE asset = ?", [asset]).fetchall()
             stale = _differing(wanted, dict(rows))
             if not stale:
@@ -110,7 +112,7 @@ def sync(
     return changed
 
 
-def _usable(warehouse: Warehouse, asset: str, problems: list[str]) -> dict[str, str]:
+def _usable(warehouse: Warehouse, asset: str, problems: list[str]) -> dict[PartitionKey, str]:
     """{partition: content hash} of every partition that DuckDB will be able to open."""
     found = {}
     for key in warehouse.keys(asset):
@@ -148,7 +150,7 @@ def _drop_everything(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"DROP {'VIEW' if kind == 'VIEW' else 'TABLE'} {_identifier(name)}")
 
 
-def _relation_files(warehouse: Warehouse, asset: str, keys: Sequence[str]) -> list[Path]:
+def _relation_files(warehouse: Warehouse, asset: str, keys: Sequence[PartitionKey]) -> list[Path]:
     files = []
     for key in keys:
         manifest = warehouse.manifest(asset, key)
@@ -173,7 +175,7 @@ def _select(files: Sequence[Path], columns: Sequence[OutputColumn]) -> str:
 
 
 def _replace_view(
-    connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, asset: str, keys: Sequence[str], columns: Sequence[OutputColumn]
+    connection: duckdb.DuckDBPyConnection, warehouse: Warehouse, asset: str, keys: Sequence[PartitionKey], columns: Sequence[OutputColumn]
 ) -> None:
     if asset == "submission":
         keys = keys[-1:]
@@ -185,7 +187,7 @@ def _replace_rows(
     connection: duckdb.DuckDBPyConnection,
     warehouse: Warehouse,
     asset: str,
-    keys: Sequence[str],
+    keys: Sequence[PartitionKey],
     columns: Sequence[OutputColumn],
     stale: set[str],
 ) -> None:
@@ -196,6 +198,6 @@ def _replace_rows(
     key_column = columns[0].name
     for key in sorted(stale - {"columns"}):
         connection.execute(f"DELETE FROM {name} WHERE {_identifier(key_column)} = ?", [key])
-        files = _relation_files(warehouse, asset, [key] if key in keys else [])
+        files = _relation_files(warehouse, asset, [k for k in keys if k == key])
         if files:
             connection.execute(f"INSERT INTO {name} {_select(files, columns)}")

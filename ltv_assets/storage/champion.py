@@ -1,7 +1,7 @@
 """The champion: which window's model scores new days.
 
 ``champion.json`` in the warehouse is the record: the champion of now, whether a person pinned it, and the champions
-before it. Who *should* be champion is decided in ``promotion.py`` from stored verdicts; here the record is only read,
+before it. Who *should* be champion is decided in ``promotion/promotion.py`` from stored verdicts; here the record is only read,
 written and explained. A champion whose blocking check fails later gives way wherever the champion is read
 (`champion_in_use`). A window is *eligible* when its blocking checks passed on its present content and its served model
 belongs to that evaluation.
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ltv_assets.core.check_specs import blocking_checks
-from ltv_assets.core.errors import LtvError, ModelFileError
+from ltv_assets.core.errors import DataError, LtvError, ModelFileError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
@@ -30,7 +31,7 @@ MAX_HISTORY = 50
 class Champion:
     """The window whose served model is in use, the model's content hash, why it was chosen, and whether a person did."""
 
-    window: str
+    window: PartitionKey
     fingerprint: str
     why: str
     pinned: bool = False
@@ -40,7 +41,7 @@ class Champion:
 class Reign:
     """One line of the record's history: a champion, and the UTC second from which it was in use."""
 
-    window: str
+    window: PartitionKey
     fingerprint: str
     why: str
     pinned: bool
@@ -68,16 +69,18 @@ def read_champion(warehouse: Warehouse) -> Champion | None:
     if not raw or raw.get("window") is None:
         return None
     try:
-        return Champion(raw["window"], raw["fingerprint"], raw["why"], bool(raw.get("pinned", False)))
-    except (KeyError, TypeError) as error:
-        raise ModelFileError(f"{_path(warehouse)}: the champion record lacks {error}; delete it and run `ltv promote --unpin`") from None
+        return Champion(PartitionKey(raw["window"]), raw["fingerprint"], raw["why"], bool(raw.get("pinned", False)))
+    except (KeyError, TypeError, DataError) as error:
+        raise ModelFileError(
+            f"{_path(warehouse)}: the champion record lacks a field or has a wrong one ({error}); delete it and run `ltv promote --unpin`"
+        ) from None
 
 
 def read_history(warehouse: Warehouse) -> tuple[Reign, ...]:
     """Every champion so far, oldest first, the present one last. Raises ModelFileError if the record is damaged."""
     try:
-        return tuple(Reign(**entry) for entry in _read(warehouse).get("history", []))
-    except TypeError as error:
+        return tuple(Reign(**{**entry, "window": PartitionKey(entry["window"])}) for entry in _read(warehouse).get("history", []))
+    except (KeyError, TypeError, DataError) as error:
         raise ModelFileError(f"{_path(warehouse)}: the history is damaged ({error}); delete it and run `ltv promote --unpin`") from None
 
 
@@ -112,7 +115,7 @@ def champion_lock(warehouse: Warehouse, timeout_seconds: float) -> Iterator[None
         yield
 
 
-def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
+def ineligible_because(warehouse: Warehouse, key: PartitionKey) -> str | None:
     """Why a window cannot be champion, or None if it can."""
     try:
         model = warehouse.manifest("served_model", key)
@@ -126,7 +129,7 @@ def ineligible_because(warehouse: Warehouse, key: str) -> str | None:
     return _unpassed_check(warehouse, key)
 
 
-def _unpassed_check(warehouse: Warehouse, key: str, *, only_failed: bool = False) -> str | None:
+def _unpassed_check(warehouse: Warehouse, key: PartitionKey, *, only_failed: bool = False) -> str | None:
     """The first blocking check that the window's present evaluation has not passed, in words; None if there is none."""
     verdicts = {v.check: v for v in warehouse.verdicts("holdout_metrics", key)}
     for check in blocking_checks("holdout_metrics"):
@@ -138,7 +141,7 @@ def _unpassed_check(warehouse: Warehouse, key: str, *, only_failed: bool = False
     return None
 
 
-def eligible_windows(warehouse: Warehouse) -> tuple[str, ...]:
+def eligible_windows(warehouse: Warehouse) -> tuple[PartitionKey, ...]:
     """Windows whose evaluation passed every blocking check and whose served model belongs to that evaluation, in order of time."""
     return tuple(key for key in warehouse.keys("served_model") if ineligible_because(warehouse, key) is None)
 
@@ -161,7 +164,7 @@ def champion_in_use(warehouse: Warehouse) -> Champion | None:
     return champion
 
 
-def has_failed(warehouse: Warehouse, key: str) -> str | None:
+def has_failed(warehouse: Warehouse, key: PartitionKey) -> str | None:
     """Which blocking check failed on the present evaluation of a window, in words; None if none has."""
     try:
         return _unpassed_check(warehouse, key, only_failed=True)
@@ -169,7 +172,7 @@ def has_failed(warehouse: Warehouse, key: str) -> str | None:
         return None
 
 
-def is_judged(warehouse: Warehouse, key: str) -> bool:
+def is_judged(warehouse: Warehouse, key: PartitionKey) -> bool:
     """Whether the record and the champion's card have taken an eligible window into account.
 
     False if its run was killed before it was compared, before the comparison it had won reached the record, or before the
@@ -192,7 +195,7 @@ def is_judged(warehouse: Warehouse, key: str) -> bool:
     return _was_refused(warehouse, key, champion) is True
 
 
-def _was_refused(warehouse: Warehouse, key: str, champion: Champion) -> bool | None:
+def _was_refused(warehouse: Warehouse, key: PartitionKey, champion: Champion) -> bool | None:
     """Whether a window's present content was refused when it was compared with that of the champion; None if it never was compared."""
     try:
         found = json.loads(warehouse.comparison(key, champion.window).read_bytes())

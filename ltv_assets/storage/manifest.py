@@ -14,6 +14,7 @@ from typing import Any
 
 from ltv_assets.core.errors import DataError, ModelFileError
 from ltv_assets.core.hashing import sha256_hex, short_hash
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import sha256_file
 
 MANIFEST_NAME = "manifest.json"
@@ -65,6 +66,10 @@ class Manifest:
     def relation_files(self) -> tuple[StoredFile, ...]:
         """The files that make up the asset's relation."""
         return tuple(f for f in self.files if f.rows is not None)
+
+    def made_from(self, asset: str) -> tuple[PartitionKey, ...]:
+        """The partitions of an asset among the inputs, in order."""
+        return PartitionKey.among(name.removeprefix(f"{asset}/") for name in self.inputs if name.startswith(f"{asset}/"))
 
     def to_json(self) -> bytes:
         """Canonical bytes."""

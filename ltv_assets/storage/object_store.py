@@ -22,6 +22,7 @@ import fsspec
 
 from ltv_assets.core.asset_specs import ASSETS, SHARED_ASSETS
 from ltv_assets.core.errors import LtvError, ModelFileError, PermanentError, StaleError, TransientError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import publish_folder, recover_folder, staging, write_atomic
 from ltv_assets.storage.manifest import MANIFEST_NAME, Manifest, StoredFile, is_below, read_manifest, verify_files
 from ltv_assets.storage.warehouse import COMPARISONS, Warehouse
@@ -80,11 +81,11 @@ class Lake:
                     write_atomic(warehouse.root / name, self.fs.cat_file(f"{self.root}/{name}"))
         return fetched
 
-    def partitions(self) -> list[tuple[str, str]]:
+    def partitions(self) -> list[tuple[str, PartitionKey]]:
         """(asset, key) of every partition in the lake."""
         patterns = ("lake/*/*", "models/*/*", "submissions/*")
         folders = [PurePosixPath(self._relative(p)).parent for q in patterns for p in self.fs.glob(f"{self.root}/{q}/{MANIFEST_NAME}")]
-        found = []
+        found: list[tuple[str, str]] = []
         for folder in folders:
             top, *rest = folder.parts
             if top == "submissions":
@@ -92,11 +93,11 @@ class Lake:
             else:
                 asset, clock = reversed(rest) if top == "models" else rest
                 found.append((asset, clock.partition("=")[2]))
-        return sorted((asset, key) for asset, key in found if asset in SHARED_ASSETS)
+        return sorted((asset, PartitionKey(key)) for asset, key in found if asset in SHARED_ASSETS)
 
     # -------------------------------------------------------------------------------------------------------- partition
 
-    def push(self, warehouse: Warehouse, asset: str, key: str) -> bool:
+    def push(self, warehouse: Warehouse, asset: str, key: PartitionKey) -> bool:
         """Send one partition and its verdicts; False if the lake had it already.
 
         Raises ModelFileError if a file differs from its hash: what is damaged here does not get there.
@@ -119,7 +120,7 @@ class Lake:
                 self._commit(path.relative_to(warehouse.root).as_posix(), path.read_bytes())
             return changed
 
-    def pull(self, warehouse: Warehouse, asset: str, key: str) -> Manifest:
+    def pull(self, warehouse: Warehouse, asset: str, key: PartitionKey) -> Manifest:
         """Fetch one partition and its verdicts, compare every file with its hash, and publish it in the warehouse.
 
         Raises StaleError if the lake does not have it, ModelFileError if a file differs from its hash.

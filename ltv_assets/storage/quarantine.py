@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import STAGING_FOLDER, publish_folder, staging, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
 
@@ -47,7 +48,7 @@ class DayAside:
     """Everything of one day that one asset set aside."""
 
     asset: str
-    day: str
+    day: PartitionKey
     files: tuple[FileAside, ...]
     rows: Mapping[str, int]
 
@@ -55,7 +56,7 @@ class DayAside:
 def record(
     warehouse: Warehouse,
     asset: str,
-    day: str,
+    day: PartitionKey,
     *,
     files: Sequence[FileAside] = (),
     rows: pa.Table | None = None,
@@ -83,7 +84,7 @@ def recorded(warehouse: Warehouse) -> tuple[DayAside, ...]:
     for folder in sorted((warehouse.root / FOLDER).glob("*/day=*")):
         files = tuple(FileAside(**f) for f in _read_json(folder / FILES_FILE) or [])
         reasons = _read_json(folder / SUMMARY_FILE) or {}
-        found.append(DayAside(folder.parent.name, folder.name.partition("=")[2], files, reasons))
+        found.append(DayAside(folder.parent.name, PartitionKey(folder.name.partition("=")[2]), files, reasons))
     return tuple(sorted(found, key=lambda d: (d.day, d.asset)))
 
 

@@ -12,13 +12,12 @@
 
 `Warehouse.write` stages a partition, hashes it and publishes it by one rename; `Warehouse.files` returns what the
 manifest lists. `Warehouse.record_verdict` and `Warehouse.verdicts` carry check results from one run to the next, which
-Dagster's blocking checks do not do. ``catalogue.py`` shows all of it as DuckDB relations.
+Dagster's blocking checks do not do. ``catalog.py`` shows all of it as DuckDB relations.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,7 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ltv_assets.core.asset_specs import SPECS
-from ltv_assets.core.errors import LtvError, ModelFileError, NoSpaceError, PermanentError, StaleError, explained
+from ltv_assets.core.errors import DataError, LtvError, ModelFileError, NoSpaceError, PermanentError, StaleError, explained
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import (
     publish_folder,
     recover_folder,
@@ -54,7 +54,6 @@ LEAST_FREE_BYTES = 4 << 20
 DAMAGE_NAME = ".damaged"
 """Left in a partition whose files were found to differ from their hashes; the partition then counts as stale."""
 
-_KEY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(_[0-9]{4}-[0-9]{2}-[0-9]{2})?")
 WARNING = "warning"
 """The figure that is true where a blocking check passes and yet warns."""
 
@@ -64,7 +63,7 @@ class Verdict:
     """Result of one asset check for one content (``fingerprint``) of one partition, under one set of bounds (hash ``bounds``)."""
 
     asset: str
-    partition: str
+    partition: PartitionKey
     check: str
     passed: bool
     blocking: bool
@@ -87,10 +86,8 @@ class Warehouse:
 
     # ------------------------------------------------------------------------------------------------------------ paths
 
-    def folder(self, asset: str, key: str) -> Path:
-        """Folder of one partition; raises PermanentError for a key that is not a day (or a pair of days)."""
-        if not _KEY.fullmatch(key):
-            raise PermanentError(f"{asset}: partition key {key!r} is not a day such as 2025-10-06")
+    def folder(self, asset: str, key: PartitionKey) -> Path:
+        """Folder of one partition."""
         if asset in DOCUMENT_FOLDERS:
             return self.root / DOCUMENT_FOLDERS[asset] / f"window={key}"
         spec = SPECS[asset]
@@ -105,16 +102,15 @@ class Warehouse:
         """The DuckDB catalogue."""
         return self.root / "ltv.duckdb"
 
-    def comparison(self, challenger: str, champion: str) -> Path:
+    def comparison(self, challenger: PartitionKey, champion: PartitionKey) -> Path:
         """File of the comparison of a window with the champion it met."""
         return self.root / COMPARISONS / f"{challenger}_against_{champion}.json"
 
-    def comparisons_of(self, challenger: str = "*", champion: str = "*") -> list[Path]:
+    def comparisons_of(self, challenger: PartitionKey | None = None, champion: PartitionKey | None = None) -> list[Path]:
         """Files of all comparisons of one challenger, with one champion, or of all."""
-        pattern = self.comparison(challenger, champion)
-        return sorted(pattern.parent.glob(pattern.name))
+        return sorted((self.root / COMPARISONS).glob(f"{challenger or '*'}_against_{champion or '*'}.json"))
 
-    def keys(self, asset: str) -> tuple[str, ...]:
+    def keys(self, asset: str) -> tuple[PartitionKey, ...]:
         """Published partitions of an asset, in order."""
         folder = DOCUMENT_FOLDERS.get(asset) or SPECS[asset].folder
         if folder == "models":
@@ -124,14 +120,14 @@ class Warehouse:
             base = self.root / folder / asset if folder == "lake" else self.root / folder
             listed = list(base.glob("*")) if base.is_dir() else []
             found = (p.name.rpartition("=")[2] for p in listed if (p / MANIFEST_NAME).is_file())
-        return tuple(sorted(k for k in found if _KEY.fullmatch(k)))
+        return PartitionKey.among(found)
 
     # ------------------------------------------------------------------------------------------------------------ write
 
     def write(
         self,
         asset: str,
-        key: str,
+        key: PartitionKey,
         fill: Callable[[Path], Mapping[str, int | None]],
         *,
         code_version: str,
@@ -194,7 +190,7 @@ class Warehouse:
 
     # ------------------------------------------------------------------------------------------------------------- read
 
-    def manifest(self, asset: str, key: str) -> Manifest | None:
+    def manifest(self, asset: str, key: PartitionKey) -> Manifest | None:
         """Manifest of a partition, None if it was never published. Raises ModelFileError if it is damaged or another partition's."""
         folder = self.folder(asset, key)
         manifest = read_manifest(folder)
@@ -205,14 +201,14 @@ class Warehouse:
             )
         return manifest
 
-    def require(self, asset: str, key: str, remedy: str) -> Manifest:
+    def require(self, asset: str, key: PartitionKey, remedy: str) -> Manifest:
         """Manifest of a partition that must exist; raises StaleError with ``remedy`` otherwise."""
         manifest = self.manifest(asset, key)
         if manifest is None:
             raise StaleError(f"{asset} {key}: not in the warehouse {self.root}; {remedy}")
         return manifest
 
-    def files(self, asset: str, key: str, *, verify: bool = True) -> tuple[Path, ...]:
+    def files(self, asset: str, key: PartitionKey, *, verify: bool = True) -> tuple[Path, ...]:
         """Files of the partition's relation, in manifest order, verified against their hashes.
 
         Raises StaleError if the partition does not exist, ModelFileError if a file differs from its hash.
@@ -226,7 +222,7 @@ class Warehouse:
 
         return self._consistently(asset, key, listed)
 
-    def artifacts(self, asset: str, key: str) -> dict[str, bytes]:
+    def artifacts(self, asset: str, key: PartitionKey) -> dict[str, bytes]:
         """Verified bytes of every file of a partition that is not part of its relation.
 
         Raises StaleError if the partition does not exist, ModelFileError if a file differs from its hash.
@@ -234,7 +230,7 @@ class Warehouse:
         folder = self.folder(asset, key)
         return self._consistently(asset, key, lambda manifest: read_files(folder, manifest, [f for f in manifest.files if f.rows is None]))
 
-    def _consistently(self, asset: str, key: str, read: Callable[[Manifest], T]) -> T:
+    def _consistently(self, asset: str, key: PartitionKey, read: Callable[[Manifest], T]) -> T:
         """``read`` the manifest's files; once more with the new manifest if the partition was replaced meanwhile."""
         while True:
             manifest = self.require(asset, key, f"materialize {asset} for {key} first")
@@ -247,7 +243,7 @@ class Warehouse:
                         (self.folder(asset, key) / DAMAGE_NAME).write_text(str(error))
                     raise
 
-    def verify(self, asset: str, key: str) -> str | None:
+    def verify(self, asset: str, key: PartitionKey) -> str | None:
         """Compare a partition's files with their hashes; returns what is wrong, None if nothing is or it was never published."""
         try:
             if self.manifest(asset, key) is not None:
@@ -256,7 +252,7 @@ class Warehouse:
             return str(error)
         return None
 
-    def damage(self, asset: str, key: str) -> str | None:
+    def damage(self, asset: str, key: PartitionKey) -> str | None:
         """What was found wrong with a partition's files when they were last read, None if nothing was."""
         try:
             return (self.folder(asset, key) / DAMAGE_NAME).read_text(errors="replace")
@@ -268,7 +264,7 @@ class Warehouse:
         found = (p for pattern in ("lake/*/*", "models/*/*", "submissions/*") for p in self.root.glob(f"{pattern}/{DAMAGE_NAME}"))
         return tuple(sorted(p.parent.relative_to(self.root).as_posix() for p in found))
 
-    def fingerprint(self, asset: str, key: str) -> str | None:
+    def fingerprint(self, asset: str, key: PartitionKey) -> str | None:
         """Content hash of a partition, None if it was never published."""
         manifest = self.manifest(asset, key)
         return manifest.fingerprint if manifest else None
@@ -279,11 +275,10 @@ class Warehouse:
         """Store a check's result; the newest one for a partition and check replaces the former."""
         key = verdict.partition
         folder = self.root / "verdicts" / verdict.asset / key
-        self.folder(verdict.asset, key)
         data = json.dumps(asdict(verdict), sort_keys=True, indent=1, default=str).encode() + b"\n"
         write_atomic(folder / f"{verdict.check}.json", data)
 
-    def verdicts(self, asset: str, key: str) -> tuple[Verdict, ...]:
+    def verdicts(self, asset: str, key: PartitionKey) -> tuple[Verdict, ...]:
         """Stored results for the partition's present content; results for older content are left out."""
         fingerprint = self.fingerprint(asset, key)
         folder = self.root / "verdicts" / asset / key
@@ -315,6 +310,7 @@ class Warehouse:
 def _read_verdict(path: Path) -> Verdict | None:
     """A stored verdict; None for a file that is none, because the check then simply has not run."""
     try:
-        return Verdict(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        raw = json.loads(path.read_bytes())
+        return Verdict(**{**raw, "partition": PartitionKey(raw["partition"])})
+    except (OSError, ValueError, TypeError, KeyError, DataError):
         return None

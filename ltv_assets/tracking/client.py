@@ -28,6 +28,7 @@ from ltv_assets.core.config import Config
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.hashing import sha256_hex
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.champion import Champion, eligible_windows
 from ltv_assets.storage.files import file_lock, write_atomic
 from ltv_assets.storage.warehouse import Warehouse
@@ -100,15 +101,15 @@ class Tracker:
         self.outbox.write(record)
         return self.push(record.window)
 
-    def waiting(self, window: str) -> tuple[str, ...]:
+    def waiting(self, window: PartitionKey) -> tuple[str, ...]:
         """Stages of a window with records that the present server has not got."""
         return tuple(record.stage for record in self.outbox.waiting(window, self.server))
 
-    def windows(self) -> tuple[str, ...]:
+    def windows(self) -> tuple[PartitionKey, ...]:
         """Windows that have an outbox."""
         return self.outbox.windows()
 
-    def run_id(self, window: str) -> str | None:
+    def run_id(self, window: PartitionKey) -> str | None:
         """MLflow run of a window's present models, if one was created on the present server."""
         identity = self.outbox.current(window)
         return self.outbox.runs(window, identity, self.server).get(WINDOW_STAGE) if identity else None
@@ -140,7 +141,7 @@ class Tracker:
             return f"tracking server {_host(self.uri)} does not answer ({reason}); run `ltv mlflow-sync` when it is back"
         return None
 
-    def push(self, window: str) -> PushResult:
+    def push(self, window: PartitionKey) -> PushResult:
         """Deliver the pending records of one window; returns problems instead of raising."""
         result = self.deliver(
             f"window {window}",
@@ -369,11 +370,11 @@ class Tracker:
         write_atomic(self.outbox.root / _CHAMPION_FILE, json.dumps(state, sort_keys=True).encode())
         return None
 
-    def _challenger(self, champion: Champion) -> tuple[str, str] | None:
+    def _challenger(self, champion: Champion) -> tuple[PartitionKey, str] | None:
         newer = [w for w in eligible_windows(self.warehouse) if w > champion.window]
         return (newer[-1], self.warehouse.fingerprint("served_model", newer[-1]) or "") if newer else None
 
-    def _set_aliases(self, client: MlflowClient, wanted: dict[str, tuple[str, str] | None]) -> None:
+    def _set_aliases(self, client: MlflowClient, wanted: dict[str, tuple[PartitionKey, str] | None]) -> None:
         name = self.settings.registered_model
         if not client.search_registered_models(f"name = '{name}'"):
             within = contract_of(self.config).scores.within
@@ -385,7 +386,7 @@ class Tracker:
             elif alias in known:
                 client.delete_registered_model_alias(name, alias)
 
-    def _card(self, window: str) -> str:
+    def _card(self, window: PartitionKey) -> str:
         """The champion's model card; empty before one was written."""
         path = self.warehouse.folder("model_card", window) / "model_card.md"
         return path.read_text() if path.is_file() else ""
@@ -398,7 +399,7 @@ class Tracker:
         beginning = card.partition("\n## Intended use")[0].strip()
         client.update_model_version(version.name, version.version, description=beginning[:LONGEST_DESCRIPTION])
 
-    def _model_version(self, client: MlflowClient, window: str, fingerprint: str) -> str:
+    def _model_version(self, client: MlflowClient, window: PartitionKey, fingerprint: str) -> str:
         """Version of the registered model that stands for one served model; published and created if it is not there yet."""
         from ltv_assets.scoring import mlflow_model as registered
 
@@ -416,7 +417,7 @@ class Tracker:
 
     # ----------------------------------------------------------------------------------------------------------- forget
 
-    def forget(self, window: str) -> str | None:
+    def forget(self, window: PartitionKey) -> str | None:
         """Delete a window's runs and model versions on the present server; returns a problem or None, and never raises.
 
         Artifacts go with them where they lie in the default store. Runs on another server are left to that server. The outbox

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ltv_assets.core.hashing import sha256_hex
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage.files import write_atomic
 
 WINDOW_STAGE = "window"
@@ -47,7 +48,7 @@ class Record:
     long the stage took.
     """
 
-    window: str
+    window: PartitionKey
     stage: str
     identity: str
     name: str = ""
@@ -74,7 +75,7 @@ class PendingRecord:
     """A stored record: ``digest`` of its file, its content, and when its stage first began and it was written (ms since 1970)."""
 
     folder: Path
-    window: str
+    window: PartitionKey
     identity: str
     stage: str
     digest: str
@@ -107,15 +108,15 @@ class Outbox:
     def __init__(self, root: Path) -> None:
         self.root = root / "tracking"
 
-    def folder(self, window: str) -> Path:
+    def folder(self, window: PartitionKey) -> Path:
         """Everything recorded for one window."""
         return self.root / f"window={window}"
 
-    def windows(self) -> tuple[str, ...]:
+    def windows(self) -> tuple[PartitionKey, ...]:
         """Windows that have records."""
-        return tuple(sorted(p.name.removeprefix("window=") for p in self.root.glob("window=*")))
+        return PartitionKey.among(p.name.removeprefix("window=") for p in self.root.glob("window=*"))
 
-    def has(self, window: str, identity: str, stage: str) -> bool:
+    def has(self, window: PartitionKey, identity: str, stage: str) -> bool:
         """Whether a stage was recorded for this identity."""
         return (self.folder(window) / identity / stage / _RECORD_FILE).is_file()
 
@@ -149,48 +150,48 @@ class Outbox:
         keys = [*settings, *sorted(before.keys() - settings.keys())]
         return [f"{k} {before.get(k)} -> {settings.get(k)}" for k in keys if before.get(k) != settings.get(k)]
 
-    def current(self, window: str) -> str | None:
+    def current(self, window: PartitionKey) -> str | None:
         """Identity of the window's present models."""
         found = read_json(self.folder(window) / _CURRENT_FILE).get("identity")
         return str(found) if found else None
 
-    def identities(self, window: str) -> tuple[str, ...]:
+    def identities(self, window: PartitionKey) -> tuple[str, ...]:
         """Every identity with records, the oldest first."""
         names = [p.name for p in self.folder(window).glob("*/")]
         return tuple(sorted(names, key=lambda i: (min((x.time_ms for x in self._read(window, i)), default=0), i)))
 
-    def records(self, window: str, identity: str) -> tuple[PendingRecord, ...]:
+    def records(self, window: PartitionKey, identity: str) -> tuple[PendingRecord, ...]:
         """Stored records of one identity, the window's own first, the others in the order they were written."""
         return tuple(sorted(self._read(window, identity), key=lambda x: (x.stage != WINDOW_STAGE, x.time_ms, x.stage)))
 
-    def _read(self, window: str, identity: str) -> Iterator[PendingRecord]:
+    def _read(self, window: PartitionKey, identity: str) -> Iterator[PendingRecord]:
         for path in (self.folder(window) / identity).glob(f"*/{_RECORD_FILE}"):
             data = path.read_bytes()
             digest = sha256_hex(data)
             yield PendingRecord(path.parent, window, identity, path.parent.name, digest, json.loads(data))
 
-    def waiting(self, window: str, server: str) -> tuple[PendingRecord, ...]:
+    def waiting(self, window: PartitionKey, server: str) -> tuple[PendingRecord, ...]:
         """Records not yet delivered to a server, older identities first."""
         return tuple(x for i in self.identities(window) for x in self.records(window, i) if not x.delivered_to(server))
 
-    def runs(self, window: str, identity: str, server: str) -> dict[str, str]:
+    def runs(self, window: PartitionKey, identity: str, server: str) -> dict[str, str]:
         """{stage: MLflow run id} on one server."""
         state = read_json(self.folder(window) / identity / _RUN_FILE)
         return dict(state.get("runs", {})) if state.get("server") == server else {}
 
-    def remember_run(self, window: str, identity: str, server: str, stage: str, run_id: str) -> None:
+    def remember_run(self, window: PartitionKey, identity: str, server: str, stage: str, run_id: str) -> None:
         """Remember the run of a stage; runs on another server are forgotten."""
         runs = {**self.runs(window, identity, server), stage: run_id}
         data = json.dumps({"server": server, "runs": runs}, sort_keys=True).encode()
         write_atomic(self.folder(window) / identity / _RUN_FILE, data)
 
-    def forget_delivery(self, window: str, identity: str) -> None:
+    def forget_delivery(self, window: PartitionKey, identity: str) -> None:
         """Make the records of an identity pending again and forget their runs."""
         for record in self.records(window, identity):
             (record.folder / _DELIVERED_FILE).unlink(missing_ok=True)
         (self.folder(window) / identity / _RUN_FILE).unlink(missing_ok=True)
 
-    def tidy(self, window: str, server: str) -> None:
+    def tidy(self, window: PartitionKey, server: str) -> None:
         """Drop the artifacts of delivered records of earlier identities; which runs they became stays known."""
         for identity in self.identities(window):
             if identity == self.current(window):

@@ -1,7 +1,7 @@
 """What a window tells MLflow and the asset pages: pictures and tables of a stage, and records for the outbox.
 
 The same figures and pictures go to both, so the two never disagree. Parameters, tags and names are chosen so that MLflow's
-table of runs says which run is better, and what was different about it. Next to read: ``outbox.py``, ``tracking.py``.
+table of runs says which run is better, and what was different about it. Next to read: ``outbox.py``, ``client.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ltv_assets import __version__
 from ltv_assets.core.asset_specs import SPECS, WINDOW_ASSETS
 from ltv_assets.core.config import Config
 from ltv_assets.core.hashing import short_hash
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 from ltv_assets.tracking.client import PushResult, Tracker
 from ltv_assets.tracking.outbox import WINDOW_STAGE, Input, Record
@@ -119,7 +119,7 @@ def _curves(stage: Any) -> dict[str, list[float]]:
 
 
 def log_stage(
-    tracker: Tracker, project: Project, name: str, key: str, evidence: StageEvidence, *, run_id: str, seconds: float = 0.0
+    tracker: Tracker, project: Project, name: str, key: PartitionKey, evidence: StageEvidence, *, run_id: str, seconds: float = 0.0
 ) -> PushResult:
     """Record one asset of a window as a nested run; the first one opens the window's own run."""
     identity = project.lineage().window_identity(key)
@@ -145,7 +145,7 @@ def log_stage(
 def log_window(
     tracker: Tracker,
     project: Project,
-    key: str,
+    key: PartitionKey,
     holdout: Holdout,
     pictures: Mapping[str, bytes],
     documents: Mapping[str, bytes],
@@ -176,7 +176,7 @@ def log_window(
 def _window_record(
     tracker: Tracker,
     project: Project,
-    key: str,
+    key: PartitionKey,
     identity: str,
     *,
     run_id: str,
@@ -190,18 +190,18 @@ def _window_record(
     Its name and the tag ``changed_from_before`` say what was changed since the configuration recorded before: in a loop of
     experiments that is the question.
     """
-    days = project.horizon.training_days(parse_day(key))
+    days = project.horizon.training_days(key.day)
     shaping = flat_params({**_shaping_settings(project), "features": project.registry.fingerprint()})
     changes, differences = config_changes(project.config), tracker.outbox.differences(shaping)
     data = _data_name(project)
     inputs = [_input(project, days, "training")]
     if verdict is not None:
-        inputs.append(_input(project, [parse_day(key)], "evaluation"))
+        inputs.append(_input(project, [key.day], "evaluation"))
     tags = {
         "dagster.run_id": run_id,
         "training_days": f"{days[0]} .. {days[-1]} ({len(days)})",
         "data": data,
-        "data_fingerprint": _data_fingerprint(project, [*days, parse_day(key)]),
+        "data_fingerprint": _data_fingerprint(project, [*days, key.day]),
         "config_hash": _config_hash(project, key),
         "changed_from_defaults": "; ".join(changes) or "nothing",
         "changed_from_before": "; ".join(differences) or "nothing",
@@ -275,7 +275,7 @@ def _verdict(figures: pd.DataFrame) -> str:
     return f"{word}: RMSLE {value:+.4f} ({low:+.4f} .. {high:+.4f})"
 
 
-def _description(key: str, data: str, changes: Sequence[str], differences: Sequence[str], verdict: str | None) -> str:
+def _description(key: PartitionKey, data: str, changes: Sequence[str], differences: Sequence[str], verdict: str | None) -> str:
     lines = [f"Models of the window whose holdout is **{key}**, data: {data}."]
     if verdict is not None:
         lines.append(f"Against the pinned LightGBM reference: **{verdict}**.")
@@ -296,11 +296,11 @@ def _data_name(project: Project) -> str:
 
 def _data_fingerprint(project: Project, days: Sequence[date]) -> str:
     """Hash of the flattened content of some days: equal for equal rows, whatever the configuration."""
-    text = "\n".join(f"{day} {project.warehouse.fingerprint('flattened_features', str(day))}" for day in days)
+    text = "\n".join(f"{day} {project.warehouse.fingerprint('flattened_features', PartitionKey(day))}" for day in days)
     return short_hash(text)
 
 
-def _config_hash(project: Project, key: str) -> str:
+def _config_hash(project: Project, key: PartitionKey) -> str:
     """Hash of every setting that shapes the window's assets."""
     lineage = project.lineage()
     text = "\n".join(lineage.config_hash(asset, key) for asset in WINDOW_ASSETS)
@@ -310,8 +310,8 @@ def _config_hash(project: Project, key: str) -> str:
 def _input(project: Project, days: Sequence[date], context: str) -> Input:
     """The flattened rows of some days as a dataset: where they lie, what they hash to, how many they are."""
     name = f"flattened_features {days[0]}" + (f" .. {days[-1]}" if len(days) > 1 else "")
-    manifests = [project.warehouse.manifest("flattened_features", str(day)) for day in days]
-    folder = project.warehouse.folder("flattened_features", str(days[0]))
+    manifests = [project.warehouse.manifest("flattened_features", PartitionKey(day)) for day in days]
+    folder = project.warehouse.folder("flattened_features", PartitionKey(days[0]))
     source = folder if len(days) == 1 else folder.parent
     return Input(name, _data_fingerprint(project, days), source.as_uri(), context, sum(m.rows for m in manifests if m is not None))
 

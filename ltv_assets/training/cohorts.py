@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.errors import StaleError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.schema import feature_names
-from ltv_assets.ingestion.calendar import parse_day
 from ltv_assets.modeling.cohorts import (
     CohortNoise,
     KnownRows,
@@ -63,9 +63,9 @@ def summed(project: Project) -> tuple[str, str]:
 class CohortForecast:
     """The forecast of a day: `RELATIONS` ``cohort_forecast`` without its day, and what it rests on."""
 
-    day: str
+    day: PartitionKey
     groups: pd.DataFrame
-    champion: str
+    champion: PartitionKey
     days_ahead: int
     noise: CohortNoise
     cap_usd: float
@@ -99,7 +99,7 @@ class CohortForecast:
 class WindowErrors:
     """Errors of a window's forecasts: `RELATIONS` ``cohort_errors`` without its window, and the noise that they teach."""
 
-    window: str
+    window: PartitionKey
     errors: pd.DataFrame
     noise: CohortNoise
 
@@ -115,13 +115,13 @@ class WindowErrors:
         return {str(name).replace("_", "_of_holdout_"): float(share) for name, share in inside(held).mean().items()}
 
 
-def window_errors(project: Project, key: str) -> WindowErrors:
+def window_errors(project: Project, key: PartitionKey) -> WindowErrors:
     """How far the forecasts of a window's groups were off, and the noise of later forecasts that follows.
 
     The intervals of the holdout day rest on the training days alone, so whether they held is a test of them.
     """
-    window, warehouse, sizes = parse_day(key), project.warehouse, _sizes(project)
-    days = [str(day) for day in project.horizon.training_days(window)]
+    warehouse, sizes = project.warehouse, _sizes(project)
+    days = [PartitionKey(day) for day in project.horizon.training_days(key.day)]
     classifier, gating, regressor = (
         read_stage(warehouse, stage, key) for stage in ("buyer_classifier", "buyer_gating", "revenue_regressor")
     )
@@ -138,7 +138,7 @@ def window_errors(project: Project, key: str) -> WindowErrors:
     columns = (*summed(project), project.contract.scores.observed)
     holdout = KnownRows(segment_frame(project, key), *(scores[name].to_numpy() for name in columns))
     seen = holdout.compared(amounts, cap_usd, **sizes).assign(day=key, source=HOLDOUT, ahead=True)
-    ends = with_intervals(seen, noise, (window - parse_day(days[-1])).days)
+    ends = with_intervals(seen, noise, (key.day - days[-1].day).days)
     errors = pd.concat([before, seen.join(ends[ends.columns.difference(seen.columns)])], ignore_index=True)
     return WindowErrors(key, errors, noise_of_level(errors, amounts, gating.level))
 
@@ -148,7 +148,7 @@ def _sizes(project: Project) -> dict[str, int]:
     return {"min_rows": settings.min_segment_rows, "max_segments": settings.max_segments}
 
 
-def _labelled(project: Project, days: Sequence[str]) -> tuple[pd.DataFrame, NDArray[np.float64], NDArray[np.int64]]:
+def _labelled(project: Project, days: Sequence[PartitionKey]) -> tuple[pd.DataFrame, NDArray[np.float64], NDArray[np.int64]]:
     """Segments, revenue (USD) and number of the day of every row of labelled days."""
     labels = [_read(project, "flattened_features", [day], project.contract.revenue[:1]).to_numpy(np.float64)[:, 0] for day in days]
     return segment_frame(project, *days), np.concatenate(labels), np.repeat(np.arange(len(days)), [len(label) for label in labels])
@@ -163,7 +163,7 @@ def write_errors(folder: Path, found: WindowErrors) -> dict[str, int | None]:
     }
 
 
-def champions_noise(project: Project, champion: str) -> CohortNoise:
+def champions_noise(project: Project, champion: PartitionKey) -> CohortNoise:
     """What a champion's forecasts miss by: learnt from its own window, and from holdout days of the windows before it.
 
     Without errors of its own window it is as wide as for a market nobody knows.
@@ -179,13 +179,13 @@ def champions_noise(project: Project, champion: str) -> CohortNoise:
     )
 
 
-def forecast_day(project: Project, day: str) -> CohortForecast:
+def forecast_day(project: Project, day: PartitionKey) -> CohortForecast:
     """Add up a scored day by group and put intervals around the sums.
 
     Raises StaleError if scores and flattened rows of the day do not belong together.
     """
     scores = _read(project, "predictions", [day], summed(project))
-    champion = str(project.warehouse.require("predictions", day, "materialize it first").facts["champion"])
+    champion = PartitionKey(project.warehouse.require("predictions", day, "materialize it first").facts["champion"])
     segments = segment_frame(project, day)
     if len(segments) != len(scores):
         raise StaleError(
@@ -194,7 +194,7 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
     noise, groups = champions_noise(project, champion), group_rows(segments, **_sizes(project))
     probability, expected = (scores[name].to_numpy() for name in summed(project))
     sums = sum_up(groups, probability, expected, noise.amounts)
-    ahead = max(1, (parse_day(day) - parse_day(champion)).days + (0 if project.config.models.refit else 1))
+    ahead = max(1, (day.day - champion.day).days + (0 if project.config.models.refit else 1))
     money = money_terms(project, champion)
     return CohortForecast(day, with_intervals(sums, noise, ahead), champion, ahead, noise, money["cap_usd"], money["tail_factor"])
 
@@ -203,9 +203,9 @@ def forecast_day(project: Project, day: str) -> CohortForecast:
 class CohortOutcome:
     """A forecast beside what came: `RELATIONS` ``cohort_outcome`` without its day."""
 
-    day: str
+    day: PartitionKey
     groups: pd.DataFrame
-    champion: str
+    champion: PartitionKey
     cap_usd: float
 
     @property
@@ -216,9 +216,9 @@ class CohortOutcome:
         return {**came, **outcome_figures(self.groups)}
 
 
-def compare_day(project: Project, day: str) -> CohortOutcome:
+def compare_day(project: Project, day: PartitionKey) -> CohortOutcome:
     """What came of a forecast day, by the groups of its forecast. Raises StaleError if the day's labels are not final."""
-    require_mature(project.config, [parse_day(day)])
+    require_mature(project.config, [day.day])
     forecast, facts = stored_forecast(project, day)
     segments, revenue, _ = _labelled(project, [day])
     named = forecast.groupby("segment", sort=False)["value"].agg(list).to_dict()
@@ -227,8 +227,8 @@ def compare_day(project: Project, day: str) -> CohortOutcome:
     segment, value = groups.listed()
     came = came.assign(segment=segment, value=value, rows_labelled=groups.add_up(np.ones(len(revenue)), 1.0).astype(np.int64))
     compared = forecast.merge(came, on=["segment", "value"], how="left", validate="one_to_one")
-    champion = str(facts["champion"])
-    age = (parse_day(day) - parse_day(champion)).days
+    champion = PartitionKey(facts["champion"])
+    age = (day.day - champion.day).days
     compared = compared.join(inside(compared)).assign(model_window=champion, model_age_days=age)
     return CohortOutcome(day, compared, champion, float(facts["cap_usd"]))
 
@@ -267,7 +267,7 @@ def write_forecast(folder: Path, forecast: CohortForecast) -> dict[str, int | No
     return {"forecast.parquet": write_relation(folder / "forecast.parquet", "cohort_forecast", forecast.groups.assign(day=forecast.day))}
 
 
-def stored_forecast(project: Project, day: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+def stored_forecast(project: Project, day: PartitionKey | None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The published forecast of a day (None: the newest), and its facts. Raises StaleError if there is none."""
     keys = project.warehouse.keys("cohort_forecast")
     day = day or (keys[-1] if keys else None)
@@ -278,6 +278,13 @@ def stored_forecast(project: Project, day: str | None) -> tuple[pd.DataFrame, di
     return pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_forecast", day)], ignore_index=True), manifest.facts
 
 
+def stored_outcome(project: Project, day: PartitionKey) -> pd.DataFrame | None:
+    """The published outcome of a forecast day, None while its labels have not arrived."""
+    if day not in project.warehouse.keys("cohort_outcome"):
+        return None
+    return pd.concat([pd.read_parquet(f) for f in project.warehouse.files("cohort_outcome", day)], ignore_index=True)
+
+
 def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:
     """Write a frame with the columns of an asset's relation as parquet; returns its rows."""
     schema = pa.schema([(c.name, _ARROW[c.type]) for c in RELATIONS[asset]])
@@ -285,7 +292,7 @@ def write_relation(path: Path, asset: str, frame: pd.DataFrame) -> int:
     return len(frame)
 
 
-def segment_frame(project: Project, *days: str) -> pd.DataFrame:
+def segment_frame(project: Project, *days: PartitionKey) -> pd.DataFrame:
     """The columns by whose values the rows of flattened days are grouped, in the order of these rows."""
     named = [c for c in project.contract.segments if c in feature_names(project.registry)]
     frame = _read(project, "flattened_features", days, ["datetime", *named])
@@ -296,12 +303,12 @@ def segment_frame(project: Project, *days: str) -> pd.DataFrame:
     return frame[named].assign(hour=pd.Categorical.from_codes(place[keys.codes], names))
 
 
-def _read(project: Project, asset: str, days: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def _read(project: Project, asset: str, days: Sequence[PartitionKey], columns: Sequence[str]) -> pd.DataFrame:
     tables = [pq.read_table(f, columns=list(columns)) for day in days for f in project.warehouse.files(asset, day)]
     return pa.concat_tables(tables).unify_dictionaries().to_pandas()
 
 
-def money_terms(project: Project, champion: str) -> dict[str, float]:
+def money_terms(project: Project, champion: PartitionKey) -> dict[str, float]:
     """``cap_usd`` and ``tail_factor`` of a served model."""
     warehouse = project.warehouse
     manifest = warehouse.require("served_model", champion, f"run `ltv run --window {champion}`")

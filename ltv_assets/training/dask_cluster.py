@@ -1,8 +1,8 @@
 """Dask: the same functions on other processes, of this machine or of a cluster (``compute.engine: dask``).
 
 What belongs here: finding workers, handing tasks to them, fitting one booster on all of them, and telling a lost worker
-from a wrong input. What does not: what a task computes (``features/flatten/``, ``scoring.py``, ``modeling``) and any
-decision about models: tree counts, folds, calibration and gates are made by this process. Next to read: ``parallel.py``.
+from a wrong input. What does not: what a task computes (``features/flatten/``, ``scoring/batch.py``, ``modeling``) and any
+decision about models: tree counts, folds, calibration and gates are made by this process. Next to read: ``core/parallel.py``.
 
 Boosters are fitted by LightGBM's own data-parallel learner, one LightGBM machine per worker. ``lightgbm.dask`` starts the
 same learner, but deals rows to machines in an order that differs from run to run and waits for ever for a worker that is
@@ -93,6 +93,7 @@ def remote_fit(config: Config) -> RemoteFit | None:
 
 
 _CLUSTERS: dict[tuple[str | None, int], Cluster] = {}
+"""Of the process, not of a project or a run: `ltv run` makes a run for each partition, and workers take seconds to start."""
 
 
 def close_clusters() -> None:

@@ -1,14 +1,13 @@
 """Evaluation of a window on its holdout day: figures by segment, scored rows for later comparison, and pictures.
 
 The bridge between the warehouse and ``modeling.evaluation``: it scores the holdout with the *evaluated* model, adds the
-truth where the data carries one, and says which columns make segments. Formulas are in ``modeling/metrics.py``.
+truth where the data carries one, and says which columns make segments. Formulas are in ``modeling/evaluation/metrics.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from ltv_assets import plots as pictures
 from ltv_assets.core.contract import Contract
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.footers import Footer, read_footer
 from ltv_assets.modeling.evaluation.segments import ALL, cold_start, decile_table, evaluate
 from ltv_assets.modeling.model_set import WindowModels
@@ -49,7 +49,7 @@ class Holdout:
         whole = self.figures[self.figures["segment"] == ALL]
         return {str(m): float(v) for m, v in zip(whole["metric"], whole["value"], strict=True) if v == v}
 
-    def relation(self, key: str) -> pa.Table:
+    def relation(self, key: PartitionKey) -> pa.Table:
         """The relation ``holdout_metrics`` of one window."""
         frame = self.figures.assign(window_key=key)[["window_key", "metric", "segment", "value", "low", "high"]]
         schema = pa.schema(
@@ -64,7 +64,7 @@ class Holdout:
         return table.append_column(self.rows.names.observed, pa.array(self.rows.revenue.iloc[:, 0].to_numpy()))
 
 
-def evaluate_window(project: Project, key: str) -> Holdout:
+def evaluate_window(project: Project, key: PartitionKey) -> Holdout:
     """Score the holdout day of a window with the model trained before it, and measure it."""
     window = window_context(project, key)
     window.forget_encodings()  # of the window only its labels and bundles are needed any more
@@ -212,7 +212,7 @@ def holdout_pictures(holdout: Holdout) -> dict[str, bytes]:
     return {plot.file: plot.draw(holdout) for plot in HOLDOUT_PLOTS}
 
 
-def write_holdout(folder: Path, key: str, holdout: Holdout) -> dict[str, int | None]:
+def write_holdout(folder: Path, key: PartitionKey, holdout: Holdout) -> dict[str, int | None]:
     """Write the evaluation's relation and its scored rows; returns what `Warehouse.write` wants to know."""
     relation = holdout.relation(key)
     pq.write_table(relation, folder / "metrics.parquet")
@@ -221,7 +221,7 @@ def write_holdout(folder: Path, key: str, holdout: Holdout) -> dict[str, int | N
     return {"metrics.parquet": relation.num_rows, SCORES_FILE: None, "deciles.csv": None}
 
 
-def ablation_table(project: Project, window: date, *, progress: Callable[[str], None]) -> pd.DataFrame:
+def ablation_table(project: Project, key: PartitionKey, *, progress: Callable[[str], None]) -> pd.DataFrame:
     """Refit a window without one part at a time and compare the variants on its holdout.
 
     Raises StaleError if one of its days is missing or outdated.
@@ -229,7 +229,6 @@ def ablation_table(project: Project, window: date, *, progress: Callable[[str], 
     from ltv_assets.modeling.evaluation.ablation import ablate
     from ltv_assets.training.windows import as_window
 
-    key = str(window)
     project.lineage().require_ready("histos_train", key)
     rows = WindowRows(project, key)
     return ablate(window_context(project, key), as_window(rows.holdout_rows()), progress=progress)

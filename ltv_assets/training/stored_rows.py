@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ltv_assets.core.config import Config
 from ltv_assets.core.contract import HOUR, ROW_ID, Contract, Scores, contract_of, load_contract
 from ltv_assets.core.memory import rows_in_memory
-from ltv_assets.ingestion.calendar import mature_horizons, parse_day
+from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.ingestion.calendar import mature_horizons
 from ltv_assets.modeling.dataset import RowStore
 
 
@@ -44,7 +45,7 @@ class Rows:
         return self.contract.scores
 
 
-def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Sequence[str], *, beside: int = 0) -> Rows:
+def read_rows(config: Config, files: Mapping[PartitionKey, Sequence[Path]], features: Sequence[str], *, beside: int = 0) -> Rows:
     """Read the flattened files of some days, in order of day, file and row.
 
     Labels of a horizon that is not yet mature for a day are NaN, whatever the file says. Features of more rows than
@@ -68,7 +69,7 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
     day_of_row = np.concatenate(days)
     revenue = together.select(list(contract.revenue)).to_pandas().astype(np.float64)
     for day in sorted(files):
-        known = mature_horizons(config, parse_day(day))
+        known = mature_horizons(config, day.day)
         for horizon, name in contract.labels.revenue.items():
             if horizon not in known:
                 revenue.loc[day_of_row == day, name] = np.nan
@@ -84,7 +85,7 @@ def read_rows(config: Config, files: Mapping[str, Sequence[Path]], features: Seq
     )
 
 
-def count_rows(files: Mapping[str, Sequence[Path]]) -> int:
+def count_rows(files: Mapping[PartitionKey, Sequence[Path]]) -> int:
     """Rows of the flattened files of some days."""
     return sum(pq.read_metadata(path).num_rows for paths in files.values() for path in paths)
 

@@ -21,8 +21,9 @@ from ltv_assets.core.config import Config, ModelsConfig
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import StaleError
 from ltv_assets.core.memory import columns_in_memory, rows_in_memory, rows_of_all_columns
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.schema import feature_names
-from ltv_assets.ingestion.calendar import mature_horizons, parse_day, today
+from ltv_assets.ingestion.calendar import mature_horizons, today
 from ltv_assets.modeling.dataset import BLOCK_ROWS, WindowData, prepare_window
 from ltv_assets.modeling.stages import WindowContext
 from ltv_assets.sampling.draws import row_hashes
@@ -34,9 +35,9 @@ from ltv_assets.training.dask_cluster import remote_fit
 from ltv_assets.training.stored_rows import Rows, count_rows, read_rows
 
 
-def flattened_files(project: Project, days: Sequence[date]) -> dict[str, tuple[Path, ...]]:
+def flattened_files(project: Project, days: Sequence[date]) -> dict[PartitionKey, tuple[Path, ...]]:
     """{day: verified flattened files}."""
-    return {str(day): project.warehouse.files("flattened_features", str(day)) for day in days}
+    return {day: project.warehouse.files("flattened_features", day) for day in map(PartitionKey, days)}
 
 
 def require_mature(config: Config, days: Sequence[date]) -> None:
@@ -54,10 +55,10 @@ def require_mature(config: Config, days: Sequence[date]) -> None:
 class WindowRows:
     """The rows of one window, read once per process: the training context, and the holdout day."""
 
-    def __init__(self, project: Project, key: str) -> None:
+    def __init__(self, project: Project, key: PartitionKey) -> None:
         self.project = project
         self.key = key
-        self.window = parse_day(key)
+        self.window = key.day
         self.training_days = project.horizon.training_days(self.window)
         self.features = feature_names(project.registry)
 
@@ -73,7 +74,7 @@ class WindowRows:
         own, other = self._files([self.window]), self._files(self.training_days)
         return read_rows(self.project.config, own, self.features, beside=count_rows(other))
 
-    def _files(self, days: Sequence[date]) -> dict[str, tuple[Path, ...]]:
+    def _files(self, days: Sequence[date]) -> dict[PartitionKey, tuple[Path, ...]]:
         return flattened_files(self.project, days)
 
     def context(self) -> WindowContext:
@@ -111,7 +112,7 @@ def as_window(rows: Rows) -> WindowData:
     return prepare_window(rows.X, rows.revenue, rows.day, hashes=np.concatenate(hashes) if hashes else None, contract=rows.contract)
 
 
-def window_context(project: Project, key: str) -> WindowContext:
+def window_context(project: Project, key: PartitionKey) -> WindowContext:
     """Context of a window's training rows; the project keeps the last one, so the stages of one run encode it once."""
     identity = project.lineage().window_identity(key)
     if identity not in project.kept:
@@ -121,16 +122,14 @@ def window_context(project: Project, key: str) -> WindowContext:
     return found
 
 
-def rows_of_refit(project: Project, key: str) -> tuple[WindowContext, WindowData]:
+def rows_of_refit(project: Project, key: PartitionKey) -> tuple[WindowContext, WindowData]:
     """Context of a window's training rows, and its holdout day, for the last fit of the window; the context is kept no longer."""
     found = window_context(project, key), as_window(WindowRows(project, key).holdout_rows())
     project.kept.clear()
     return found
 
 
-def plan_table(
-    project: Project, key: str, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]
-) -> pa.Table:
+def plan_table(key: PartitionKey, context: WindowContext, columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> pa.Table:
     """A sampling plan as a table: where each row is (day, file, row_number), and the columns of the plan."""
     data = context.data
     starts = np.searchsorted(data.period, np.arange(len(data.period_names)))
@@ -151,7 +150,7 @@ def _plan_rows(table: pa.Table, context: WindowContext) -> NDArray[np.int64]:
     return days + table["row_number"].to_numpy()
 
 
-def read_histos_plan(project: Project, key: str, context: WindowContext) -> HistosPlan | None:
+def read_histos_plan(project: Project, key: PartitionKey, context: WindowContext) -> HistosPlan | None:
     """The stored HistOS plan in the window's row order; None if HistOS is switched off."""
     table = _read_relation(project.warehouse, "histos_train", key)
     if context.sampling.classifier == "none":
@@ -162,7 +161,7 @@ def read_histos_plan(project: Project, key: str, context: WindowContext) -> Hist
     return HistosPlan(bins, multiplicity)
 
 
-def read_hhistus_plan(project: Project, key: str, context: WindowContext) -> HhistusPlan | None:
+def read_hhistus_plan(project: Project, key: PartitionKey, context: WindowContext) -> HhistusPlan | None:
     """The stored HHISTUS plan in the window's row order; None if HHISTUS is switched off."""
     table = _read_relation(project.warehouse, "hhistus_buyers", key)
     if context.sampling.regressor == "none":
@@ -175,11 +174,11 @@ def read_hhistus_plan(project: Project, key: str, context: WindowContext) -> Hhi
     return HhistusPlan(bins, keep, weight)
 
 
-PLAN_READERS: Mapping[str, Callable[[Project, str, WindowContext], Any]] = {
+PLAN_READERS: Mapping[str, Callable[[Project, PartitionKey, WindowContext], Any]] = {
     "histos_train": read_histos_plan,
     "hhistus_buyers": read_hhistus_plan,
 }
 
 
-def _read_relation(warehouse: Warehouse, asset: str, key: str) -> pa.Table:
+def _read_relation(warehouse: Warehouse, asset: str, key: PartitionKey) -> pa.Table:
     return pa.concat_tables([pq.read_table(f) for f in warehouse.files(asset, key)])

@@ -101,8 +101,10 @@ class Story:
         return (self.end,) if self.start is None else (self.start, self.end)
 
 
-def prepare(root: Path) -> list[Story]:
-    """Raw data at first, after the delivery of a corrected hour, and after that of another day; and the undisturbed runs."""
+def prepare(root: Path, number: int = 3) -> list[Story]:
+    """Raw data at first, after the delivery of a corrected hour, and after that of another day; and the undisturbed runs of the first
+    ``number`` of these stories, each of which begins where the one before it ends.
+    """
     from ltv_assets.simulator import simulate
 
     old, new, longer = root / "data_old", root / "data_new", root / "data_longer"
@@ -116,7 +118,7 @@ def prepare(root: Path) -> list[Story]:
     stories = [Story("into an empty warehouse", old, None, root / "end_of_first")]
     stories.append(Story("over a finished warehouse", new, stories[0].end, root / "end_of_second"))
     stories.append(Story("when another day has come", longer, stories[1].end, root / "end_of_third"))
-    for story in stories:
+    for story in stories[:number]:
         if story.start is not None:
             shutil.copytree(story.start, story.end)
         began = time.process_time() + os.times().children_user
@@ -125,7 +127,7 @@ def prepare(root: Path) -> list[Story]:
         story.points = {name: number for number, name in enumerate(dict.fromkeys(outcome.trace))}
         story.familiar = frozenset(map(kind_of, outcome.trace))
         story.seconds = time.process_time() + os.times().children_user - began
-    return stories
+    return stories[:number]
 
 
 def _without_label(data: Path, hour: str) -> None:
@@ -678,16 +680,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill `ltv run` again and again and look for damage.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--together", action="store_true", help="also run it twice at once, with a reader beside")
+    parser.add_argument("--story", type=int, choices=(1, 2, 3), default=None, help="whose runs alone are killed; default: all three")
+    parser.add_argument("--together", action="store_true", help="also run the second story twice at once, with a reader beside")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary folder")
     options = parser.parse_args()
     good = True
     with tempfile.TemporaryDirectory(prefix="ltv-crash-", dir=options.folder) as folder:
         root = Path(folder)
         warm_up()
-        stories = prepare(root)
+        stories = prepare(root, max(options.story or 3, 2 if options.together else 1))
         if options.kills:
-            report = crash_loop(stories, options.kills, options.seed, root, lambda line: print(line, file=sys.stderr, flush=True))
+            chosen = stories if options.story is None else [stories[options.story - 1]]
+            report = crash_loop(chosen, options.kills, options.seed, root, lambda line: print(line, file=sys.stderr, flush=True))
             print("\n".join(report.lines({name for story in stories for name in story.points})))
             good = report.good
         if options.together:

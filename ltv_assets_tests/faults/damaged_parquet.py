@@ -259,7 +259,7 @@ def answer(world: World, numbers: range) -> dict[int, str]:
         files[str(path.relative_to(world.data))] = number
     inventory = world.inspect()
     answers = {files[f.path]: "set aside" for f in inventory.quarantined}
-    refused = {error.split(": ")[0] for error in inventory.schema_errors}
+    refused = {error.path for error in inventory.schema_errors}
     usable = [f for f in inventory.good if f.path not in refused]
     answers |= {files[path]: "refused" for path in refused}
     while True:

@@ -27,8 +27,8 @@ def loop(tmp_path: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three kills, then two runs at once."""
-    return loop(tmp_path_factory.mktemp("crash"), "--kills", "3", "--together")
+    """Three kills of a run over a finished warehouse, then two such runs at once; the other stories are soak."""
+    return loop(tmp_path_factory.mktemp("crash"), "--kills", "3", "--story", "2", "--together")
 
 
 def kinds_hit(report: str) -> tuple[int, int]:

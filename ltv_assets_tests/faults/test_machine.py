@@ -187,28 +187,20 @@ def test_run_does_not_start_on_a_full_disk(
 )
 @pytest.mark.slow
 def test_run_on_a_disk_that_fills_up_keeps_what_it_made_and_goes_on_when_there_is_room(
-    fault: Fault, small_disk: Callable[[str], Path], simulated_small: Path, tmp_path: Path
+    fault: Fault, small_disk: Callable[[str], Path], simulated_small: Path, place: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ltv_assets_tests.faults.crash import CONFIG
 
+    place(simulated_small, CONFIG + "tracking: {enabled: false}\n")
     warehouse = small_disk("size=9m") / "warehouse"
-    (tmp_path / "config.yaml").write_text(CONFIG)
-    named = {"LTV_WAREHOUSE": warehouse, "LTV_DATA_ROOT": simulated_small, "LTV_CONFIG": tmp_path / "config.yaml", "NO_COLOR": "1"}
-    environment = os.environ | {name: str(value) for name, value in named.items()}
-
-    def run() -> tuple[int, str]:
-        command = [sys.executable, "-m", "ltv_assets.cli.app", "run"]
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    code, printed = run()
+    monkeypatch.setenv("LTV_WAREHOUSE", str(warehouse))
+    code, printed = ltv("run")
     assert code == 1, printed
-    assert "Traceback" not in printed
     fault.told(printed)
     made = {key: Warehouse(warehouse).files("raw_partitions", key) for key in Warehouse(warehouse).keys("raw_partitions")}
     assert made, "the first day was expected to fit"
     small_disk("size=200m")
-    code, printed = run()
+    code, printed = ltv("run")
     assert code == 0, printed
     assert "ingest_days 2025-10-01: fresh" in printed
     assert (

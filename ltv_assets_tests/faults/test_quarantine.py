@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.cli.runner import replay_days
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 from ltv_assets.storage import quarantine
 from ltv_assets.storage.files import staging
@@ -29,7 +29,7 @@ def world(tmp_path: Path, place: Callable[..., Path]) -> World:
 
 
 def ingest(day: str = DAY) -> Project:
-    replay_days(Project.open(), [date.fromisoformat(day)], advance=lambda line: None)
+    replay_days(Project.open(), [PartitionKey(day)], advance=lambda line: None)
     return Project.open()
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ltv_assets.core.config import Config, load_config
-from ltv_assets.core.errors import ConfigError, DataError, ModelFileError, PermanentError
+from ltv_assets.core.errors import ConfigError, DataError, ModelFileError
 from ltv_assets.core.hashing import sha256_hex
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling import LTVModel
 from ltv_assets.modeling.boosting import TreeModel
 from ltv_assets.modeling.serialization import MANIFEST, seal_text, to_json, write_folder
@@ -294,13 +294,13 @@ def test_partition_is_read_only_by_its_own_manifest(fault: Fault, tmp_path: Path
     "security",
     "path traversal in a partition key",
     answer="reject",
-    message="predictions: partition key '<key>' is not a day such as 2025-10-06",
+    message="partition key '<key>': expected a day such as 2025-10-06",
     keys=("../../etc", "2025-10-01/../../x", "2025-10-01\n", "/etc/passwd", "..", "2025-10-01_..", "2025-10-0１"),
 )
 def test_partition_key_never_becomes_a_path_outside(fault: Fault, tmp_path: Path) -> None:
     for key in fault.keys:
-        with pytest.raises(PermanentError) as raised:
-            Warehouse(tmp_path / "warehouse").folder("predictions", key)
+        with pytest.raises(DataError) as raised:
+            Warehouse(tmp_path / "warehouse").folder("predictions", PartitionKey(key))
         fault.told(str(raised.value).encode("unicode_escape").decode())
     assert tree(tmp_path) == {}
 
@@ -472,11 +472,3 @@ def test_configuration_has_no_place_for_a_secret() -> None:
 
     suspicious = [key for key, _ in walk_keys() if any(word in key.lower() for word in ("password", "secret", "token", "credential"))]
     assert suspicious == []
-
-
-def test_dates_beyond_the_calendar_are_no_key(tmp_path: Path) -> None:
-    from ltv_assets.ingestion.calendar import parse_day
-
-    with pytest.raises(DataError, match="expected a day"):
-        parse_day("2025-13-45")
-    assert parse_day("2025-10-01") == date(2025, 10, 1)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.cli.check_data import Findings, check_folder
 from ltv_assets.core.config import PROJECT_ROOT, Config
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.flatten import FlattenResult, RawFile, flatten_files
 from ltv_assets.features.registry import load_registry
 from ltv_assets.ingestion.calendar import discover
@@ -21,7 +22,7 @@ from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets_tests.oracle.awkward_rows import Row, awkward_rows, write_hour
 
-DAY = "2025-10-01"
+DAY = PartitionKey("2025-10-01")
 ROWS = 12
 FEATURES = PROJECT_ROOT / "config" / "features.yaml"
 

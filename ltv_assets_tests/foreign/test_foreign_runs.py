@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +16,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from ltv_assets_tests.conftest import command, environment, made_once
+from ltv_assets.cli.app import main
+from ltv_assets_tests.conftest import TINY_MODELS, command, environment, made_once
 from ltv_assets_tests.foreign.tables import FOREIGN, Foreign, read
 
 ROWS = 1500
@@ -57,8 +60,8 @@ def unlabelled(table: Foreign, folder: Path) -> Path:
     return folder
 
 
-IN_CI = ("shop", "game")
-"""Between them folders by day and a column of moments, flat columns and JSON; every table is run by hand (soak)."""
+IN_CI = ("shop",)
+"""The whole runs of the others are soak; every row of theirs is read and checked in CI."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=() if name in IN_CI else pytest.mark.soak) for name in FOREIGN])
@@ -179,6 +182,21 @@ def test_a_served_row_has_the_score_of_the_batch(done: Done, monkeypatch: pytest
     np.testing.assert_allclose(answer[score].astype(float), batch.loc[answer["row_id"].astype(str)].to_numpy(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in IN_CI])
+def test_every_row_of_a_table_that_nobody_declared_is_read(name: str, place: Callable[..., Path], tmp_path: Path) -> None:
+    """`ltv init` and `ltv check-data`, without the run after them."""
+    table = FOREIGN[name](tmp_path / name, rows=300)
+    place()
+    runner, config = CliRunner(), tmp_path / "config"
+    proposed = runner.invoke(main, ["init", "--data", str(table.root), "--out", str(config)], catch_exceptions=False)
+    assert proposed.exit_code == 0 and table.leak in proposed.output, proposed.output
+    named = {"LTV_CONFIG": str(config / "config.yaml")}
+    checked = runner.invoke(main, ["check-data", str(table.root)], env=named, catch_exceptions=False)
+    assert checked.exit_code == 0, checked.output
+    rows = 300 * len((*table.train_days, *table.test_days))
+    assert f"{rows:,}" in checked.output or str(rows) in checked.output, checked.output
+
+
 @pytest.mark.parametrize("done", ["shop"], indirect=True)
 def test_the_leak_as_a_feature_keeps_the_window_from_being_used_and_is_named(done: Done, tmp_path: Path) -> None:
     """What somebody gets who does not heed the proposal: the leak declared as a feature, asked for, and everything run."""
@@ -194,7 +212,7 @@ def test_the_leak_as_a_feature_keeps_the_window_from_being_used_and_is_named(don
     registry["groups"]["leaked"] = {"enabled": True, "description": "x", "columns": {done.table.leak: ["value"]}}
     features.write_text(yaml.safe_dump(registry, sort_keys=False))
     config = tmp_path / "config" / "config.yaml"
-    config.write_text(config.read_text().replace(str(done.config), str(tmp_path / "config")))
+    config.write_text(config.read_text().replace(str(done.config), str(tmp_path / "config")) + TINY_MODELS)
     ended = command("ltv", "run", env=environment(None, tmp_path / "warehouse", LTV_CONFIG=str(config)))
     assert ended.returncode == 1
     assert f"check no_leak of buyer_classifier failed: window {done.table.train_days[-1]}: leak: {done.table.leak} (" in ended.stderr

@@ -88,6 +88,7 @@ import json, sys
 sys.path.insert(0, "docs")
 import generate
 from ltv_assets.core.check_specs import blocking_checks
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.definitions import build_defs
 from ltv_assets.modeling.evaluation.segments import HEADLINE
 from ltv_assets.modeling.model_set import WindowModels
@@ -110,7 +111,7 @@ json.dump({
     "pages": pages,
     "relations": relations,
     "headline": dict(HEADLINE),
-    "files": {name: project.lineage().status(name, "2025-10-05").state for name in ("added_stage", "added_asset")},
+    "files": {name: project.lineage().status(name, PartitionKey("2025-10-05")).state for name in ("added_stage", "added_asset")},
     "stages": list(WindowModels.of(fitted).stages),
     "kept": WindowModels.of(fitted).stages["added_stage"].diagnostics,
 }, sys.stdout)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.evaluation.ablation import COLUMNS
 from ltv_assets.storage.files import sha256_file
-from ltv_assets_tests.graph.conftest import Ran, command
+from ltv_assets_tests.graph.conftest import Ran
 
-KEY = "2025-10-03"
+KEY = PartitionKey("2025-10-03")
 
 
 def opened(run: Ran, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
@@ -49,8 +50,8 @@ def test_report_written_again_from_the_warehouse_has_the_same_bytes(copied: Call
     before = {p.name: p.read_bytes() for p in report_of(run).parent.iterdir()}
     report_of(run).unlink()
     (report_of(run).parent / "manifest.json").unlink()
-    done = command("ltv", "report", env=run.environment())
-    assert done.returncode == 0, done.stderr
+    done = run.ltv("report")
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.strip() == str(report_of(run))
     assert {p.name: p.read_bytes() for p in report_of(run).parent.iterdir()} == before
 
@@ -60,8 +61,8 @@ def test_next_run_writes_the_documents_a_killed_run_left_out(copied: Callable[[]
     before = {path: path(run).read_bytes() for path in (report_of, card_of)}
     for path in before:
         shutil.rmtree(path(run).parent)
-    done = command("ltv", "run", env=run.environment())
-    assert done.returncode == 0, done.stderr
+    done = run.ltv("run")
+    assert done.exit_code == 0, done.stderr
     assert "everything is fresh" in done.stderr
     assert {path: path(run).read_bytes() for path in before} == before
 
@@ -93,7 +94,7 @@ def test_model_card_names_the_model_its_figures_its_checks_and_its_limits(ran: R
 
 def test_promotion_by_hand_is_said_in_the_card(copied: Callable[[], Ran]) -> None:
     run = copied()
-    assert command("ltv", "promote", KEY, env=run.environment()).returncode == 0
+    assert run.ltv("promote", KEY).exit_code == 0
     assert "Why it is champion: promoted by hand." in card_of(run).read_text()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import dagster as dg
@@ -14,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from ltv_assets.cli.app import main
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets_tests.graph.conftest import Ran
 
-DAY = "2025-10-05"
+DAY = PartitionKey("2025-10-05")
 
 
 def relation(run: Ran, name: str) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def test_labels_of_a_forecast_day_are_put_beside_the_forecast_that_was_published
             monkeypatch.setenv(name, value)
     before = relation(run, "cohort_forecast")
     labels_arrive(run)
-    assert replay_days(Project.open(), [date.fromisoformat(DAY)], advance=lambda line: None).problems == []
+    assert replay_days(Project.open(), [DAY], advance=lambda line: None).problems == []
 
     lineage = Project.open().lineage()
     for asset in ("predictions", "cohort_forecast"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from ltv_assets.core.asset_specs import SHARED_ASSETS
 from ltv_assets.storage.object_store import Lake
 from ltv_assets.storage.warehouse import Warehouse
-from ltv_assets_tests.graph.conftest import Ran, command, environment
+from ltv_assets_tests.graph.conftest import Ran
 
 
 def partitions(root: Path) -> dict[str, bytes]:
@@ -22,8 +22,8 @@ def test_empty_machine_finds_everything_fresh(ran: Ran, tmp_path: Path) -> None:
     lake.push_all(Warehouse(ran.warehouse))
     config = tmp_path / "config.yaml"
     config.write_text(ran.config.read_text() + f"\nwarehouse: {{lake: '{lake.url}'}}\n")
-    done = command("ltv", "run", env=environment(ran.data, tmp_path / "warehouse", LTV_CONFIG=str(config)))
-    assert done.returncode == 0, done.stderr
+    done = ran.ltv("run", LTV_WAREHOUSE=str(tmp_path / "warehouse"), LTV_CONFIG=str(config))
+    assert done.exit_code == 0, done.stderr
     assert "everything is fresh" in done.stderr
     assert partitions(tmp_path / "warehouse") == partitions(ran.warehouse)
     assert (tmp_path / "warehouse" / "champion.json").read_bytes() == (ran.warehouse / "champion.json").read_bytes()
@@ -41,6 +41,6 @@ def test_run_sends_what_it_made(copied: Callable[[], Ran], tmp_path: Path) -> No
     assert ("submission", key) not in lake.partitions()
     config = tmp_path / "config.yaml"
     config.write_text(run.config.read_text() + f"\nwarehouse: {{lake: '{lake.url}'}}\n")
-    done = command("ltv", "run", env=environment(run.data, run.warehouse, LTV_CONFIG=str(config)))
-    assert done.returncode == 0, done.stderr
+    done = run.ltv("run", LTV_CONFIG=str(config))
+    assert done.exit_code == 0, done.stderr
     assert {("submission", key), ("served_model", source.keys("served_model")[0])} <= set(lake.partitions())

@@ -19,7 +19,7 @@ from ltv_assets.scoring.mlflow_model import write_files
 from ltv_assets.scoring.online import ERROR_COLUMN, OnlineModel
 from ltv_assets.simulator import simulate
 from ltv_assets.state.project import Project
-from ltv_assets_tests.conftest import Ran, command
+from ltv_assets_tests.conftest import Ran
 
 pytestmark = pytest.mark.slow
 ROWS_PER_HOUR = 417
@@ -75,8 +75,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def predicted(ran: Ran, data: Path, out: Path) -> pa.Table:
     """What `ltv predict` says of the files of a folder."""
-    done = command("ltv", "predict", "--in", str(data), "--out", str(out), env=ran.environment())
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = ran.ltv("predict", "--in", str(data), "--out", str(out))
+    assert done.exit_code == 0, done.stdout + done.stderr
     return pq.read_table(out)
 
 

@@ -17,8 +17,9 @@ FLAT = PROJECT.parent / "shared/data/cdnow_flat"
 FLAT_TRUTH = PROJECT.parent / "shared/data/cdnow_flat_truth/test.parquet"
 REAL = Path(os.environ.get("LTV_REAL_DATA", PROJECT.parent / "shared/data/cdnow"))
 CONSTANT_RMSLE = 0.5142
-LARGEST_RMSLE = 0.4960
-"""One LightGBM on log1p(revenue) has .4963."""
+EVERY_WEEK = 7
+LARGEST_RMSLE = {3: 0.4970, EVERY_WEEK: 0.4960}
+"""By the number of weeks before the holdout that train; one LightGBM on log1p(revenue) of every week has .4963."""
 LEAST_CAPTURE = 0.56
 SHOP_LIGHTGBM = 0.5093
 LARGEST_DIFFERENCE = 0.002
@@ -32,15 +33,22 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="session", params=[3, pytest.param(EVERY_WEEK, marks=pytest.mark.soak)])
+def weeks(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.fixture(scope="session")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def scored(tmp_path_factory: pytest.TempPathFactory, weeks: int) -> pd.DataFrame:
     """Predictions of the test days beside what these customers really spent."""
 
     def make(folder: Path) -> None:
-        done = command("ltv", "run", env=environment(REAL, folder / "warehouse", LTV_CONFIG="config/config_test.yaml"))
+        config = folder / "config.yaml"
+        config.write_text(f"windows: {{min_train_days: 2, max_train_days: {weeks}}}\n")
+        done = command("ltv", "run", env=environment(REAL, folder / "warehouse", LTV_CONFIG=str(config)))
         assert done.returncode == 0, done.stderr
 
-    return beside_the_truth(made_once(tmp_path_factory, "real", make) / "warehouse", REAL / "truth/test.parquet", "row_id")
+    return beside_the_truth(made_once(tmp_path_factory, f"real-{weeks}", make) / "warehouse", REAL / "truth/test.parquet", "row_id")
 
 
 FLATTENED = """
@@ -95,7 +103,7 @@ def rmsle(prediction: np.ndarray, revenue: np.ndarray) -> float:
     return float(np.sqrt(np.mean((np.log1p(prediction) - np.log1p(revenue)) ** 2)))
 
 
-def test_real_spend_is_predicted_better_than_by_a_constant_or_one_lightgbm(scored) -> None:
+def test_real_spend_is_predicted_better_than_by_a_constant_or_one_lightgbm(scored: pd.DataFrame, weeks: int) -> None:
     revenue = scored["revenue"].to_numpy()
     ungated = rmsle(scored["ltv_d7"].to_numpy(), revenue)
     gated = rmsle(scored["iap_revenue_d7"].to_numpy(), revenue)
@@ -104,15 +112,17 @@ def test_real_spend_is_predicted_better_than_by_a_constant_or_one_lightgbm(score
     print(f"rows {len(scored)}, RMSLE ltv_d7 {ungated:.5f}, gated {gated:.5f}, top-10 % capture {capture:.3f}")
     assert len(scored) == 47_140
     assert ungated < CONSTANT_RMSLE
-    assert ungated <= LARGEST_RMSLE
+    assert ungated <= LARGEST_RMSLE[weeks]
     assert capture >= LEAST_CAPTURE
 
 
-def test_horizons_are_ordered_for_every_real_row(scored) -> None:
+def test_horizons_are_ordered_for_every_real_row(scored: pd.DataFrame) -> None:
     assert (scored["ltv_d7"] <= scored["ltv_d14"]).all()
     assert (scored["ltv_d14"] <= scored["ltv_d28"]).all()
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("weeks", [EVERY_WEEK], indirect=True)
 def test_the_flat_form_of_the_same_weeks_is_predicted_as_well_as_the_nested_one(scored: pd.DataFrame, tmp_path: Path) -> None:
     flat = scores_of_flat(tmp_path, flatten_by_hand(tmp_path / "customers"), REAL / "truth/test.parquet", "row_id")
     errors = [rmsle(found["ltv_d7"].to_numpy(), found["revenue"].to_numpy()) for found in (scored, flat)]

@@ -14,9 +14,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 
-from ltv_assets.cli.app import main
 from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
 from ltv_assets.modeling.cohorts import totals_differ
 from ltv_assets_tests.conftest import PROJECT
@@ -30,13 +28,8 @@ def tree(root: Path, *parts: str) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for part in parts for p in sorted((root / part).rglob("*")) if p.is_file()}
 
 
-def ltv_here(run: Ran, *words: str) -> Result:
-    """A command that only reads or refuses, in this process."""
-    return CliRunner().invoke(main, list(words), env=run.environment(), catch_exceptions=False)
-
-
 def states(run: Ran) -> dict[tuple[str, str], dict[str, object]]:
-    done = ltv_here(run, "status", "--json")
+    done = run.ltv("status", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return {(r["asset"], r["partition"]): r for r in rows}
 
@@ -51,7 +44,7 @@ def test_run_ends_with_figures_and_a_valid_submission(ran: Ran) -> None:
     assert lines[0] == "row_id,iap_revenue_d7"
     assert len(lines) == test_rows + 1
     assert (path.parent / "submission_ungated.csv").is_file()
-    assert ltv_here(ran, "validate-submission", str(path)).exit_code == 0
+    assert ran.ltv("validate-submission", str(path)).exit_code == 0
 
 
 def test_every_partition_is_fresh_afterwards(ran: Ran) -> None:
@@ -113,8 +106,8 @@ def test_run_with_nothing_to_do_imports_nothing_that_makes_or_draws(copied: Call
 def test_second_run_finds_everything_fresh_and_changes_nothing(copied: Callable[[], Ran]) -> None:
     run = copied()
     before = tree(run.warehouse, *IMMUTABLE)
-    done = command("ltv", "run", env=run.environment())
-    assert done.returncode == 0
+    done = run.ltv("run")
+    assert done.exit_code == 0
     assert "everything is fresh" in done.stderr
     assert tree(run.warehouse, *IMMUTABLE) == before
 
@@ -184,8 +177,8 @@ def test_predict_says_what_it_set_aside_and_scores_the_rest(ran: Ran, tmp_path: 
     table = pq.read_table(files[0], partitioning=None)
     pq.write_table(pa.concat_tables([table, table.slice(0, 2)]).drop_columns(["carrier"]), files[0])
     write_encrypted(pq.read_table(files[1], partitioning=None), files[1], ["wifi_ratio"], plaintext_footer=True)
-    done = command("ltv", "predict", "--in", str(source), "--out", str(out), env=ran.environment())
-    assert done.returncode == 0, done.stderr
+    done = ran.ltv("predict", "--in", str(source), "--out", str(out))
+    assert done.exit_code == 0, done.stderr
     scored = pq.read_table(out)["row_id"].to_pylist()
     wanted = [table["row_id"].to_pylist(), pq.read_table(files[2], partitioning=None)["row_id"].to_pylist()]
     assert sorted(scored) == sorted(wanted[0] + wanted[1])
@@ -205,8 +198,8 @@ def test_predict_writes_nothing_and_exits_2_when_a_day_is_not_usable(ran: Ran, t
     file = next((source / hour.name).glob("*.parquet"))
     table = pq.read_table(file, partitioning=None)
     pq.write_table(pa.concat_tables([table, table.slice(0, table.num_rows // 2)]), file)
-    done = command("ltv", "predict", "--in", str(source), "--out", str(out), env=ran.environment())
-    assert done.returncode == 2
+    done = ran.ltv("predict", "--in", str(source), "--out", str(out))
+    assert done.exit_code == 2
     assert "rows quarantined, more than max_bad_row_share = 5.0%; most: row_id repeated" in done.stderr
     assert list(tmp_path.iterdir()) == [source]
 
@@ -262,8 +255,8 @@ def test_impossible_bound_fails_the_run_and_keeps_the_submission_unpublished(ran
     for part in ("models/window=2025-10-03/served_model", "lake/predictions", "champion.json", "verdicts/holdout_metrics"):
         path = warehouse / part
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    done = command("ltv", "run", env=environment(ran.data, warehouse, LTV_CONFIG=str(config)))
-    assert done.returncode == 1
+    done = ran.ltv("run", LTV_WAREHOUSE=str(warehouse), LTV_CONFIG=str(config))
+    assert done.exit_code == 1
     assert "check rmsle of holdout_metrics failed" in done.stderr
     assert "is above rmsle_max = 0.01" in done.stderr
     assert not list((warehouse / "submissions").glob("*"))
@@ -284,20 +277,8 @@ def test_submission_without_any_data_names_the_commands(tmp_path: Path) -> None:
     assert "run `make demo` for simulated data" in done.stdout + done.stderr
 
 
-def test_submission_after_the_run_materializes_literally(copied: Callable[[], Ran]) -> None:
-    run = copied()
-    env = {**run.environment(), "DAGSTER_CLI_ASSET_MATERIALIZE_MODULE_NAME": "ltv_assets.definitions"}
-    before = tree(run.warehouse, "submissions")
-    done = command("dagster", "asset", "materialize", "--select", "submission", env=env)
-    assert done.returncode == 0, done.stderr
-    assert tree(run.warehouse, "submissions") == before
-    done = command("dg", "launch", "--assets", "submission", env=run.environment())
-    assert done.returncode == 0, done.stderr
-    assert tree(run.warehouse, "submissions") == before
-
-
 def test_definitions_validate(ran: Ran) -> None:
-    assert command("dagster", "definitions", "validate", env=ran.environment()).returncode == 0
+    """`dg check defs` starts `dagster definitions validate`."""
     done = command("dg", "check", "defs", env=ran.environment())
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -305,7 +286,7 @@ def test_definitions_validate(ran: Ran) -> None:
 def test_catalogue_is_rebuilt_from_the_lake(copied: Callable[[], Ran]) -> None:
     run = copied()
     (run.warehouse / "ltv.duckdb").unlink()
-    assert ltv_here(run, "catalog").exit_code == 0
+    assert run.ltv("catalog").exit_code == 0
     with duckdb.connect(str(run.warehouse / "ltv.duckdb"), read_only=True) as connection:
         paths = connection.execute("SELECT count(*) FROM predictions").fetchone()
     assert paths is not None
@@ -326,7 +307,7 @@ def test_locked_catalogue_degrades_and_catches_up(copied: Callable[[], Ran]) -> 
         holder.close()
     assert "partitions themselves are safe" in done.stderr + done.stdout
     assert list((run.warehouse / "submissions").glob("*/submission.csv"))
-    assert command("ltv", "run", env=env).returncode == 0
+    assert run.ltv("run", LTV_CONFIG=str(config)).exit_code == 0
 
 
 def test_asset_page_has_figures_pictures_and_partitioned_checks(ran: Ran) -> None:
@@ -367,8 +348,8 @@ def test_flipped_byte_in_the_lake_is_healed_by_the_run_that_meets_it(copied: Cal
     data[len(data) // 2] ^= 0x55
     path.write_bytes(bytes(data))
     shutil.rmtree(run.warehouse / "lake" / "predictions" / "day=2025-10-05")
-    done = command("ltv", "run", env=run.environment())
-    assert done.returncode == 0, done.stderr
+    done = run.ltv("run")
+    assert done.exit_code == 0, done.stderr
     assert "lake/flattened_features/day=2025-10-05: a file differed from its hash; the partition was made again" in done.stderr
     assert tree(run.warehouse, *IMMUTABLE) == whole
 
@@ -381,14 +362,14 @@ def test_catalogue_open_in_another_program_costs_a_warning_and_never_the_report(
     words = [sys.executable, "-c", HOLD, str(run.warehouse / "ltv.duckdb")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline()
-        done = command("ltv", "run", env=run.environment())
+        done = run.ltv("run")
         holder.communicate()
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "warning: " in done.stderr and "ltv.duckdb: the DuckDB catalogue is open in another program" in done.stderr
     assert "RMSLE of ltv_d7 (ungated)" in done.stdout and "submission.csv" in done.stdout
     (run.warehouse / "ltv.duckdb").write_bytes(b"no database")
-    done = command("ltv", "run", env=run.environment())
-    assert done.returncode == 0, done.stderr
+    done = run.ltv("run")
+    assert done.exit_code == 0, done.stderr
     assert "ltv.duckdb: the DuckDB catalogue cannot be read" in done.stderr and "delete the file" in done.stderr
 
 
@@ -397,14 +378,14 @@ def test_registered_model_and_runs_deleted_in_mlflow_are_made_again_by_the_next_
 
     run = copied()
     client = MlflowClient(f"sqlite:///{run.warehouse}/mlflow.db")
-    assert command("ltv", "mlflow-sync", env=run.environment()).stdout == "window 2025-10-03: 0 delivered, 0 waiting\n"
+    assert run.ltv("mlflow-sync").stdout == "window 2025-10-03: 0 delivered, 0 waiting\n"
     client.delete_registered_model("ltv")
     experiment = client.get_experiment_by_name("ltv")
     assert experiment is not None
     for found in client.search_runs([experiment.experiment_id]):
         client.delete_run(found.info.run_id)
-    done = command("ltv", "mlflow-sync", env=run.environment())
-    assert done.returncode == 0, done.stderr
+    done = run.ltv("mlflow-sync")
+    assert done.exit_code == 0, done.stderr
     assert "window 2025-10-03: 7 of its 7 runs were deleted on the server; made again" in done.stdout
     assert "champion 2025-10-03: its version of the registered model ltv was deleted; registered again" in done.stdout
     version = client.get_model_version_by_alias("ltv", "champion")
@@ -414,14 +395,14 @@ def test_registered_model_and_runs_deleted_in_mlflow_are_made_again_by_the_next_
 
 @pytest.mark.parametrize("uri", ["http://h:99999", *(pytest.param(u, marks=pytest.mark.soak) for u in ("http://[::1:5000", "foo://x"))])
 def test_tracking_address_that_is_none_costs_a_run_one_warning_and_stops_a_sync(copied: Callable[[], Ran], uri: str) -> None:
-    environment = copied().environment() | {"MLFLOW_TRACKING_URI": uri}
-    done = command("ltv", "run", env=environment)
-    assert done.returncode == 0, done.stderr
+    run = copied()
+    done = run.ltv("run", MLFLOW_TRACKING_URI=uri)
+    assert done.exit_code == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if "tracking address" in line] == [
         line for line in done.stderr.splitlines() if line.startswith(f"warning: tracking address '{uri}': ")
     ]
     assert done.stderr.count("tracking address") == 1
-    done = command("ltv", "mlflow-sync", env=environment)
-    assert done.returncode == 1
+    done = run.ltv("mlflow-sync", MLFLOW_TRACKING_URI=uri)
+    assert done.exit_code == 1
     assert "Traceback" not in done.stderr
     assert f"tracking address '{uri}': " in done.stdout and len(done.stdout.splitlines()) == 1

@@ -462,9 +462,15 @@ class Browser:
             for kind in ("mousePressed", "mouseReleased"):
                 self.command("Input.dispatchMouseEvent", {"type": kind, "clickCount": count, **blank})
         time.sleep(3)
+        at_the_right = "b.getBoundingClientRect().x > innerWidth - 70 && b.getBoundingClientRect().y > innerHeight / 2"
+        below = "(a, b) => a.getBoundingClientRect().y - b.getBoundingClientRect().y"
+        zoom_out = f"[...document.querySelectorAll('button')].filter(b => {at_the_right}).sort({below})[1]"
+        self.click(zoom_out)  # as wide as the page fits, the graph is higher than it
+        time.sleep(2)
 
-    def screenshot(self, path: Path) -> None:
-        picture = self.command("Page.captureScreenshot", {"format": "png"})["data"]
+    def screenshot(self, path: Path, clip: Mapping[str, float] | None = None) -> None:
+        """A picture of what is seen, or of the part ``clip``: x, y, width, height in pixels of the page, and scale."""
+        picture = self.command("Page.captureScreenshot", {"format": "png", **({"clip": dict(clip)} if clip else {})})["data"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(picture))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ltv_assets.modeling.evaluation.segments import HEADLINE
-from ltv_assets.simulator import simulate
-from ltv_assets_tests.live.harness import Browser, Place, wait_for
+from ltv_assets_tests.conftest import Ran
+from ltv_assets_tests.live.harness import Browser, wait_for
 
 LOADED = "document.readyState === 'complete' && [...document.images].every(i => i.complete)"
 FETCHED = "performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'))"
@@ -17,11 +17,9 @@ SHOWN = """Object.fromEntries([...document.querySelectorAll('#headline tr[data-n
     row => [row.dataset.name, [row.querySelector('data').value, row.querySelector('data').innerText]]))"""
 
 
-def test_report_opens_without_network_and_shows_the_measured_figures(tmp_path: Path) -> None:
-    simulate(tmp_path / "data", train_days=3, test_days=0, rows_per_hour=40, seed=5)
-    place = Place.make(tmp_path, tmp_path / "data")
-    assert "report.html" in place.ltv("run")
-    report = next((place.warehouse / "reports").glob("window=*/report.html"))
+def test_report_opens_without_network_and_shows_the_measured_figures(ran: Ran, tmp_path: Path) -> None:
+    assert "report.html" in ran.output
+    report = next((ran.warehouse / "reports").glob("window=*/report.html"))
     browser = Browser(tmp_path / "profile", width=1000, height=900)
     try:
         for domain in ("Network", "Runtime", "Log"):
@@ -45,7 +43,7 @@ def test_report_opens_without_network_and_shows_the_measured_figures(tmp_path: P
     assert [alt for loaded, alt in pictures if not loaded or not alt] == []
     assert not too_wide
 
-    files = sorted((place.warehouse / "lake" / "holdout_metrics").glob("window=*/*metrics*.parquet"))
+    files = sorted((ran.warehouse / "lake" / "holdout_metrics").glob("window=*/*metrics*.parquet"))
     rows = [r for f in files for r in pq.read_table(f, partitioning=None).to_pylist()]
     measured = {r["metric"]: r["value"] for r in rows if r["segment"] == "all" and r["value"] is not None}
     expected = {name for name, _ in HEADLINE if name in measured}

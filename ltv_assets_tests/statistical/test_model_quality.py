@@ -1,7 +1,7 @@
 """How close the models come to the best possible, measured on simulated impressions whose law is known.
 
-One law and seed runs with the slow tests, the grid of three laws and three seeds by hand (``-m soak``), and likewise three laws
-that no learner was designed for. Shares are on the test days:
+One law and seed runs with the slow tests on fewer rows, the grid of three laws and three seeds by hand (``-m soak``), and likewise
+three laws that no learner was designed for. Shares are on the test days:
 (MSLE of the constant - MSLE) / (MSLE of the constant - MSLE of the oracle); their sampling error is about 0.02.
 """
 
@@ -29,6 +29,8 @@ from ltv_assets.simulator import simulate
 
 LAWS = ("additive", "interactions", "thresholds")
 LEAST_SHARE = {"additive": 0.90, "interactions": 0.80, "thresholds": 0.80}
+FEW_ROWS, LEAST_SHARE_OF_FEW = 250, 0.89
+"""Rows an hour in CI, and what the additive law's share may not fall below there."""
 GRID = [(law, seed) for law in LAWS for seed in (1, 2, 3)]
 UNFORESEEN = [(law, seed) for law in ("saturating", "rare", "gaps") for seed in (1, 2, 3)]
 
@@ -77,9 +79,9 @@ def share(test: Split, train: Split, ltv_d7: NDArray[np.float64]) -> float:
 
 
 @cache
-def measured(law: str, seed: int) -> dict[str, float]:
+def measured(law: str, seed: int, rows_per_hour: int = 600) -> dict[str, float]:
     """Every figure that is promised, for one law and seed."""
-    train, test = simulated(law, seed, 600)
+    train, test = simulated(law, seed, rows_per_hour)
     model = LTVModel(random_state=0).fit(train.X, train.labels, period=train.day, row_id=train.truth["row_id"])
     frame = model.predict_frame(test.X)
     revenue = test.truth["revenue"].to_numpy()
@@ -97,9 +99,9 @@ def measured(law: str, seed: int) -> dict[str, float]:
     }
 
 
-def _assert_promises(law: str, figures: dict[str, float]) -> None:
+def _assert_promises(law: str, figures: dict[str, float], least_share: float | None = None) -> None:
     print(law, {k: round(v, 4) for k, v in figures.items()})
-    assert figures["share"] >= LEAST_SHARE[law]
+    assert figures["share"] >= (least_share or LEAST_SHARE[law])
     assert figures["share"] >= figures["reference"] + (0.03 if law == "additive" else 0.0)
     assert figures["ece"] <= 0.005
     assert 0.87 <= figures["p_ratio"] <= 1.13
@@ -111,7 +113,7 @@ def _assert_promises(law: str, figures: dict[str, float]) -> None:
 
 @pytest.mark.slow
 def test_additive_law_is_nearly_attained() -> None:
-    _assert_promises("additive", measured("additive", 1))
+    _assert_promises("additive", measured("additive", 1, FEW_ROWS), LEAST_SHARE_OF_FEW)
 
 
 @pytest.mark.soak

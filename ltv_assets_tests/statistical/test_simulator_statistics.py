@@ -103,7 +103,7 @@ def test_oracle_is_the_conditional_mean(law: LawName) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2, 3))])
 @pytest.mark.parametrize("law", LAWS)
 def test_losses_are_calibrated_at_the_default_size(law: LawName, seed: int) -> None:
     simulator = Simulator(seed=seed, law=law, rows_per_hour=600)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from ltv_assets.core.config import Config
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.scoring import mlflow_model as registered
 from ltv_assets.storage.champion import Champion
 from ltv_assets.storage.warehouse import Warehouse
 from ltv_assets.tracking.client import CHALLENGER_ALIAS, CHAMPION_ALIAS, Tracker
 
-OLD, NEW = Champion("2025-10-05", "aaaa", "because"), Champion("2025-10-06", "bbbb", "because")
+OLD, NEW = Champion(PartitionKey("2025-10-05"), "aaaa", "because"), Champion(PartitionKey("2025-10-06"), "bbbb", "because")
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from ltv_assets.core.asset_specs import ASSET_NAMES, RELATIONS
 from ltv_assets.core.check_specs import Outcome, blocking_checks, check_bounds, check_specs
 from ltv_assets.core.config import Config
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.asset_checks import features, ingestion, registry, scoring, training
 from ltv_assets.defs.asset_checks.registry import run_check
 from ltv_assets.defs.asset_checks.training import sampling_allowance
@@ -35,7 +36,7 @@ from ltv_assets.state.status import headline_figures
 from ltv_assets.storage.champion import Champion, write_champion
 from ltv_assets.storage.warehouse import Warehouse
 
-DAY, LATER = "2025-10-01", "2025-10-02"
+DAY, LATER = PartitionKey("2025-10-01"), PartitionKey("2025-10-02")
 GOOD = {"rows_in": 10, "rows_out": 8, "rows_sampled_out": 0, "rows_quarantined": {"row_id repeated": 2}}
 
 
@@ -131,7 +132,7 @@ def test_bound_of_a_check_that_blocks_a_window_makes_it_another_window(tmp_path:
 
     def identity(config: Config) -> str:
         p = Project(config, Horizon(days, (), 2, 7, 0, frozenset()), Warehouse(tmp_path))
-        return readiness.identity(p.lineage(), "served_model", "2025-10-03")
+        return readiness.identity(p.lineage(), "served_model", PartitionKey("2025-10-03"))
 
     (name, *_) = check_bounds()[check]
     section, key = name.split(".")
@@ -456,14 +457,17 @@ def test_checks_that_block_and_their_bounds_are_those_of_before_they_were_declar
     assert check_bounds() == BOUNDS
 
 
-def test_freshness_knows_every_check_without_dagster() -> None:
-    """Whatever a process imported before: a check that is not known to block would let a failed partition pass."""
-    code = (
-        "import sys; from ltv_assets.state import freshness; from ltv_assets.core.check_specs import blocking_checks, check_specs; "
+def test_a_process_knows_every_check_without_dagster_or_is_told_that_it_knows_none() -> None:
+    """A check that is not known to block would let a failed partition pass."""
+    asked = (
+        "import sys; from ltv_assets.core.check_specs import blocking_checks, check_specs; "
         "print(len(check_specs()), *blocking_checks('holdout_metrics'), 'dagster' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = f"import ltv_assets.defs.asset_checks.ingestion; {asked}"
+    told = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert told == [str(len(check_specs())), *BLOCKING["holdout_metrics"], "False"]
+    refused = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    assert refused.returncode != 0 and "write `import ltv_assets.defs.asset_checks` where the program begins" in refused.stderr
 
 
 def test_verdict_of_a_check_is_remembered(tmp_path: Path) -> None:
@@ -496,9 +500,9 @@ def test_rows_lost_on_the_way_into_a_window_are_noticed(tmp_path: Path) -> None:
     flattened_day("2025-10-01", 5)
     flattened_day("2025-10-02", 4)
     trained(9)
-    assert training.training_rows_reconciled(p, "2025-10-03").passed
+    assert training.training_rows_reconciled(p, PartitionKey("2025-10-03")).passed
     trained(8)
-    outcome = training.training_rows_reconciled(p, "2025-10-03")
+    outcome = training.training_rows_reconciled(p, PartitionKey("2025-10-03"))
     assert not outcome.passed
     assert "9 flattened rows of 2025-10-01 .. 2025-10-02, 8 trained on" in outcome.message
 

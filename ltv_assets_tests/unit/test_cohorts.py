@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ltv_assets.modeling import cohorts
-from ltv_assets.modeling.cohorts import Amounts, CohortNoise, Movement, group_rows, sum_up, totals_differ, with_intervals
+from ltv_assets.modeling.cohorts import Amounts, CohortNoise, Movement, group_rows, learn_amounts, sum_up, totals_differ, with_intervals
 
 Floats = NDArray[np.float64]
 NOTHING_MOVES = CohortNoise(day=Movement(0.0), amount=Movement(0.0), groups={"g": Movement(0.0)}, group_amounts={"g": Movement(0.0)})
@@ -97,13 +97,45 @@ def test_movement_of_many_days_is_found(level_sd: float) -> None:
 
 def test_amounts_of_few_payers_lean_on_an_exponential_and_of_many_on_themselves() -> None:
     rng = np.random.default_rng(0)
-    few, many = (cohorts.learn_amounts(rng.random(n), np.full(n, 5.0)) for n in (5, 5000))
-    assert few.second == (pytest.approx((5 * 1.0 + 20 * 2.0) / 25),)
+    few, many = (learn_amounts(np.ones(n), rng.random(n) + 1.0, np.full(n, 5.0)) for n in (5, 5000))
+    assert 1.0 < few.second[0] < 2.0 and few.third[0] >= few.second[0] ** 2
     assert np.allclose(many.second, 1.0, atol=0.03)
     expected = rng.lognormal(0.0, 1.0, 4000)
-    scattered = cohorts.learn_amounts(expected, expected * rng.exponential(1.0, 4000))
+    scattered = learn_amounts(np.ones(4000), expected, expected * rng.exponential(1.0, 4000))
     assert len(scattered.second) == cohorts.AMOUNT_BINS
-    assert np.asarray(scattered.second[1:-1]) == pytest.approx(np.full(3, 2.0), rel=0.25)
+    assert np.asarray(scattered.second) == pytest.approx(np.full(5, 2.0), rel=0.25)
+
+
+def test_variance_of_a_forecast_is_that_of_what_came_however_far_expected_amounts_differ() -> None:
+    rng = np.random.default_rng(3)
+    expected = rng.lognormal(0.0, 1.2, 60_000)
+    p = rng.uniform(0.01, 0.2, len(expected))
+    paid = np.where(rng.random(len(p)) < p, expected * rng.exponential(1.0, len(p)), 0.0)
+    forecast = sum_up(
+        group_rows(pd.DataFrame(index=range(len(p))), min_rows=1, max_segments=1), p, p * expected, learn_amounts(p, expected, paid)
+    )
+    assert forecast["revenue_2"][0] == pytest.approx(np.sum(p * 2.0 * expected**2 - (p * expected) ** 2), rel=0.15)
+
+
+def test_movement_of_groups_is_found_beside_the_noise_that_they_share_with_their_day() -> None:
+    rng = np.random.default_rng(4)
+    errors = []
+    for day in range(400):
+        payers = rng.poisson(300.0 * np.exp(rng.normal(0.0, 0.05, 3)))
+        for segment, value, n, came in (("all", "all", 900.0, payers.sum()), *(("os", str(i), 300.0, payers[i]) for i in range(3))):
+            row = {"day": str(day), "ahead": False, "expected_payers": n, "expected_revenue_usd": 10.0 * n, "payers": came}
+            errors.append(
+                {**row, "segment": segment, "value": value, "payers_2": n, "revenue_capped_usd": 10.0 * came, "amount_variance": n}
+            )
+    noise = cohorts.learn_noise(pd.DataFrame(errors), Amounts(), followed=0.2, lasting_share=0.0)
+    assert noise.groups["os"].variance == pytest.approx(0.05**2 * 2.0 / 3.0, rel=0.2), "of one of three against their mean"
+
+
+def test_group_that_is_the_whole_day_leaves_the_movement_of_groups_unknown() -> None:
+    row = {"day": "1", "ahead": False, "expected_payers": 50.0, "expected_revenue_usd": 500.0, "payers": 60, "revenue_capped_usd": 700.0}
+    errors = pd.DataFrame([{**row, "segment": s, "value": s, "payers_2": 50.0, "amount_variance": 1e4} for s in ("all", "os")])
+    noise = cohorts.learn_noise(errors, Amounts(), followed=0.2, lasting_share=0.0)
+    assert noise.groups["os"] == cohorts.unknown_movement(cohorts.GROUP_SCALE)
 
 
 def test_noise_survives_its_file() -> None:

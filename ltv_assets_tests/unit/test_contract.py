@@ -16,6 +16,7 @@ from ltv_assets.core.columns import SCORED_COLUMNS
 from ltv_assets.core.config import PROJECT_ROOT, Config
 from ltv_assets.core.contract import ROW_ID, SHIPPED, SQL_KEYWORDS, contract_of, load_contract, parse_contract
 from ltv_assets.core.errors import ConfigError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.core.time_layout import time_layout
 from ltv_assets.features.registry import load_registry
 from ltv_assets.ingestion.calendar import Horizon
@@ -239,7 +240,7 @@ def test_what_a_change_of_the_contract_makes_stale_is_what_is_made_from_it(tmp_p
         registry = load_registry(PROJECT_ROOT / "config" / "features.yaml", contract_of(config))
         horizon = Horizon((date(2025, 10, 1),), (), 2, 7, 0, frozenset())
         lineage = Lineage(config, horizon, Warehouse(tmp_path / "warehouse"), registry.fingerprint())
-        return {asset: lineage.config_hash(asset, "2025-10-01") for asset in ASSET_NAMES if asset != "submission"}
+        return {asset: lineage.config_hash(asset, PartitionKey("2025-10-01")) for asset in ASSET_NAMES if asset != "submission"}
 
     before = hashes("name: smadex", "name: another")
 

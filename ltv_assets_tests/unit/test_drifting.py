@@ -16,6 +16,7 @@ from ltv_assets.core.asset_specs import RELATIONS
 from ltv_assets.core.check_specs import standing_checks
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.asset_checks.health import champion_fresh, standing_failures
 from ltv_assets.defs.asset_checks.scoring import forecast_coverage
 from ltv_assets.features.registry import load_registry
@@ -154,7 +155,7 @@ def test_shift_of_scores_is_small_for_equal_laws_and_large_for_others(tmp_path: 
 # ---------------------------------------------------------------------------------------------- reasons to retrain
 
 
-WINDOW, DAY = "2025-10-06", "2025-10-08"
+WINDOW, DAY = PartitionKey("2025-10-06"), PartitionKey("2025-10-08")
 
 
 class World:

@@ -174,6 +174,23 @@ def test_a_year_beyond_any_calendar_costs_its_own_value_only(tmp_path: Path, reg
     assert table.column("release_date__age_months").to_pylist() == [None, 3.0, None, 24_315.0, None]
 
 
+def test_a_text_that_cannot_be_taken_apart_is_counted_with_the_first_of_its_kind(tmp_path: Path, registry: Registry) -> None:
+    texts = [["2025_july", "", None], ["July 2025", "2025_july", "unknown"]]
+    files = []
+    for number, of_file in enumerate(texts):
+        rows = awkward_rows(len(of_file), 0, START)
+        rows = [
+            row | {"row_id": f"{number}{text}", "release_date": text, "dev_osv": "17.4"} for row, text in zip(rows, of_file, strict=True)
+        ]
+        files.append(write(tmp_path, f"part-{number}.parquet", rows))
+    table, result = flatten(files, registry, tmp_path / "day.parquet")
+    assert table.column("release_date__age_months").to_pylist() == [3.0, None, None, None, 3.0, None]
+    ((name, (count, first)),) = result.unlike_texts.items()
+    assert (name, count) == ("release_date__age_months", 2)
+    assert first.startswith("'July 2025' in ") and first.endswith("part-1.parquet")
+    assert any(w.startswith("release_date__age_months: 2 texts have another form") for w in result.warnings)
+
+
 def test_days_without_labels_need_none_and_ignore_any(tmp_path: Path, registry: Registry) -> None:
     rows = awkward_rows(4, 0, START)
     files = [write(tmp_path, "part-0.parquet", rows, labels=False), write(tmp_path, "part-0.parquet", awkward_rows(4, 1, START), NEXT)]

@@ -85,8 +85,8 @@ def test_missing_label_rejects_and_missing_feature_degrades(data: Path) -> None:
     rewrite(part(data, 1), lambda t: t.drop_columns(["carrier"]).append_column("extra", pa.array([1] * t.num_rows)))
     inventory = inspect(data)
     assert len(inventory.schema_errors) == 1
-    assert "required column iap_revenue_d7 is missing" in inventory.schema_errors[0]
-    assert "datetime=2025-10-01-00-00" in inventory.schema_errors[0]
+    assert "required column iap_revenue_d7 is missing" in inventory.schema_errors[0].text
+    assert "datetime=2025-10-01-00-00" in inventory.schema_errors[0].path
     assert inventory.columns_missing == ("carrier",)
     assert inventory.columns_unexpected == ("extra",)
 

@@ -55,6 +55,19 @@ def test_duckdb_is_opened_in_one_place(place: str, words: str) -> None:
     assert "open_duckdb" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_module_sends_its_reader_to_files_that_exist() -> None:
+    """Beside the module, below the package, or below the project; whoever moves a file hears of it."""
+    lost = []
+    for path in MODULES:
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        named = set(re.findall(r"``([\w./-]+(?:\.py|/))``", text))
+        named |= {words.split("``")[1] for words in re.findall(r"(?:Next\s+to\s+read|Read\s+next|Read\s+first):\s+``[^`]*``", text)}
+        lost += [
+            (str(path), name) for name in named if not any((folder / name).exists() for folder in (path.parent, PACKAGE, PROJECT_ROOT))
+        ]
+    assert lost == []
+
+
 def test_folder_of_comparisons_is_named_in_one_place() -> None:
     named = {
         path.relative_to(PACKAGE).as_posix()

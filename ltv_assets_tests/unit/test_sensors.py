@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from ltv_assets.core.asset_specs import WINDOW_UPSTREAM
 from ltv_assets.core.config import load_config
 from ltv_assets.core.errors import StaleError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs import automation, schedules, sensors
 from ltv_assets.defs.resources import ProjectResource
 from ltv_assets.ingestion.arrivals import landings
@@ -28,7 +28,7 @@ from ltv_assets.state.project import Project
 
 pytestmark = pytest.mark.contest
 
-DAYS = [f"2025-10-0{i}" for i in range(1, 6)]
+DAYS = [PartitionKey(f"2025-10-0{i}") for i in range(1, 6)]
 PARTITIONS = dg.DailyPartitionsDefinition(start_date=DAYS[0], end_date="2025-10-20")
 
 
@@ -228,7 +228,7 @@ def test_status_run_and_automation_take_from_one_plan(data: Path, states: dict[A
     land(data, "2025-10-08", split="test")
     lineage = Project.open().lineage()
     shown = plan(lineage, standing(lineage))
-    made = plan(lineage, up_to(lineage, date.fromisoformat(DAYS[4])))
+    made = plan(lineage, up_to(lineage, DAYS[4]))
     assert set(made) <= set(shown)
     assert set(plan(lineage, followed(lineage), ("predictions", "submission"))) == {
         s for s in shown if s.asset in ("predictions", "submission")
@@ -261,7 +261,7 @@ def test_window_without_its_holdout_day_is_refused_before_anything_is_trained(da
     """The page offers it when days are backfilled together with windows."""
     ready_world(data, states)
     with pytest.raises(StaleError, match=r"window 2025-10-06: its holdout day has no labelled data; the newest .* is 2025-10-05"):
-        Project.open().lineage().require_ready("histos_train", "2025-10-06")
+        Project.open().lineage().require_ready("histos_train", PartitionKey("2025-10-06"))
 
 
 def test_window_whose_holdout_day_failed_is_refused_before_anything_is_trained(data: Path, states: dict[Any, str]) -> None:

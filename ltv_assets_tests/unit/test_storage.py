@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import signal
 import time
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ltv_assets.core.errors import ModelFileError, PermanentError, StaleError, TransientError
+from ltv_assets.core.errors import DataError, ModelFileError, StaleError, TransientError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.storage import files as storage_files
 from ltv_assets.storage.files import file_lock, publish_folder, recover_folder, staging, sweep_staging, write_atomic
 from ltv_assets.storage.manifest import MANIFEST_NAME
@@ -149,10 +151,20 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
         warehouse.manifest("flattened_features", KEY)
 
 
-@pytest.mark.parametrize("key", ["../x", "2025-10-01/../../x", "", "day", "2025-10-01_"])
-def test_partition_key_cannot_leave_the_warehouse(tmp_path: Path, key: str) -> None:
-    with pytest.raises(PermanentError, match="partition key"):
-        Warehouse(tmp_path).folder("flattened_features", key)
+NO_KEYS = ["../x", "2025-10-01/../../x", "", "day", "2025-10-01_", "2025-10-01_..", "2025-10-1", "2025-13-45", "2025-10-01\n"]
+
+
+@pytest.mark.parametrize("key", NO_KEYS)
+def test_partition_key_cannot_leave_the_warehouse(key: str) -> None:
+    with pytest.raises(DataError, match=r"partition key .* expected a day"):
+        PartitionKey(key)
+
+
+def test_partition_key_is_its_own_text_and_knows_its_day() -> None:
+    day, submission = PartitionKey(date(2025, 10, 8)), PartitionKey("2025-10-07_2025-10-08")
+    assert (day, day.day, submission.day) == ("2025-10-08", date(2025, 10, 8), date(2025, 10, 8))
+    assert json.dumps({day: [submission]}) == '{"2025-10-08": ["2025-10-07_2025-10-08"]}'
+    assert PartitionKey.among(["junk", submission, "2025-10-08"]) == (submission, day)
 
 
 def test_verdict_counts_only_for_the_content_it_judged(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from ltv_assets.core.config import ComputeConfig, Config
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.memory import columns_in_memory, flatten_threads, rows_in_memory
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.registry import Registry, load_registry
 from ltv_assets.features.schema import feature_names
@@ -40,7 +41,7 @@ def days(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dict[s
         write_hour(awkward_rows(150 + number, number, 1759294800 + 86_400 * (number - 1)), raw)
         flatten_files([RawFile(raw, hour)], registry=registry, labelled=True, out=out)
         pq.write_table(pq.read_table(out), out, row_group_size=70)
-        days[f"2025-10-0{number}"] = [out]
+        days[PartitionKey(f"2025-10-0{number}")] = [out]
     return days
 
 

@@ -17,6 +17,7 @@ import pytest
 from ltv_assets.core.config import Config
 from ltv_assets.core.contract import contract_of
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.features.flatten import RawFile, flatten_files
 from ltv_assets.features.flatten import sources as raw_sources
 from ltv_assets.features.registry import load_registry
@@ -277,7 +278,7 @@ def test_file_with_rows_of_many_days_is_hashed_once(processes: str, tmp_path: Pa
         for day in DAYS:
             if processes == "one for each day":
                 inventory._digest.cache_clear()
-            seen += len(inspect_day(config, horizon, day, HashCache.load(hash_cache_path(warehouse, day, contract))).files)
+            seen += len(inspect_day(config, horizon, day, HashCache.load(hash_cache_path(warehouse, PartitionKey(day), contract))).files)
         return seen
 
     files = sorted((tmp_path / "data").rglob("*.parquet"))
@@ -289,5 +290,5 @@ def test_file_with_rows_of_many_days_is_hashed_once(processes: str, tmp_path: Pa
     horizon = discover(config)
     os.utime(files[1], ns=(1, 1))
     look()
-    stored = json.loads(hash_cache_path(warehouse, DAYS[0], contract).read_text())
+    stored = json.loads(hash_cache_path(warehouse, PartitionKey(DAYS[0]), contract).read_text())
     assert sorted(map(Path, stored)) == files[1:]

@@ -566,7 +566,9 @@ class AutomationConfig(Section):
         0.60, description="the champion's RMSLE on the newest evaluated day above which retraining is asked for"
     )
     retrain_zero_rate_gap: Share = Field(
-        0.02, description="|zero rate of new predictions - zero rate the champion was gated to| that asks for retraining"
+        0.02,
+        description="|zero rate of new predictions - zero rate of the labels of the champion's holdout| that asks for retraining; "
+        "watched only while models.gating.zero_rate is match",
     )
     retrain_score_psi: PositiveFloat = Field(
         0.25, description="population stability index of scores, holdout against new predictions, that asks for retraining"

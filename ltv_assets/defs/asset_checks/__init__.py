@@ -5,7 +5,7 @@ time; one file per subject, each free of Dagster but ``registry.py``. What does 
 ``training.py``.
 """
 
-# Each of these files declares its checks as it is imported.
+# Each of these files declares its checks as it is imported; whoever imports the folder has them all.
 from ltv_assets.defs.asset_checks import features as features
 from ltv_assets.defs.asset_checks import health as health
 from ltv_assets.defs.asset_checks import ingestion as ingestion

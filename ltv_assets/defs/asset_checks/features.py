@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
 from ltv_assets.core.errors import DataError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.inventory import files_problem, rows_problem
 from ltv_assets.state.project import Project
 
@@ -19,7 +20,7 @@ ADVERSARIAL_DAYS = 3
     blocking=True,
     bounds=("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
 )
-def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
+def flattened_rows_reconciled(project: Project, key: PartitionKey) -> Outcome:
     """Rows of the raw files = rows flattened + set aside (singly or with their file) + sampled out; few are set aside."""
     inventory = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     manifest = project.warehouse.require("flattened_features", key, "materialize it first")
@@ -53,7 +54,7 @@ def flattened_rows_reconciled(project: Project, key: str) -> Outcome:
 
 
 @check("flattened_features", bounds=("windows.max_train_days",))
-def row_ids_new(project: Project, key: str) -> Outcome:
+def row_ids_new(project: Project, key: PartitionKey) -> Outcome:
     """No row_id of the day stands in one of the days before it: a row that both trains and tests flatters the model."""
     earlier = [k for k in project.warehouse.keys("flattened_features") if k < key][-project.config.windows.max_train_days :]
     if not earlier:
@@ -75,7 +76,7 @@ def row_ids_new(project: Project, key: str) -> Outcome:
 
 
 @check("flattened_features", blocking=True)
-def no_label_among_features(project: Project, key: str) -> Outcome:
+def no_label_among_features(project: Project, key: PartitionKey) -> Outcome:
     """No feature column is a label, or derived from one, by role and by name; all labels kept are marked as labels."""
     found: list[dict[str, Any]] = []
     features, contract = 0, project.contract
@@ -94,7 +95,7 @@ def no_label_among_features(project: Project, key: str) -> Outcome:
 
 
 @check("flattened_features")
-def values_read(project: Project, key: str) -> Outcome:
+def values_read(project: Project, key: PartitionKey) -> Outcome:
     """Every value that is there can be read: none becomes missing because of how it is written."""
     lost = project.warehouse.require("flattened_features", key, "materialize it first").facts.get("lost_values", {})
     rows = [{"column": name, "values": count, "first": first} for name, (count, first) in lost.items()]
@@ -107,7 +108,7 @@ def values_read(project: Project, key: str) -> Outcome:
 
 
 @check("flattened_features", bounds=("checks.psi_warn",))
-def drift(project: Project, key: str) -> Outcome:
+def drift(project: Project, key: PartitionKey) -> Outcome:
     """Population stability index of every feature against the newest earlier day."""
     from ltv_assets.defs.assets.ingestion import shifted_features
 
@@ -129,7 +130,7 @@ def drift(project: Project, key: str) -> Outcome:
 
 
 @check("flattened_features", bounds=("checks.adversarial_auc_warn",))
-def adversarial_drift(project: Project, key: str) -> Outcome:
+def adversarial_drift(project: Project, key: PartitionKey) -> Outcome:
     """AUC of a small model that tells the day's rows from those of the days before it: 0.5 means that it cannot."""
     from ltv_assets.features.schema import feature_names
     from ltv_assets.monitoring.adversarial import adversarial_separation

@@ -5,7 +5,8 @@ from typing import Any
 
 from ltv_assets.core.check_specs import Outcome, standing_check
 from ltv_assets.core.errors import LtvError
-from ltv_assets.ingestion.calendar import hours_per_day, parse_day
+from ltv_assets.core.partition_key import PartitionKey
+from ltv_assets.ingestion.calendar import hours_per_day
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import partition_states
 
@@ -51,7 +52,7 @@ def days_fresh(project: Project) -> Outcome:
     lineage = project.lineage()
     late = []
     for landing in reversed(landed):
-        status = lineage.status("flattened_features", str(landing.day))
+        status = lineage.status("flattened_features", PartitionKey(landing.day))
         if status.state == "fresh":
             break
         late.append({"day": str(landing.day), "state": status.state, "why": status.why})
@@ -72,7 +73,7 @@ def champion_fresh(project: Project) -> Outcome:
     if champion is None:
         return Outcome(False, "there is no champion: no window has passed its blocking checks; `ltv status` says which failed and why")
     mature = [d for d in project.horizon.train_days if project.contract.horizons[0] in mature_horizons(project.config, d)]
-    age = (max(mature) - parse_day(champion.window)).days if mature else 0
+    age = (max(mature) - champion.window.day).days if mature else 0
     limit = project.config.checks.champion_max_age_days
     text = f"champion {champion.window}{' (pinned)' if champion.pinned else ''} is {age} days behind the newest day with final labels"
     return Outcome(age <= limit, text if age <= limit else f"{text}, more than champion_max_age_days = {limit}", {"age_days": age})

@@ -1,12 +1,13 @@
 """Checks of the raw files of a day, by what its inventory says of them."""
 
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.inventory import files_problem
 from ltv_assets.state.project import Project
 
 
 @check("raw_partitions", blocking=True, bounds=("data.max_bad_file_share", "data.require_all_hours"))
-def files_readable(project: Project, key: str) -> Outcome:
+def files_readable(project: Project, key: PartitionKey) -> Outcome:
     """At least one readable file, not too many quarantined ones, and every hour if the configuration asks for it."""
     facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     bad, good = facts["files_quarantined"], facts["files_good"]
@@ -24,7 +25,7 @@ def files_readable(project: Project, key: str) -> Outcome:
 
 
 @check("raw_partitions", blocking=True)
-def schema_contract(project: Project, key: str) -> Outcome:
+def schema_contract(project: Project, key: PartitionKey) -> Outcome:
     """Key and label columns are present in every file; other missing columns are read as NULL and named."""
     facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     errors = facts["schema_errors"]
@@ -41,7 +42,7 @@ def schema_contract(project: Project, key: str) -> Outcome:
 
 
 @check("raw_partitions")
-def hours_complete(project: Project, key: str) -> Outcome:
+def hours_complete(project: Project, key: PartitionKey) -> Outcome:
     """All 24 hours are there and none is empty, nor does any lie where no partition reads it."""
     facts = project.warehouse.require("raw_partitions", key, "materialize it first").facts
     missing, empty = facts["missing_hours"], facts["empty_hours"]

@@ -9,13 +9,14 @@ import dagster as dg
 from ltv_assets.core.asset_specs import SPECS
 from ltv_assets.core.check_specs import CheckSpec, Outcome, StandingFunction, check_specs, standing_checks
 from ltv_assets.core.errors import TransientError
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.publication import markdown_table, readable_failures
 from ltv_assets.defs.resources import ProjectResource, TrackingResource
 from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import Verdict
 
 
-def run_check(project: Project, spec: CheckSpec, key: str) -> Outcome:
+def run_check(project: Project, spec: CheckSpec, key: PartitionKey) -> Outcome:
     """Run one check and remember its verdict for the content it saw. Raises TransientError if that was replaced meanwhile."""
     fingerprint = project.warehouse.fingerprint(spec.asset, key) or ""
     outcome = spec.function(project, key)
@@ -58,7 +59,7 @@ def _bind(spec: CheckSpec, partitions: dg.PartitionsDefinition | None) -> dg.Ass
     def check(context: dg.AssetCheckExecutionContext, project_resource: ProjectResource) -> dg.AssetCheckResult:
         with readable_failures():
             project = project_resource.open()
-            key = context.partition_key if partitions is not None else project.submission_key
+            key = PartitionKey(context.partition_key) if partitions is not None else project.submission_key
             return _result(run_check(project, spec, key), spec.blocking)
 
     return check
@@ -82,7 +83,7 @@ def _bind_tracking(partitions: dg.PartitionsDefinition) -> dg.AssetChecksDefinit
     )
     def check(context: dg.AssetCheckExecutionContext, project_resource: ProjectResource, tracking: TrackingResource) -> dg.AssetCheckResult:
         with readable_failures():
-            pushed = tracking.open(project_resource.open()).push(context.partition_key)
+            pushed = tracking.open(project_resource.open()).push(PartitionKey(context.partition_key))
             message = pushed.problem or "everything recorded has been delivered"
             return _result(Outcome(pushed.complete, message, {"waiting": len(pushed.waiting)}), blocking=False)
 

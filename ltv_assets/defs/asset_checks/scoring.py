@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ltv_assets.core.asset_specs import relations
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.asset_checks.training import LEAK_BOUNDS, leaks
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.state.project import Project
@@ -15,7 +16,7 @@ from ltv_assets.state.project import Project
     blocking=True,
     bounds=("data.max_bad_row_share", "data.max_bad_file_share", "checks.min_rows_per_day"),
 )
-def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
+def predictions_rows_reconciled(project: Project, key: PartitionKey) -> Outcome:
     """One prediction for every flattened row."""
     flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
     scored = project.warehouse.require("predictions", key, "materialize it first").rows
@@ -26,7 +27,7 @@ def predictions_rows_reconciled(project: Project, key: str) -> Outcome:
 
 
 @check("predictions", blocking=True)
-def scores_valid(project: Project, key: str) -> Outcome:
+def scores_valid(project: Project, key: PartitionKey) -> Outcome:
     """Scores are finite and not negative, probabilities at most 1, and longer horizons never below shorter ones."""
     files = [str(f) for f in project.warehouse.files("predictions", key, verify=False)]
     numbers = [c.name for c in relations(project.contract)["predictions"] if c.type == "DOUBLE"]
@@ -44,7 +45,7 @@ def scores_valid(project: Project, key: str) -> Outcome:
 
 
 @check("cohort_forecast", blocking=True)
-def groups_add_up(project: Project, key: str) -> Outcome:
+def groups_add_up(project: Project, key: PartitionKey) -> Outcome:
     """The groups of every segment add up to the day in every digit, the day has every scored row, and intervals hold what is expected."""
     files = [str(f) for f in project.warehouse.files("cohort_forecast", key, verify=False)]
     scored = project.warehouse.require("predictions", key, "materialize it first").rows
@@ -72,7 +73,7 @@ def groups_add_up(project: Project, key: str) -> Outcome:
 
 
 @check("cohort_outcome", bounds=("checks.forecast_coverage_min", "checks.forecast_days"))
-def forecast_coverage(project: Project, key: str) -> Outcome:
+def forecast_coverage(project: Project, key: PartitionKey) -> Outcome:
     """Of the newest observed days, the share of groups whose payers and revenue lie in their 80 % intervals."""
     from ltv_assets.modeling.evaluation.metrics import outcome_figures
     from ltv_assets.training.cohorts import past_outcomes
@@ -97,16 +98,16 @@ def forecast_coverage(project: Project, key: str) -> Outcome:
 
 
 @check("predictions", name="no_leak", blocking=True, bounds=LEAK_BOUNDS)
-def predictions_without_leak(project: Project, key: str) -> Outcome:
+def predictions_without_leak(project: Project, key: PartitionKey) -> Outcome:
     """No feature alone told payers from others when the champion was trained and is absent or constant on the day that was scored."""
-    window = project.warehouse.require("predictions", key, "materialize it first").facts["champion"]
+    window = PartitionKey(project.warehouse.require("predictions", key, "materialize it first").facts["champion"])
     return leaks(project, window, [key], f"day {key}")
 
 
 @check("submission", blocking=True)
-def submission_rows_reconciled(project: Project, key: str) -> Outcome:
+def submission_rows_reconciled(project: Project, key: PartitionKey) -> Outcome:
     """One line for every prediction of every test day."""
-    days = [str(day) for day in project.horizon.test_days]
+    days = [PartitionKey(day) for day in project.horizon.test_days]
     scored = sum(project.warehouse.require("predictions", day, "materialize it first").rows for day in days)
     written = project.warehouse.require("submission", key, "materialize it first").rows
     text = f"{scored} predictions, {written} lines"
@@ -115,7 +116,7 @@ def submission_rows_reconciled(project: Project, key: str) -> Outcome:
 
 
 @check("submission", blocking=True)
-def submission_valid(project: Project, key: str) -> Outcome:
+def submission_valid(project: Project, key: PartitionKey) -> Outcome:
     """The CSV has one finite, non-negative value for every test row and nothing else, in the right order."""
     from ltv_assets.scoring.submission import validate_submission
 
@@ -136,4 +137,4 @@ def submission_valid(project: Project, key: str) -> Outcome:
 
 
 def _predicted_files(project: Project) -> list[Path]:
-    return [f for day in project.horizon.test_days for f in project.warehouse.files("predictions", str(day), verify=False)]
+    return [f for day in map(PartitionKey, project.horizon.test_days) for f in project.warehouse.files("predictions", day, verify=False)]

@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 
 from ltv_assets.core.check_specs import MAX_FAILING_ROWS, Outcome, check
 from ltv_assets.core.errors import DataError
-from ltv_assets.ingestion.calendar import parse_day
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.state.project import Project
 from ltv_assets.state.status import headline_figures
 from ltv_assets.storage.warehouse import WARNING
 
 
 @check("buyer_classifier", blocking=True)
-def training_rows_reconciled(project: Project, key: str) -> Outcome:
+def training_rows_reconciled(project: Project, key: PartitionKey) -> Outcome:
     """The window was trained on every flattened row of its training days, each once."""
-    days = [str(day) for day in project.horizon.training_days(parse_day(key))]
+    days = [PartitionKey(day) for day in project.horizon.training_days(key.day)]
     flattened = sum(project.warehouse.require("flattened_features", day, "materialize it first").rows for day in days)
     meta = json.loads(project.warehouse.artifacts("buyer_classifier", key)["buyer_classifier.json"])
     trained = int(meta["diagnostics"]["training_rows"])
@@ -30,14 +30,13 @@ def training_rows_reconciled(project: Project, key: str) -> Outcome:
 LEAK_BOUNDS = ("checks.leak_auc_max", "checks.leak_exclusive_max")
 
 
-def leaks(project: Project, window: str, scored: Sequence[str], subject: str) -> Outcome:
+def leaks(project: Project, window: PartitionKey, scored: Sequence[PartitionKey], subject: str) -> Outcome:
     """No feature of a window's training days tells payers apart and is absent or constant on the days to be scored."""
     from ltv_assets.features.schema import feature_names
     from ltv_assets.monitoring.leaks import find_leaks
 
     checks, warehouse = project.config.checks, project.warehouse
-    inputs = warehouse.require("buyer_classifier", window, "materialize it first").inputs
-    days = [key.partition("/")[2] for key in inputs if key.startswith("flattened_features/")]
+    days = warehouse.require("buyer_classifier", window, "materialize it first").made_from("flattened_features")
     training = [f for day in days for f in warehouse.files("flattened_features", day, verify=False)]
     there = [f for day in scored for f in warehouse.files("flattened_features", day, verify=False)]
     found, silent = find_leaks(
@@ -59,16 +58,16 @@ def leaks(project: Project, window: str, scored: Sequence[str], subject: str) ->
 
 
 @check("buyer_classifier", blocking=True, bounds=LEAK_BOUNDS)
-def no_leak(project: Project, key: str) -> Outcome:
+def no_leak(project: Project, key: PartitionKey) -> Outcome:
     """No feature alone tells payers from others in training and is absent or constant on every flattened day without labels."""
-    scored = [str(d) for d in project.horizon.test_days if project.warehouse.manifest("flattened_features", str(d)) is not None]
+    scored = [d for d in map(PartitionKey, project.horizon.test_days) if project.warehouse.manifest("flattened_features", d) is not None]
     if not scored:
         return Outcome(True, "no day without labels to compare with; its predictions are checked when there is one")
     return leaks(project, key, scored, f"window {key}")
 
 
 @check("holdout_metrics", blocking=True)
-def holdout_rows_reconciled(project: Project, key: str) -> Outcome:
+def holdout_rows_reconciled(project: Project, key: PartitionKey) -> Outcome:
     """The window was evaluated on every flattened row of its holdout day."""
     flattened = project.warehouse.require("flattened_features", key, "materialize it first").rows
     evaluated = int(_value(headline_figures(project, key), "rows", key))
@@ -78,7 +77,7 @@ def holdout_rows_reconciled(project: Project, key: str) -> Outcome:
 
 
 @check("buyer_classifier", blocking=True)
-def no_label_in_model(project: Project, key: str) -> Outcome:
+def no_label_in_model(project: Project, key: PartitionKey) -> Outcome:
     """No input of the classifier is a label column."""
     files = project.warehouse.artifacts("buyer_classifier", key)
     names = [n for f, data in files.items() if f == "encoder.json" for n in json.loads(data)["columns"]]
@@ -88,7 +87,7 @@ def no_label_in_model(project: Project, key: str) -> Outcome:
     return Outcome(bool(names), f"{len(names)} inputs, no label among them", {"inputs": len(names)})
 
 
-def _value(figures: dict[str, dict[str, float | None]], metric: str, key: str) -> float:
+def _value(figures: dict[str, dict[str, float | None]], metric: str, key: PartitionKey) -> float:
     if metric not in figures:
         raise DataError(f"holdout_metrics {key}: metric {metric} is missing, as in one made by an older version; {_again(key)}")
     value = figures[metric]["value"]
@@ -97,15 +96,15 @@ def _value(figures: dict[str, dict[str, float | None]], metric: str, key: str) -
     return value
 
 
-def _again(key: str) -> str:
+def _again(key: PartitionKey) -> str:
     return f"make it again with `dagster asset materialize --select holdout_metrics --partition {key}`"
 
 
-def _other_holdout(key: str) -> str:
+def _other_holdout(key: PartitionKey) -> str:
     return f"look whether the labels of {key} have arrived (`ltv check-data`), or judge a window of another day"
 
 
-def _nobody_paid(figures: dict[str, dict[str, float | None]], key: str, what: str) -> Outcome | None:
+def _nobody_paid(figures: dict[str, dict[str, float | None]], key: PartitionKey, what: str) -> Outcome | None:
     """The verdict on what only payers could tell, where there is none."""
     if _value(figures, "zero_rate_observed", key) < 1.0:
         return None
@@ -121,7 +120,7 @@ def sampling_allowance(variance: float, tolerance: float) -> float:
 
 
 @check("holdout_metrics", blocking=True, bounds=("checks.zero_rate_tolerance",))
-def zero_rate(project: Project, key: str) -> Outcome:
+def zero_rate(project: Project, key: PartitionKey) -> Outcome:
     """Predicted zero rate within ``zero_rate_tolerance`` of the observed one, or no further off than the newest training day's was.
 
     The sampling error of the days is allowed for in both. Where only the first bound is broken the day itself moved: a warning.
@@ -150,7 +149,7 @@ def zero_rate(project: Project, key: str) -> Outcome:
     return Outcome(True, f"window {key}: {text}, but not more than the {missed}: the day itself moved", figure | {WARNING: True}, rows)
 
 
-def _newest_training_day(project: Project, key: str) -> tuple[str, float, float]:
+def _newest_training_day(project: Project, key: PartitionKey) -> tuple[str, float, float]:
     """(day, zero rate, its sampling variance) of the last day whose labels the window's gate was set by."""
     gating = json.loads(project.warehouse.artifacts("buyer_gating", key)["buyer_gating.json"])
     newest = gating["level"]["daily"][-1]
@@ -159,7 +158,7 @@ def _newest_training_day(project: Project, key: str) -> tuple[str, float, float]
 
 
 @check("holdout_metrics", blocking=True, bounds=("checks.rmsle_max",))
-def rmsle(project: Project, key: str) -> Outcome:
+def rmsle(project: Project, key: PartitionKey) -> Outcome:
     """RMSLE of ``ltv_d7`` below its bound, and not worse than the pinned LightGBM reference beyond the paired interval."""
     figures = headline_figures(project, key)
     value, reference = _value(figures, "rmsle", key), _value(figures, "rmsle_reference", key)
@@ -180,7 +179,7 @@ def rmsle(project: Project, key: str) -> Outcome:
 
 
 @check("holdout_metrics", bounds=("checks.ece_max",))
-def calibration(project: Project, key: str) -> Outcome:
+def calibration(project: Project, key: PartitionKey) -> Outcome:
     """Expected calibration error of ``buyer_probability`` on the holdout."""
     figures = headline_figures(project, key)
     unjudged = _nobody_paid(figures, key, "calibration")
@@ -195,7 +194,7 @@ def calibration(project: Project, key: str) -> Outcome:
 
 
 @check("holdout_metrics", bounds=("checks.expected_revenue_ratio_min", "checks.expected_revenue_ratio_max"))
-def expected_revenue(project: Project, key: str) -> Outcome:
+def expected_revenue(project: Project, key: PartitionKey) -> Outcome:
     """Sum of ``expected_revenue_d7`` against the holdout's capped revenue."""
     figures = headline_figures(project, key)
     unjudged = _nobody_paid(figures, key, "expected against observed revenue")
@@ -209,7 +208,7 @@ def expected_revenue(project: Project, key: str) -> Outcome:
     )
 
 
-def _segments(project: Project, key: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def _segments(project: Project, key: PartitionKey, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """The given metrics by segment, side by side."""
     rows = [r for f in project.warehouse.files("holdout_metrics", key) for r in pq.read_table(f).to_pylist() if r["metric"] in metrics]
     by_segment: dict[str, dict[str, Any]] = {}

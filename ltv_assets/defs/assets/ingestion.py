@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pyarrow.parquet as pq
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.publication import Publication, markdown_table
 from ltv_assets.features.schema import feature_names
-from ltv_assets.ingestion.calendar import parse_day, uncovered_hours
+from ltv_assets.ingestion.calendar import uncovered_hours
 from ltv_assets.ingestion.inventory import DayInventory, HashCache, inspect_day, refuse_unsound
 from ltv_assets.state.freshness import hash_cache_path
 from ltv_assets.state.project import Project
@@ -26,11 +27,10 @@ FLATTENED_FILE = "part-00000.parquet"
 
 def raw_partitions(work: Publication) -> dg.MaterializeResult:
     """Look at every file of a day and say what it is good for."""
-    day = parse_day(work.key)
-    cache = HashCache.load(hash_cache_path(work.project.warehouse, day, work.project.contract))
-    inventory = inspect_day(work.project.config, work.project.horizon, day, cache)
+    cache = HashCache.load(hash_cache_path(work.project.warehouse, work.key, work.project.contract))
+    inventory = inspect_day(work.project.config, work.project.horizon, work.key.day, cache)
     set_files_aside(work.project, inventory)
-    uncovered = uncovered_hours(work.project.config, work.project.horizon, day)
+    uncovered = uncovered_hours(work.project.config, work.project.horizon, work.key.day)
     facts = {**inventory_facts(inventory), "hours_uncovered": list(uncovered)}
     manifest = work.publish(lambda folder: _write_inventory(inventory, folder), facts)
     for warning in (*inventory.warnings, *uncovered):
@@ -67,7 +67,7 @@ def inventory_facts(inventory: DayInventory) -> dict[str, Any]:
         "empty_hours": list(inventory.empty_hours),
         "columns_missing": list(inventory.columns_missing),
         "columns_unexpected": list(inventory.columns_unexpected),
-        "schema_errors": list(inventory.schema_errors),
+        "schema_errors": [str(error) for error in inventory.schema_errors],
     }
 
 
@@ -112,7 +112,7 @@ def _inventory_metadata(inventory: DayInventory) -> dict[str, Any]:
 class FlattenedDay:
     """One day being flattened: reads what the inventory calls good, writes the day's file, sets unusable rows aside."""
 
-    def __init__(self, project: Project, key: str) -> None:
+    def __init__(self, project: Project, key: PartitionKey) -> None:
         self.project = project
         self.key = key
         self.result: FlattenResult | None = None
@@ -127,7 +127,7 @@ class FlattenedDay:
         listed = [row for f in warehouse.files("raw_partitions", self.key) for row in pq.read_table(f).to_pylist()]
         labelled = warehouse.require("raw_partitions", self.key, "materialize it first").facts["split"] == "train"
         good = [row for row in listed if row["verdict"] == "good"]
-        cache = HashCache.load(hash_cache_path(warehouse, parse_day(self.key), self.project.contract))
+        cache = HashCache.load(hash_cache_path(warehouse, self.key, self.project.contract))
         refuse_unsound([(config.data.root / row["path"], row["sha256"]) for row in good], cache)
         self.result = flatten_files(
             [RawFile(config.data.root / row["path"], row["datetime"]) for row in good],
@@ -168,10 +168,10 @@ def set_files_aside(project: Project, inventory: DayInventory) -> None:
     """Record the day's files that the inventory could not use, or remove the record of an earlier run if there are none."""
     root = str(project.config.data.root)
     files = [FileAside(f.path, root, f.reason or "", f.bytes, f.rows, f.sha256) for f in inventory.quarantined]
-    quarantine.record(project.warehouse, "raw_partitions", str(inventory.day), files=files)
+    quarantine.record(project.warehouse, "raw_partitions", PartitionKey(inventory.day), files=files)
 
 
-def set_rows_aside(project: Project, key: str, result: "FlattenResult", listed: list[dict[str, Any]]) -> None:
+def set_rows_aside(project: Project, key: PartitionKey, result: "FlattenResult", listed: list[dict[str, Any]]) -> None:
     """Record a day's unusable rows and undecodable files with their reasons; ``listed`` is the day's inventory."""
     root = project.config.data.root
     known = {row["path"]: row for row in listed}
@@ -201,7 +201,7 @@ def flatten_metadata(work: Publication, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _drift_metadata(project: Project, key: str) -> dict[str, Any]:
+def _drift_metadata(project: Project, key: PartitionKey) -> dict[str, Any]:
     shifted = shifted_features(project, key)
     if shifted is None:
         return {}
@@ -215,7 +215,7 @@ def _drift_metadata(project: Project, key: str) -> dict[str, Any]:
     }
 
 
-def shifted_features(project: Project, key: str) -> list[dict[str, Any]] | None:
+def shifted_features(project: Project, key: PartitionKey) -> list[dict[str, Any]] | None:
     """Features by PSI against the newest earlier flattened day, largest first; None if there is no earlier day."""
     earlier = [k for k in project.warehouse.keys("flattened_features") if k < key]
     if not earlier:

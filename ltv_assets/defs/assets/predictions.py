@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.defs.publication import Publication, groups_picture, largest_groups, markdown_table, picture_metadata
 from ltv_assets.state.project import Project
 
@@ -41,8 +42,8 @@ def submission(work: Publication) -> dg.MaterializeResult:
     return work.result(work.publish(lambda folder: _write_submission(work, folder)), _submission_metadata(work))
 
 
-def _champion_window(work: Publication) -> str:
-    return next(k.partition("/")[2] for k in work.inputs if k.startswith("champion/"))
+def _champion_window(work: Publication) -> PartitionKey:
+    return next(PartitionKey(k.removeprefix("champion/")) for k in work.inputs if k.startswith("champion/"))
 
 
 def _score(work: Publication, folder: Path) -> dict[str, int | None]:
@@ -117,7 +118,7 @@ def _outcome_metadata(project: Project, outcome: "CohortOutcome") -> dict[str, A
 
 
 def _submission_metadata(work: Publication) -> dict[str, Any]:
-    warehouse, days = work.project.warehouse, [str(day) for day in work.project.horizon.test_days]
+    warehouse, days = work.project.warehouse, [PartitionKey(day) for day in work.project.horizon.test_days]
     names = work.project.contract.scores
     query = (
         f"SELECT count(*) AS rows, avg(predicted_zero::INT) AS zero_rate, max({names.target}) AS largest_usd, "
@@ -143,7 +144,7 @@ def _write_submission(work: Publication, folder: Path) -> dict[str, int | None]:
     from ltv_assets.scoring.submission import write_submissions
 
     config = work.project.config
-    files = [f for day in work.project.horizon.test_days for f in work.project.warehouse.files("predictions", str(day))]
+    files = [f for day in map(PartitionKey, work.project.horizon.test_days) for f in work.project.warehouse.files("predictions", day)]
     rows = write_submissions(
         files,
         config.data.sample_submission,

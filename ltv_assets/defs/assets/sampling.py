@@ -1,6 +1,6 @@
 """Sampling plans of a window: ``histos_train`` (how often a row is shown) and ``hhistus_buyers`` (which payers are kept)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from ltv_assets.defs.publication import Publication, picture_metadata
 
+Columns = dict[str, np.ndarray]
+
 if TYPE_CHECKING:
     from ltv_assets.modeling.stages import WindowContext
     from ltv_assets.sampling.hhistus import HhistusPlan
@@ -18,46 +20,39 @@ if TYPE_CHECKING:
 
 def histos_train(work: Publication) -> dg.MaterializeResult:
     """Plan how often each training row is shown to the classifier."""
-    return _plan(work, _write_histos, _histos_facts)
+    return _plan(work, _histos_rows, _histos_facts)
 
 
 def hhistus_buyers(work: Publication) -> dg.MaterializeResult:
     """Plan which payers the regressor sees, and with which weight."""
-    return _plan(work, _write_hhistus, _hhistus_facts)
+    return _plan(work, _hhistus_rows, _hhistus_facts)
 
 
-def _plan(work: Publication, write: Callable[..., Mapping[str, int | None]], facts: Callable[..., Any]) -> dg.MaterializeResult:
+def _plan(work: Publication, rows_of: Callable[..., tuple[np.ndarray, Columns]], facts: Callable[..., Any]) -> dg.MaterializeResult:
     from ltv_assets.modeling.stages import PLANS
-    from ltv_assets.training.windows import window_context
+    from ltv_assets.training.windows import plan_table, window_context
 
     window = window_context(work.project, work.key)
     plan = PLANS[work.asset](window)
+
+    def write(folder: Path) -> dict[str, int | None]:
+        rows, columns = rows_of(plan)
+        pq.write_table(plan_table(work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
+        return {"plan.parquet": len(rows)}
+
     shown = _recorded(work, *facts(window, plan))
-    return work.result(work.publish(lambda folder: write(work, window, plan, folder)), shown)
+    return work.result(work.publish(write), shown)
 
 
-def _write_histos(work: Publication, window: "WindowContext", plan: "HistosPlan | None", folder: Path) -> dict[str, int | None]:
-    from ltv_assets.training.windows import plan_table
-
-    rows = np.arange(len(window.data) if plan is not None else 0)
-    columns: dict[str, np.ndarray] = {
-        "bin": plan.bin.astype(np.int16) if plan else np.zeros(0, np.int16),
-        "multiplicity": plan.multiplicity.astype(np.int32) if plan else np.zeros(0, np.int32),
-    }
-    pq.write_table(plan_table(work.project, work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
-    return {"plan.parquet": len(rows)}
+def _histos_rows(plan: "HistosPlan | None") -> tuple[np.ndarray, Columns]:
+    bins, multiplicity = (plan.bin, plan.multiplicity) if plan is not None else (np.zeros(0), np.zeros(0))
+    return np.arange(len(bins)), {"bin": bins.astype(np.int16), "multiplicity": multiplicity.astype(np.int32)}
 
 
-def _write_hhistus(work: Publication, window: "WindowContext", plan: "HhistusPlan | None", folder: Path) -> dict[str, int | None]:
-    from ltv_assets.training.windows import plan_table
-
+def _hhistus_rows(plan: "HhistusPlan | None") -> tuple[np.ndarray, Columns]:
+    bins, weight = (plan.bin, plan.weight) if plan is not None else (np.zeros(0), np.zeros(0))
     rows = np.flatnonzero(plan.keep) if plan is not None else np.zeros(0, np.int64)
-    columns: dict[str, np.ndarray] = {
-        "bin": plan.bin.astype(np.int16) if plan else np.zeros(0, np.int16),
-        "weight": plan.weight.astype(np.float32) if plan else np.zeros(0, np.float32),
-    }
-    pq.write_table(plan_table(work.project, work.key, window, columns, rows), folder / "plan.parquet", compression="zstd")
-    return {"plan.parquet": len(rows)}
+    return rows, {"bin": bins.astype(np.int16), "weight": weight.astype(np.float32)}
 
 
 def _recorded(work: Publication, plan: str, figures: dict[str, float], picture: bytes | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 What belongs here: reading files block by block, flattening the blocks in order, setting rows aside that have no key or no
 usable label, writing deterministic row groups, and counting everything that was missing or unusable. What does not:
-physical types (``canonical.py``), the SQL (``sql.py``), choice of the files to read, publication of the result
+physical types (``features/canonical.py``), the SQL (``features/sql.py``), choice of the files to read, publication of the result
 (``storage/``). Next to read: ``files.py``.
 
 Each file's columns are made canonical by themselves, so no file's types decide another's. Rows keep the order of the

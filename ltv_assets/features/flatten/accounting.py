@@ -50,7 +50,8 @@ class FlattenResult:
     ``rows_in`` = ``rows_out`` + ``rows_sampled_out`` + the rows of ``rows_quarantined`` + those of ``files_aside``.
     ``quarantine`` has the columns row_id, file, row_number (from 0), reason and value (the offending value as text);
     ``missing`` is the share of NULL cells by feature group; the counts by raw column are of single values, not rows.
-    ``lost_values`` has what is there and cannot be read: {column: (values, the first of them and its file)}.
+    ``lost_values`` has what is there and cannot be read: {column: (values, the first of them and its file)};
+    ``unlike_texts`` the same by feature of texts that have another form than the feature takes apart.
     """
 
     rows_in: int = 0
@@ -64,6 +65,7 @@ class FlattenResult:
     ancient_timestamps: dict[str, int] = field(default_factory=dict)
     nonfinite_values: dict[str, int] = field(default_factory=dict)
     lost_values: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unlike_texts: dict[str, tuple[int, str]] = field(default_factory=dict)
     unreadable_text: dict[str, int] = field(default_factory=dict)
     rounded_labels: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -223,7 +225,8 @@ class RowAccounting:
             ("_rounded_", result.rounded_labels),
         ):
             counts.update({key.removeprefix(name): int(n) for key, n in sorted(self._counts.items()) if key.startswith(name) and n})
-        result.lost_values = dict(sorted(self._lost.items()))
+        for name, lost in sorted(self._lost.items()):
+            (result.lost_values if name in registry.contract.by_name else result.unlike_texts)[name] = lost
         sizes = Counter(feature.group for feature in registry.features)
         result.missing = {group: self._nulls[group] / max(1, size * result.rows_out) for group, size in sizes.items()}
         if self._aside:
@@ -251,6 +254,10 @@ class RowAccounting:
         result.warnings += [
             f"{name}: {count} values cannot be read as {described(contract.by_name[name])}, taken as missing; first {example}"
             for name, (count, example) in result.lost_values.items()
+        ]
+        result.warnings += [
+            f"{name}: {count} texts have another form than it is made from, taken as missing; first {example}"
+            for name, (count, example) in result.unlike_texts.items()
         ]
         if unlike := int(self._counts["_no_flag"]):
             result.warnings.append(f"{contract.payer}: {unlike} rows are neither 0 nor 1; the revenue decides who is a payer")

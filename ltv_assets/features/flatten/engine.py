@@ -24,6 +24,7 @@ from ltv_assets.features.flatten.blocks import Block, FlatBlock
 from ltv_assets.features.flatten.decoding import UndecodableError, decoding, one_line
 from ltv_assets.features.registry import Registry, feature_name
 from ltv_assets.features.sql import interaction_inputs, interaction_sql, own_keys, row_columns, row_sql
+from ltv_assets.features.statistics import STATISTICS
 
 DECODED_AT_ONCE = 32 << 20
 """Bytes of nested columns, as the files' footers state them, that a block decodes at once."""
@@ -45,6 +46,8 @@ class FlattenEngine:
         self._texts = tuple(
             name for name in self._scalars if not self._column(name).is_label and canonical_type(self._column(name)) == TEXT
         )
+        # A feature that is made by taking a text apart is missing where the text has another form.
+        self._taken_apart = {feature_name(c, s): c for c in self._texts for s in STATISTICS["text"] if s != "value"}
         self._nested = [name for name in registry.source_columns if contract.by_name[name].is_nested]
         self._row_sql = row_sql(registry, source="SELECT * FROM cells", labelled=labelled)
         self._interaction_sql = interaction_sql(registry, "cells") if self._inputs else ""
@@ -142,11 +145,24 @@ class FlattenEngine:
                 flat.inputs[name.removeprefix("_input_")] = column
             else:
                 flat.columns[name] = column
+        self._lose_texts(block, columns, flat)
         flat.columns |= {name: columns[name] for name in self._texts if name in self._wanted}
         own = {name: OwnKey.of(columns[name]) for name in own_keys(self._contract) if name != self._contract.hour_key}
         if self._contract.hour_key is not None:
             own[self._contract.hour_key] = OwnKey.of(flat.columns.pop("_own_hour").combine_chunks().dictionary_encode())
         return own
+
+    def _lose_texts(self, block: Block, columns: Mapping[str, pa.Array], flat: FlatBlock) -> None:
+        """Count the texts that have another form than a feature takes apart, and are missing in it."""
+        for feature in self._wanted & self._taken_apart.keys():
+            source = self._taken_apart[feature]
+            rows = np.flatnonzero(flat.columns[feature].is_null().to_numpy() & ~flat.absent[source])
+            texts = columns[source].take(pa.array(rows)).cast(pa.string())
+            unlike, findings = pc.not_equal(texts, "").to_numpy(zero_copy_only=False), Findings()
+            findings.lose(unlike, texts.__getitem__)
+            if findings.lost:
+                names, sizes = zip(*((name, table.num_rows) for name, table in block.read([source])), strict=True)
+                flat.lose(feature, findings, names[np.searchsorted(np.cumsum(sizes), rows[np.argmax(unlike)], side="right")])
 
     def _reduce(self, block: Block, columns: Mapping[str, pa.Array], own: Mapping[str, OwnKey], flat: FlatBlock) -> None:
         """Add the statistics of nested columns and of the lists among them that are compared."""

@@ -205,7 +205,7 @@ class _Reasoning:
         all_rows = round(rows * len(self.folders.files) / max(len(self.sample.files), 1))
         days = len(labelled_days) + len(unlabelled_days)
         rows_a_day = max(1, round(all_rows / max(days, 1)))
-        planned, own_keys = self._keys(planned, labels, first)
+        planned, own_keys = self._keys(planned)
         planned = self._budgeted(planned, labels, first, rows_a_day)
         named = {c.facts.source: c.name for c in planned}
         leaked = {name for name, found in late.items() if found.why.startswith(roles.LEAK)}
@@ -395,7 +395,7 @@ class _Reasoning:
                 found[source] = f"{name}_value"
         return found
 
-    def _keys(self, planned: list[PlannedColumn], labels: roles.Labels, target: Facts) -> tuple[list[PlannedColumn], dict[str, str]]:
+    def _keys(self, planned: list[PlannedColumn]) -> tuple[list[PlannedColumn], dict[str, str]]:
         """Maps and lists with what their keys are: values of a category, which then is the row's own key, or a kind of their own."""
         categories = [c for c in planned if c.role == "feature" and c.facts.meaning == "category" and c.facts.distinct > 1]
         hour = next((c for c in planned if c.role == "feature" and c.facts.cycle == 24), None)

@@ -214,7 +214,7 @@ def labels_of(columns: Sequence[Facts], day: Ints, taken: Sequence[str]) -> Labe
     labelled = first.present
     payer, payer_why = _payer(usual, revenue, first, labelled)
     labels = Labels(revenue, payer, (), labelled, why, sure, payer_why, {})
-    kept = _kept(usual, labels, families, day)
+    kept = _kept(usual, labels, families)
     return replace(labels, kept=tuple(kept), kept_why=kept)
 
 
@@ -280,7 +280,7 @@ def _payer(usual: Mapping[str, Facts], revenue: Mapping[int, str], first: Facts,
     return (best[1], best[2]) if best is not None else (None, "")
 
 
-def _kept(usual: Mapping[str, Facts], labels: Labels, families: Mapping[tuple[str, ...], Mapping[int, Facts]], day: Ints) -> dict[str, str]:
+def _kept(usual: Mapping[str, Facts], labels: Labels, families: Mapping[tuple[str, ...], Mapping[int, Facts]]) -> dict[str, str]:
     """{column: why} of what else is there exactly where labels are."""
     found: dict[str, str] = {}
     if labels.labelled.all():

@@ -1,7 +1,7 @@
 """What each part contributes: the same holdout, one part switched off at a time.
 
 What belongs here: the variants and their table. What does not: metrics (``metrics``) and the stages. Next to read:
-``stages``.
+``modeling/stages.py``.
 
 Every variant is a complete fit with its own tree counts, calibration and gate, so a row answers "what if the project did
 not have this part", not "what if the part were removed from a model tuned with it".

@@ -1,12 +1,12 @@
 """The figures by which predictions are judged: small pure functions of arrays, each with its formula.
 
 What belongs here: one number, one curve or one table from a truth and a prediction. What does not: which figures are
-reported for which rows (``evaluation.py``), pictures (``pictures/``), anything that fits.
+reported for which rows (``segments.py``), pictures (``plots/``), anything that fits.
 
 Two conventions hold everywhere. A figure that is undefined for the rows at hand (no payer, one class, no revenue) is NaN,
 never 0. Ranking figures do not depend on the order in which tied scores happen to stand: they are the average over all
 orders of the tied rows, computed exactly, so a score that is zero for most rows is neither punished nor rewarded by luck.
-Next to read: ``evaluation.py``.
+Next to read: ``segments.py``.
 """
 
 from __future__ import annotations

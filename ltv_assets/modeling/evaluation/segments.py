@@ -2,7 +2,7 @@
 
 ``METRICS`` is the one list: the documentation, the columns in the user interface and the headline are made from it.
 ``evaluate`` computes all of them for a holdout, overall and by segment. What does not belong here: formulas
-(``metrics.py``), bounds and verdicts (``checks.py``), pictures (``pictures/``).
+(``metrics.py``), bounds and verdicts (``defs/asset_checks/``), pictures (``plots/``).
 
 ``low`` and ``high`` are the ends of a 95 % bootstrap interval where one is computed. What cannot be computed from the
 given rows - no payer in a segment, no oracle outside the simulator - is NaN, which parquet and DuckDB hold as NULL: a
