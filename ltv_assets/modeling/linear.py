@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from ltv_assets.core.config import LinearConfig
 from ltv_assets.modeling.boosting import log_odds, sigmoid
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, FloatMatrix, Matrix
-from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper
+from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper, missed_steps
 
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
@@ -147,11 +147,18 @@ class _Paths:
         cls, matrix: Matrix, log_revenue: Floats, config: LinearConfig, c: Sequence[float], payers: Sequence[float], direct: Sequence[float]
     ) -> _Paths:
         """On encoded rows (n, m) with log1p revenue (n,)."""
-        rows = ShapedRows(Shaper.fit(matrix, config), matrix)
+        rows, payer = ShapedRows(Shaper.fit(matrix, config), matrix), log_revenue > 0
         sums, paid = _Sums.of(rows, log_revenue)
+        first = _Logistic.of(rows, sums, payer)
+        p = sigmoid(first.line(first.fit((c[len(c) // 2],), config.l1_ratio)[0]))
+        steps = missed_steps(matrix, payer - p, p * (1.0 - p))
+        if steps:
+            rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
+            sums, paid = _Sums.of(rows, log_revenue)
+            first = _Logistic.of(rows, sums, payer)
         return cls(
             rows.shaper,
-            _Logistic.of(rows, sums, log_revenue > 0).fit(c, config.l1_ratio),
+            first.fit(c, config.l1_ratio),
             paid.elastic_nets(payers, config.l1_ratio),
             sums.elastic_nets(direct, config.l1_ratio),
             _payer_range(log_revenue),
@@ -219,6 +226,10 @@ class _Logistic:
         out = np.zeros((len(cs), self.width + 1))
         out[:, [*self.chosen, -1]] = found
         return list(out)
+
+    def line(self, coefficients: Floats) -> Floats:
+        """Log-odds (n,) of these rows under coefficients (width + 1,)."""
+        return self._line(coefficients[[*self.chosen, -1]])
 
     def _line(self, at: Floats) -> Floats:
         return (self.columns @ at[:-1].astype(np.float32)).astype(np.float64) + at[-1]

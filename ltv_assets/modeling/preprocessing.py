@@ -30,6 +30,13 @@ BLOCK_ROWS = 8192
 """Rows that are shaped at a time for a fit; sums depend on it."""
 LINE_ROWS = 512
 """Rows that are shaped at a time for a prediction: so many stay in a core's own cache."""
+STEP_BINS = 32
+"""A number's quantiles that are candidates for a step."""
+STEP_Z = 2.0
+"""A step enters when its sum of excesses is beyond this many standard errors; the penalty decides on what it is worth."""
+STEPS_A_COLUMN = 3
+MIN_STEP_INFORMATION = 3.0
+"""Steps with fewer expected payers (times non-payers' share) on one side are left out."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
 
@@ -39,7 +46,7 @@ class Shaper:
     """Encoded columns to standardised inputs: (signed logs of) numbers, gap indicators, one-hot of frequent categories.
 
     numeric (c,) column numbers; log (c,) which enter as signed log1p; center, scale (c,); gaps: column numbers that get an
-    indicator; one_hot: (column number, code) pairs, with their standardisation.
+    indicator; one_hot: (column number, code) pairs; steps: (column number, threshold) pairs, 1 above the threshold.
     """
 
     numeric: NDArray[np.int64]
@@ -48,6 +55,7 @@ class Shaper:
     scale: FloatMatrix
     gaps: NDArray[np.int64]
     one_hot: tuple[tuple[int, float], ...]
+    steps: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def fit(cls, matrix: Matrix, config: LinearConfig) -> Shaper:
@@ -78,12 +86,11 @@ class Shaper:
     @property
     def width(self) -> int:
         """Number of shaped columns."""
-        return len(self.numeric) + len(self.gaps) + len(self.one_hot)
+        return len(self.numeric) + len(self.gaps) + len(self.one_hot) + len(self.steps)
 
     def only(self, kept: NDArray[np.bool_]) -> Shaper:
         """The shaper that makes only the ``kept`` (width,) of its columns."""
-        c, g = len(self.numeric), len(self.gaps)
-        numeric, gaps, one_hot = kept[:c], kept[c : c + g], kept[c + g :]
+        numeric, gaps, one_hot, steps = np.split(kept, np.cumsum([len(self.numeric), len(self.gaps), len(self.one_hot)]))
         return Shaper(
             self.numeric[numeric],
             self.log[numeric],
@@ -91,6 +98,7 @@ class Shaper:
             self.scale[numeric],
             self.gaps[gaps],
             tuple(pair for pair, keep in zip(self.one_hot, one_hot, strict=True) if keep),
+            tuple(pair for pair, keep in zip(self.steps, steps, strict=True) if keep),
         )
 
     def transform(self, values: FloatMatrix) -> FloatMatrix:
@@ -109,6 +117,9 @@ class Shaper:
         out[:, c : c + g] = np.isnan(values[:, self.gaps])
         for i, (column, code) in enumerate(self.one_hot):
             out[:, c + g + i] = values[:, column] == code
+        if self.steps:
+            columns, thresholds = zip(*self.steps, strict=True)
+            out[:, -len(self.steps) :] = np.take(values, columns, axis=1) > np.asarray(thresholds, np.float32)
         return out
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +131,7 @@ class Shaper:
             "scale": self.scale.astype(float).tolist(),
             "gaps": self.gaps.tolist(),
             "one_hot": [list(pair) for pair in self.one_hot],
+            "steps": [list(pair) for pair in self.steps],
         }
 
     @classmethod
@@ -132,6 +144,7 @@ class Shaper:
             np.asarray(state["scale"], dtype=np.float32),
             np.asarray(state["gaps"], dtype=np.int64),
             tuple((int(column), float(code)) for column, code in state["one_hot"]),
+            tuple((int(column), float(threshold)) for column, threshold in state.get("steps", ())),
         )
 
 
@@ -165,6 +178,41 @@ class ShapedRows:
             for i, (slopes, intercept) in enumerate(weights):
                 out[where, i] = row_dot(shaped, slopes) + intercept
         return out
+
+
+def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[int, float], ...]:
+    """(column number, threshold) of the steps that a logistic model misses: at most STEPS_A_COLUMN of each numeric column.
+
+    ``excess`` (n,): payer flag minus the model's probability p; ``weight`` (n,): p (1 - p). The sum of excesses above a threshold has
+    mean 0 and a known variance if the model is right (a score test); each quantile of a column is tried, in one pass of counts.
+    """
+    numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
+    every = max(1, len(matrix) // SHAPE_ROWS)
+    sampled = np.concatenate([block[-low % every :: every, numeric] for low, block in _numbered(matrix)])
+    edges = [np.unique(np.quantile(c[~np.isnan(c)], np.arange(1, STEP_BINS) / STEP_BINS, method="lower")) for c in sampled.T]
+    sums = np.zeros((2, len(numeric), STEP_BINS))
+    for low, block in _numbered(matrix):
+        own = slice(low, low + len(block))
+        for i, j in enumerate(numeric):
+            if len(edges[i]):
+                x = block[:, j]
+                number = np.where(np.isnan(x), 0, np.searchsorted(edges[i], x))
+                for total, values in zip(sums, (excess, weight), strict=True):
+                    total[i] += np.bincount(number, values[own], STEP_BINS)
+    above = sums[:, :, ::-1].cumsum(axis=2)[:, :, ::-1][:, :, 1:]  # [k]: of the rows beyond edge k
+    share = above[1] / weight.sum()
+    information = above[1] * (1.0 - share)
+    z = np.abs(above[0] - excess.sum() * share) / np.sqrt(np.maximum(information, MIN_STEP_INFORMATION))
+    z[information < MIN_STEP_INFORMATION] = 0.0
+    best = np.argsort(-z, axis=1, kind="stable")[:, :STEPS_A_COLUMN]
+    return tuple((int(j), float(edges[i][k])) for i, j in enumerate(numeric) for k in np.sort(best[i]) if z[i, k] > STEP_Z)
+
+
+def _numbered(matrix: Matrix) -> Iterator[tuple[int, FloatMatrix]]:
+    low = 0
+    for block in matrix.blocks():
+        yield low, block
+        low += len(block)
 
 
 def _skewness(x: Floats) -> Floats:

@@ -399,9 +399,7 @@ class TestLinear:
             return float(np.logaddexp(0.0, z).sum() - z[y > 0].sum() + penalty / c)
 
         for c, found in zip((0.003, 0.03, 1.0), together, strict=True):
-            known = LogisticRegression(C=c, l1_ratio=l1_ratio, solver="saga", tol=1e-6, max_iter=5000).fit(
-                chosen, y > 0
-            )
+            known = LogisticRegression(C=c, l1_ratio=l1_ratio, solver="saga", tol=1e-6, max_iter=5000).fit(chosen, y > 0)
             least = loss(known.coef_[0], known.intercept_[0], c)
             for one in (found, *logistic.fit((c,), l1_ratio)):
                 assert loss(one[logistic.chosen], one[-1], c) - least < 0.02
