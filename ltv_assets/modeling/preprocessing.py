@@ -192,11 +192,11 @@ def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[
     edges = [np.unique(np.quantile(c[~np.isnan(c)], np.arange(1, STEP_BINS) / STEP_BINS, method="lower")) for c in sampled.T]
     sums = np.zeros((2, len(numeric), STEP_BINS))
     for low, block in _numbered(matrix):
-        own = slice(low, low + len(block))
-        for i, j in enumerate(numeric):
+        own, columns = slice(low, low + len(block)), np.ascontiguousarray(block[:, numeric].T)
+        columns[np.isnan(columns)] = -np.inf  # a gap is beyond no edge
+        for i, column in enumerate(columns):
             if len(edges[i]):
-                x = block[:, j]
-                number = np.where(np.isnan(x), 0, np.searchsorted(edges[i], x))
+                number = np.searchsorted(edges[i], column)
                 for total, values in zip(sums, (excess, weight), strict=True):
                     total[i] += np.bincount(number, values[own], STEP_BINS)
     above = sums[:, :, ::-1].cumsum(axis=2)[:, :, ::-1][:, :, 1:]  # [k]: of the rows beyond edge k

@@ -30,7 +30,7 @@ from ltv_assets.modeling.gating import ScoreGate, _whale_factor, fit_score_gate,
 from ltv_assets.modeling.linear import LinearModels, Penalties, _Logistic, _Sums, choose_linear, fit_linear
 from ltv_assets.modeling.meta_learner import winner
 from ltv_assets.modeling.model_set import WindowModels
-from ltv_assets.modeling.preprocessing import ShapedRows, Shaper
+from ltv_assets.modeling.preprocessing import ShapedRows, Shaper, missed_steps
 from ltv_assets.modeling.regressor import ExpectedRevenue, fit_expected_revenue, revenue_cap
 from ltv_assets.modeling.selection import most_telling, varying_columns
 from ltv_assets.modeling.stages import WindowContext, fit_window, hhistus_plan, histos_plan, refit, repeatable
@@ -406,6 +406,47 @@ class TestLinear:
                 expected = chosen @ known.coef_[0] + known.intercept_[0]
                 np.testing.assert_allclose(rows.lines([one])[:, 0], expected, atol=0.05)
         assert (np.delete(together[0][:-1], logistic.chosen) == 0).all()
+
+    def test_steps_that_a_line_misses_are_found_among_noise(self) -> None:
+        """A threshold among a line that the model knows, a gap and noise."""
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(40_000, 12)).astype(np.float32)
+        X[rng.random(40_000) < 0.2, 1] = np.nan
+        odds = -3.0 + 0.5 * X[:, 2] + 1.0 * np.isnan(X[:, 1])
+        payer = rng.random(40_000) < sigmoid(odds + 0.8 * (X[:, 5] > 1.2))
+        matrix = Matrix(X, tuple(map(str, range(12))), (11,))
+        p = sigmoid(odds) * payer.mean() / sigmoid(odds).mean()
+        found = missed_steps(matrix, payer - p, p * (1.0 - p))
+        thresholds = [threshold for column, threshold in found if column == 5]
+        assert min(abs(threshold - 1.2) for threshold in thresholds) < 0.1
+        others = {column for column, _ in found} - {5}
+        assert others <= set(range(11))  # a category has no steps
+        assert len(others) <= 6  # of ten, each with 31 tries at two standard errors
+        flagged = X[:, 3] > np.quantile(X[:, 3], 0.5)
+        excess = np.where(flagged, 0.01, -0.01)
+        assert missed_steps(Matrix(X[:, 3:4], ("x",), ()), excess, np.full(40_000, 0.02))[0][0] == 0
+        assert missed_steps(Matrix(np.full((500, 1), np.nan, np.float32), ("x",), ()), np.zeros(500), np.full(500, 0.02)) == ()
+
+    def test_steps_are_columns_of_the_shaper_and_a_gap_is_above_none(self) -> None:
+        shaper = Shaper(
+            np.array([0]), np.zeros(1, bool), np.zeros(1, np.float32), np.ones(1, np.float32), np.arange(0), (), ((1, 0.5), (0, 2.0))
+        )
+        values = np.array([[3.0, 0.5], [2.0, np.nan], [np.nan, 0.75]], np.float32)
+        np.testing.assert_array_equal(shaper.transform(values), np.array([[3, 0, 1], [2, 0, 0], [0, 1, 0]], np.float32))
+        np.testing.assert_array_equal(shaper.only(np.array([True, False, True])).transform(values)[:, 1], [1.0, 0.0, 0.0])
+        assert Shaper.from_dict(shaper.to_dict()).steps == shaper.steps
+
+    def test_sums_of_more_columns_are_those_of_all_at_once(self) -> None:
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(3000, 6)).astype(np.float32)
+        y = np.where(rng.random(3000) < 0.2, np.exp(rng.normal(size=3000)), 0.0)
+        first = Shaper(np.arange(6), np.zeros(6, bool), np.zeros(6, np.float32), np.ones(6, np.float32), np.arange(0), ())
+        matrix = Matrix(X, tuple(map(str, range(6))), ())
+        more = ShapedRows(replace(first, steps=((0, 0.3), (4, -1.0))), matrix)
+        together = _Sums.of(more, y)
+        for one, other in zip(_Sums.of(more, y, _Sums.of(ShapedRows(first, matrix), y)), together, strict=True):
+            np.testing.assert_allclose(one.gram, other.gram, atol=1e-2)
+            np.testing.assert_array_equal(one.products, other.products)
 
     def test_without_a_second_class_or_a_column_the_logistic_regression_is_the_prior(self) -> None:
         X = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
