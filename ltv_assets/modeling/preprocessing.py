@@ -189,7 +189,7 @@ def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[
     numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
     every = max(1, len(matrix) // SHAPE_ROWS)
     sampled = np.concatenate([block[-low % every :: every, numeric] for low, block in _numbered(matrix)])
-    edges = [np.unique(np.quantile(c[~np.isnan(c)], np.arange(1, STEP_BINS) / STEP_BINS, method="lower")) for c in sampled.T]
+    edges = [_quantiles(column[~np.isnan(column)]) for column in sampled.T]
     sums = np.zeros((2, len(numeric), STEP_BINS))
     for low, block in _numbered(matrix):
         own, columns = slice(low, low + len(block)), np.ascontiguousarray(block[:, numeric].T)
@@ -206,6 +206,11 @@ def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[
     z[information < MIN_STEP_INFORMATION] = 0.0
     best = np.argsort(-z, axis=1, kind="stable")[:, :STEPS_A_COLUMN]
     return tuple((int(j), float(edges[i][k])) for i, j in enumerate(numeric) for k in np.sort(best[i]) if z[i, k] > STEP_Z)
+
+
+def _quantiles(values: FloatMatrix) -> FloatMatrix:
+    """Distinct quantiles of a column's values (n,), of which there may be none."""
+    return np.unique(np.quantile(values, np.arange(1, STEP_BINS) / STEP_BINS, method="lower")) if len(values) else values
 
 
 def _numbered(matrix: Matrix) -> Iterator[tuple[int, FloatMatrix]]:
