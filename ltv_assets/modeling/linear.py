@@ -30,6 +30,9 @@ from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper, mi
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
 
+LOGISTIC_VALUES = 150_000_000
+"""The logistic regression holds at most about so many values, 600 MB: beyond that all payers and evenly drawn zeros, weighed back."""
+
 STRENGTHS_PAYERS = (10.0, 6.0, 4.0, 2.5, 1.5, 1.0, 0.6)
 STRENGTHS_DIRECT = (6.0, 2.0, 0.6, 0.2)
 """Penalties of the elastic nets of amounts and of all rows, in standard errors: the share of L1 of them is what an input has to exceed.
@@ -187,12 +190,14 @@ def _payer_range(log_revenue: Floats) -> tuple[float, float]:
 class _Logistic:
     """Logistic regressions with an elastic net's penalty on the ``chosen`` of ``width`` columns, all others 0.
 
-    ``columns`` (n, chosen): their values; ``mean`` and ``gram``: their means and centred sums of products, which the elastic nets of
-    amounts need anyway.
+    ``columns`` (n, chosen): their values, ``payer`` and ``weight`` (n,), of all rows or of all payers and some zeros; ``mean`` and
+    ``gram``: means and centred sums of products of all rows, which the elastic nets of amounts need anyway.
     """
 
+    rows: ShapedRows
     columns: FloatMatrix
     payer: NDArray[np.bool_]
+    weight: Floats
     chosen: NDArray[np.int64]
     width: int
     mean: Floats
@@ -202,7 +207,12 @@ class _Logistic:
     def of(cls, rows: ShapedRows, sums: _Sums, payer: NDArray[np.bool_]) -> _Logistic:
         """On the columns that are screened from the sums of these rows."""
         chosen = sums.screened()
-        return cls(rows.columns(chosen), payer, chosen, rows.shaper.width, sums.mean[chosen], sums.gram[np.ix_(chosen, chosen)])
+        every = -(-len(payer) * max(len(chosen), 1) // LOGISTIC_VALUES)
+        kept = payer | (np.arange(len(payer)) % every == 0)
+        zeros, left = np.count_nonzero(~payer), np.count_nonzero(~payer & kept)
+        weight = np.where(payer[kept], 1.0, float(zeros) / max(float(left), 1.0))
+        gram = sums.gram[np.ix_(chosen, chosen)]
+        return cls(rows, rows.columns(chosen, kept), payer[kept], weight, chosen, rows.shaper.width, sums.mean[chosen], gram)
 
     def fit(self, cs: Sequence[float], l1_ratio: float) -> list[Floats]:
         """Coefficients (width + 1,), the last one the intercept, for each of ``cs``, which rise from strong penalties to weak ones.
@@ -211,14 +221,14 @@ class _Logistic:
         problems coordinate descent solves (Friedman, Hastie and Tibshirani 2010). With one class only, or without columns, all are the
         prior's log-odds.
         """
-        rate = float(self.payer.mean())
+        rate = float(self.weight @ self.payer / self.weight.sum())
         at = np.append(np.zeros(len(self.chosen)), log_odds(rate))
         if rate not in (0.0, 1.0) and len(self.chosen):
             variance = rate * (1.0 - rate)
-            prior = _Curvature(np.full(len(self.payer), variance), self.mean, variance * self.gram)
+            prior = _Curvature(variance * self.weight, self.mean, variance * self.gram)
             at = self._search(at, prior, cs[0], l1_ratio, FIRST_STEPS)
-            at = self._search(at, _Curvature.at(self.columns, self._line(at)), cs[0], l1_ratio, FIRST_STEPS)
-            curvature, found = _Curvature.at(self.columns, self._line(at)), []
+            at = self._search(at, _Curvature.at(self.columns, self._line(at), self.weight), cs[0], l1_ratio, FIRST_STEPS)
+            curvature, found = _Curvature.at(self.columns, self._line(at), self.weight), []
             for c in cs:
                 at = self._search(at, curvature, c, l1_ratio)
                 found.append(at)
@@ -229,7 +239,9 @@ class _Logistic:
         return list(out)
 
     def line(self, coefficients: Floats) -> Floats:
-        """Log-odds (n,) of these rows under coefficients (width + 1,)."""
+        """Log-odds of all rows under coefficients (width + 1,)."""
+        if len(self.payer) < len(self.rows.matrix):
+            return self.rows.lines([coefficients])[:, 0]
         return self._line(coefficients[[*self.chosen, -1]])
 
     def _line(self, at: Floats) -> Floats:
@@ -240,12 +252,12 @@ class _Logistic:
 
         def loss(z: Floats, w: Floats) -> float:
             penalty = l1_ratio * np.abs(w).sum() + 0.5 * (1.0 - l1_ratio) * (w @ w)
-            return float(np.logaddexp(0.0, z).sum() - z[self.payer].sum() + penalty / c)
+            return float(self.weight @ np.logaddexp(0.0, z) - z[self.payer].sum() + penalty / c)
 
         z = self._line(at)
         now = loss(z, at[:-1])
         for _ in range(steps):
-            step = curvature.step(self.columns, self.payer - sigmoid(z), z, at, c, l1_ratio)
+            step = curvature.step(self.columns, self.weight * (self.payer - sigmoid(z)), z, at, c, l1_ratio)
             along, before = self._line(step), now
             for halvings in range(MAX_STEPS):
                 share = 0.5**halvings
@@ -262,17 +274,17 @@ class _Logistic:
 
 @dataclass(frozen=True, eq=False)
 class _Curvature:
-    """Second derivatives of the log-loss at some point: the rows' ``weight`` p (1 - p) (n,), weighted means and centred products."""
+    """Second derivatives of the log-loss at some point: the rows' p (1 - p) times their weight (n,), weighted means, centred products."""
 
     weight: Floats
     mean: Floats
     gram: Floats
 
     @classmethod
-    def at(cls, columns: FloatMatrix, z: Floats) -> _Curvature:
-        """At log-odds ``z`` (n,)."""
+    def at(cls, columns: FloatMatrix, z: Floats, weight: Floats) -> _Curvature:
+        """At log-odds ``z`` (n,) of rows with these weights."""
         p = sigmoid(z)
-        weight = np.maximum(p * (1.0 - p), 1e-5)
+        weight = weight * np.maximum(p * (1.0 - p), 1e-5)
         gram, total = np.zeros((columns.shape[1], columns.shape[1])), np.zeros(columns.shape[1])
         for low in range(0, len(z), BLOCK_ROWS):
             block, root = columns[low : low + BLOCK_ROWS], np.sqrt(weight[low : low + BLOCK_ROWS]).astype(np.float32)
@@ -283,7 +295,7 @@ class _Curvature:
         return cls(weight, mean, gram - weight.sum() * np.outer(mean, mean))
 
     def step(self, columns: FloatMatrix, excess: Floats, z: Floats, at: Floats, c: float, l1_ratio: float) -> Floats:
-        """From ``at`` (c + 1,) with log-odds ``z`` to the minimum of the penalised quadratic; ``excess``: payer flag minus probability."""
+        """From ``at`` (c + 1,) with log-odds ``z`` to the minimum of the penalised quadratic; ``excess``: payer flag minus p, weighted."""
         n, total = len(z), self.weight.sum()
         slope = (excess.astype(np.float32) @ columns).astype(np.float64) - self.mean * excess.sum()
         response = z + excess / self.weight  # of weighted least squares, which have the same quadratic

@@ -161,13 +161,16 @@ class ShapedRows:
             where = slice(low, min(low + rows, len(self.matrix)))
             yield where, self.shaper.transform(self.matrix.rows(where.start, where.stop))
 
-    def columns(self, chosen: NDArray[np.int64]) -> FloatMatrix:
-        """Some shaped columns of all rows, (n, chosen) float32; ``chosen`` must ascend."""
+    def columns(self, chosen: NDArray[np.int64], rows: NDArray[np.bool_]) -> FloatMatrix:
+        """Some shaped columns of some rows, (rows, chosen) float32; ``chosen`` must ascend, ``rows`` (n,) says which."""
         kept = np.zeros(self.shaper.width, dtype=bool)
         kept[chosen] = True
-        out = np.empty((len(self.matrix), len(chosen)), dtype=np.float32)
-        for where, shaped in ShapedRows(self.shaper.only(kept), self.matrix).blocks():
-            out[where] = shaped
+        out, shaper, filled = np.empty((np.count_nonzero(rows), len(chosen)), dtype=np.float32), self.shaper.only(kept), 0
+        for low in range(0, len(rows), BLOCK_ROWS):
+            own = rows[low : low + BLOCK_ROWS]
+            shaped = shaper.transform(self.matrix.rows(low, low + len(own))[own])
+            out[filled : filled + len(shaped)] = shaped
+            filled += len(shaped)
         return out
 
     def lines(self, coefficients: Sequence[Floats]) -> Floats:

@@ -378,7 +378,7 @@ class TestLinear:
                 np.testing.assert_allclose(w, np.append(known.coef_, known.intercept_), atol=2e-3)
         correlations = [abs(np.corrcoef(X[:, j], y > 0)[0, 1]) for j in range(12)]
         assert _Sums.of(rows, y)[0].screened().tolist() == np.flatnonzero(np.array(correlations) * np.sqrt(3000) > linear.SCREEN_Z).tolist()
-        np.testing.assert_array_equal(rows.columns(np.array([2, 7])), X[:, [2, 7]])
+        np.testing.assert_array_equal(rows.columns(np.array([2, 7]), y > 0), X[y > 0][:, [2, 7]])
         w = np.append(np.linspace(0, 1, 12), 3.0)
         np.testing.assert_allclose(rows.lines([w])[:, 0], X.astype(np.float64) @ w[:-1] + 3.0, atol=1e-4)
 
@@ -406,6 +406,23 @@ class TestLinear:
                 expected = chosen @ known.coef_[0] + known.intercept_[0]
                 np.testing.assert_allclose(rows.lines([one])[:, 0], expected, atol=0.05)
         assert (np.delete(together[0][:-1], logistic.chosen) == 0).all()
+
+    def test_drawn_zeros_are_weighed_back_in_the_logistic_regression(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(60_000, 8)).astype(np.float32)
+        y = np.where(rng.random(60_000) < sigmoid(X @ np.linspace(-0.5, 0.5, 8) - 3.5), 2.0, 0.0)
+        as_they_are = Shaper(np.arange(8), np.zeros(8, bool), np.zeros(8, np.float32), np.ones(8, np.float32), np.arange(0), ())
+        rows = ShapedRows(as_they_are, Matrix(X, tuple(map(str, range(8))), ()))
+        sums = _Sums.of(rows, y)[0]
+        every = _Logistic.of(rows, sums, y > 0)
+        monkeypatch.setattr(linear, "LOGISTIC_VALUES", 60_000 * 8 // 4)
+        drawn = _Logistic.of(rows, sums, y > 0)
+        assert len(drawn.payer) < 0.3 * len(every.payer)
+        assert drawn.payer.sum() == every.payer.sum()
+        assert drawn.weight.sum() == pytest.approx(60_000)
+        ((one,), (other,)) = every.fit((1.0,), 0.5), drawn.fit((1.0,), 0.5)
+        assert sigmoid(drawn.line(other)).sum() == pytest.approx((y > 0).sum(), rel=0.02)
+        np.testing.assert_allclose(one, other, atol=0.05)
 
     def test_steps_that_a_line_misses_are_found_among_noise(self) -> None:
         """A threshold among a line that the model knows, a gap and noise."""
