@@ -152,16 +152,16 @@ class _Paths:
         """On encoded rows (n, m) with log1p revenue (n,)."""
         rows, payer = ShapedRows(Shaper.fit(matrix, config), matrix), log_revenue > 0
         sums, paid = _Sums.of(rows, log_revenue)
-        first = _Logistic.of(rows, sums, payer)
-        p = sigmoid(first.line(first.fit((c[len(c) // 2],), config.l1_ratio)[0]))
-        steps = missed_steps(matrix, payer - p, p * (1.0 - p))
-        if steps:
-            rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
-            sums, paid = _Sums.of(rows, log_revenue, (sums, paid))
-            first = _Logistic.of(rows, sums, payer)
+        odds = _Logistic.of(rows, sums, payer)
+        if config.steps:
+            p = sigmoid(odds.line(odds.fit((c[len(c) // 2],), config.l1_ratio)[0]))
+            if steps := missed_steps(matrix, payer - p, p * (1.0 - p)):
+                rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
+                sums, paid = _Sums.of(rows, log_revenue, (sums, paid))
+                odds = _Logistic.of(rows, sums, payer)
         return cls(
             rows.shaper,
-            first.fit(c, config.l1_ratio),
+            odds.fit(c, config.l1_ratio),
             paid.elastic_nets(payers, config.l1_ratio),
             sums.elastic_nets(direct, config.l1_ratio),
             _payer_range(log_revenue),

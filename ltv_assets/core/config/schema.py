@@ -290,7 +290,8 @@ class LinearConfig(Section):
         min_length=1,
         description="candidates for C of the logistic regression, chosen out of fold",
     )
-    l1_ratio: Share = Field(0.5, description="share of L1 in the penalties of all three linear learners")
+    l1_ratio: Share = Field(0.5, description="share of L1 in the penalties of all three linear learners; 0 is a ridge")
+    steps: bool = Field(True, description="whether thresholds of numbers that a line misses become inputs")
 
 
 class ForestConfig(Section):

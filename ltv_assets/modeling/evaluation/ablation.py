@@ -50,6 +50,8 @@ VARIANTS: Mapping[str, Change] = {
     "no calibration": _models("calibration", method="none"),
     "no gate": _models("gating", zero_rate="off"),
     "no followed level": _models("gating", level="window"),
+    "no steps in the lines": _models("linear", steps=False),
+    "a ridge for the lines": _models("linear", steps=False, l1_ratio=0.0),
     "no elastic net": _models("stacker", without=("elastic_net",)),
     "no forest": _models("stacker", without=("forest",)),
     "no boosting": _models("stacker", without=("boosting",)),
