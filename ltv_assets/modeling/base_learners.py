@@ -114,10 +114,20 @@ def choose_base(design: Design, models: ModelsConfig, trainer: Trainer, two_part
     def choose(objective: str, link: Callable[[Floats], Floats], inverse: Callable[[Floats], Floats]) -> Chosen | None:
         if not _any_positive(own):
             return None
-        metrics = {"mse": lambda raw: float(np.mean((inverse(raw) - later) ** 2))}
-        params = booster_params(models.boosting, objective)
+
+        def losses(raw: Floats) -> Floats:
+            return np.asarray((inverse(raw) - later) ** 2)
+
         return trainer.choose_rounds(
-            split.train, own, params, models.boosting, split.held, metrics, start=link(start), later_start=link(later_start)
+            split.train,
+            own,
+            booster_params(models.boosting, objective),
+            models.boosting,
+            split.held,
+            {"mse": lambda raw: float(losses(raw).mean())},
+            start=link(start),
+            later_start=link(later_start),
+            losses=losses,
         )
 
     boosting = None if "boosting" in left_out else choose("poisson", _log, _exp)

@@ -10,7 +10,7 @@ A model is ``start + sum of trees``. The start is stored beside the trees instea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, cast
@@ -237,11 +237,13 @@ class Trainer:
         start: Floats | float | None = None,
         later_start: Floats | float | None = None,
         rows: NDArray[np.int64] | None = None,
+        losses: Callable[[Floats], Floats] | None = None,
     ) -> Chosen:
         """Number of trees with the lowest first metric on ``later`` rows, the booster of that size, and every metric per iteration.
 
         ``metrics`` map raw scores of the later rows to a loss; the first one stops training after ``patience`` trees
-        without improvement, the others are recorded for pictures.
+        without improvement, the others are recorded for pictures. ``losses`` maps raw scores to the loss of every row, whose mean the
+        first metric is: then as few trees as are not worse than the best number by more than a standard error.
         """
         dataset = self._dataset(matrix, label, weight, start, rows)
         valid = lgb.Dataset(later.values, label=np.zeros(len(later)), reference=dataset)
@@ -264,6 +266,9 @@ class Trainer:
             callbacks=[lgb.early_stopping(config.patience, first_metric_only=True, verbose=False), lgb.record_evaluation(curves)],
         )
         rounds = max(int(booster.best_iteration), 1)
+        if losses is not None:
+            raw = [booster.predict(later.values, raw_score=True, num_iteration=n) for n in _eighths(rounds)]
+            rounds = _eighths(rounds)[fewest_within_noise([losses(np.asarray(each) + scores) for each in raw])]
         constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
         model = TreeModel.of(booster.model_to_string(num_iteration=rounds), constant, matrix.names, self.threads)
         return Chosen(rounds, {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}, model)
@@ -286,6 +291,21 @@ class Trainer:
             dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(label),)).copy())
         dataset.label = dataset.weight = dataset.init_score = None  # LightGBM has its own; these copies are 16 bytes a row
         return dataset
+
+
+def _eighths(rounds: int) -> list[int]:
+    """Numbers of trees that are compared: eighths of the best, which comes last."""
+    return sorted({max(1, round(rounds * i / 8)) for i in range(1, 9)})
+
+
+def fewest_within_noise(losses: Sequence[Floats]) -> int:
+    """The first of the losses (n,) whose mean is above that of the last by no more than a standard error of the paired difference.
+
+    The one-standard-error rule (Breiman et al. 1984): where the curve is flat, the best number is chance, and more trees only add
+    variance.
+    """
+    differences = [each - losses[-1] for each in losses]
+    return next(i for i, d in enumerate(differences) if d.mean() <= d.std() / np.sqrt(len(d)))
 
 
 def _logit(probability: Floats) -> Floats:
