@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_torn_file_of_the_lake_is_left_out_of_the_catalogue(fault: Fault, world:
     code, text = ltv("catalog")
     assert code == 1
     fault.told(text)
-    assert "was changed or torn" in ltv("status")[1]
+    assert "waschangedortorn" in re.sub(r"[\W_]", "", ltv("status")[1])  # a cell of the table, broken where the path is long
     ingest()
     assert ltv("catalog")[0] == 0
 

@@ -364,7 +364,8 @@ def flattened(folder: Path, rows: list[Row], registry: Registry, write: Write) -
     path.parent.mkdir(parents=True)
     write(rows, path)
     result = flatten_files([RawFile(path, HOUR)], registry=registry, labelled=True, out=folder / "day.parquet")
-    assert (result.lost_values, result.files_aside, result.rows_out, result.warnings) == ({}, [], ROWS, [])
+    warnings = [text for text in result.warnings if "texts have another form" not in text]  # the rows' texts are any words
+    assert (result.lost_values, result.files_aside, result.rows_out, warnings) == ({}, [], ROWS, [])
     return pq.read_table(folder / "day.parquet")
 
 

@@ -98,8 +98,8 @@ def window_of_a_law(seed: int, level_sd: float, rows: int = 4000, tests: int = 2
 
 @cache
 def many_windows(level_sd: float) -> pd.DataFrame:
-    """Coverage over 50 windows of a law."""
-    return shares(pd.concat([day for seed in range(50) for day in window_of_a_law(seed, level_sd)], ignore_index=True))
+    """Coverage over 200 windows of a law: with 50 of them the largest groups have 265 outcomes, and a sampling error of .025."""
+    return shares(pd.concat([day for seed in range(200) for day in window_of_a_law(seed, level_sd)], ignore_index=True))
 
 
 def test_intervals_hold_eighty_percent_of_groups_of_every_size_when_levels_move() -> None:
@@ -108,7 +108,7 @@ def test_intervals_hold_eighty_percent_of_groups_of_every_size_when_levels_move(
     for name in ("overall", *CLASSES):
         assert table.loc[name, "payers_inside"] == pytest.approx(0.8, abs=0.06), name
         assert table.loc[name, "revenue_inside"] == pytest.approx(0.8, abs=0.06), name
-    assert table.loc["whole days", "payers_inside"] == pytest.approx(0.8, abs=0.1), "100 days, a sampling error of .04"
+    assert table.loc["whole days", "payers_inside"] == pytest.approx(0.8, abs=0.06), "400 days, a sampling error of .02"
 
 
 def test_intervals_are_narrower_when_levels_do_not_move() -> None:
