@@ -152,16 +152,18 @@ class _Paths:
         """On encoded rows (n, m) with log1p revenue (n,)."""
         rows, payer = ShapedRows(Shaper.fit(matrix, config), matrix), log_revenue > 0
         sums, paid = _Sums.of(rows, log_revenue)
-        odds = _Logistic.of(rows, sums, payer)
+        odds, first = _Logistic.of(rows, sums, payer), None
         if config.steps:
-            p = sigmoid(odds.line(odds.fit((c[len(c) // 2],), config.l1_ratio)[0]))
+            first = odds.fit((c[len(c) // 2],), config.l1_ratio)[0]
+            p = sigmoid(odds.line(first))
             if steps := missed_steps(matrix, payer - p, p * (1.0 - p)):
                 rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
                 sums, paid = _Sums.of(rows, log_revenue, (sums, paid))
                 odds = _Logistic.of(rows, sums, payer)
+                first = np.insert(first, -1, np.zeros(len(steps)))
         return cls(
             rows.shaper,
-            odds.fit(c, config.l1_ratio),
+            odds.fit(c, config.l1_ratio, first),
             paid.elastic_nets(payers, config.l1_ratio),
             sums.elastic_nets(direct, config.l1_ratio),
             _payer_range(log_revenue),
@@ -173,7 +175,9 @@ class _Paths:
 
     def errors(self, held: Matrix, log_revenue: Floats) -> tuple[Floats, Floats, Floats]:
         """Squared errors by penalty, summed over held-out rows: amounts of payers (a,), products (odds, a), direct scores (d,)."""
-        scores, payer = ShapedRows(self.shaper, held).lines([*self.odds, *self.payers, *self.direct]), log_revenue > 0
+        coefficients, payer = np.stack([*self.odds, *self.payers, *self.direct]).T, log_revenue > 0
+        slopes = coefficients[:-1].astype(np.float32)
+        scores = np.concatenate([shaped @ slopes + coefficients[-1] for _, shaped in ShapedRows(self.shaper, held).blocks()])
         odds, amounts, direct = np.split(scores, [len(self.odds), len(self.odds) + len(self.payers)], axis=1)
         amounts, target = np.clip(amounts, *self.log_range), log_revenue[:, None]
         products = [((sigmoid(each)[:, None] * amounts - target) ** 2).sum(axis=0) for each in odds.T]
@@ -214,8 +218,10 @@ class _Logistic:
         gram = sums.gram[np.ix_(chosen, chosen)]
         return cls(rows, rows.columns(chosen, kept), payer[kept], weight, chosen, rows.shaper.width, sums.mean[chosen], gram)
 
-    def fit(self, cs: Sequence[float], l1_ratio: float) -> list[Floats]:
+    def fit(self, cs: Sequence[float], l1_ratio: float, first: Floats | None = None) -> list[Floats]:
         """Coefficients (width + 1,), the last one the intercept, for each of ``cs``, which rise from strong penalties to weak ones.
+
+        ``first``: coefficients at which the search begins, near those that are sought; None begins at the prior.
 
         Minimises log-loss + (l1_ratio |w|_1 + (1 - l1_ratio) |w|_2^2 / 2) / c, summed over rows, by Newton steps whose quadratic
         problems coordinate descent solves (Friedman, Hastie and Tibshirani 2010). With one class only, or without columns, all are the
@@ -224,10 +230,13 @@ class _Logistic:
         rate = float(self.weight @ self.payer / self.weight.sum())
         at = np.append(np.zeros(len(self.chosen)), log_odds(rate))
         if rate not in (0.0, 1.0) and len(self.chosen):
-            variance = rate * (1.0 - rate)
-            prior = _Curvature(variance * self.weight, self.mean, variance * self.gram)
-            at = self._search(at, prior, cs[0], l1_ratio, FIRST_STEPS)
-            at = self._search(at, _Curvature.at(self.columns, self._line(at), self.weight), cs[0], l1_ratio, FIRST_STEPS)
+            if first is None:
+                variance = rate * (1.0 - rate)
+                prior = _Curvature(variance * self.weight, self.mean, variance * self.gram)
+                at = self._search(at, prior, cs[0], l1_ratio, FIRST_STEPS)
+                at = self._search(at, _Curvature.at(self.columns, self._line(at), self.weight), cs[0], l1_ratio, FIRST_STEPS)
+            else:
+                at = first[[*self.chosen, -1]]
             curvature, found = _Curvature.at(self.columns, self._line(at), self.weight), []
             for c in cs:
                 at = self._search(at, curvature, c, l1_ratio)

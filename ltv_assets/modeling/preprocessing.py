@@ -195,8 +195,8 @@ def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[
     edges = [_quantiles(column[~np.isnan(column)]) for column in sampled.T]
     sums = np.zeros((2, len(numeric), STEP_BINS))
     for low, block in _numbered(matrix):
-        own, columns = slice(low, low + len(block)), np.ascontiguousarray(block[:, numeric].T)
-        columns[np.isnan(columns)] = -np.inf  # a gap is beyond no edge
+        own = slice(low, low + len(block))
+        columns = np.fmax(np.ascontiguousarray(block[:, numeric].T), -np.inf)  # a gap is beyond no edge
         for i, column in enumerate(columns):
             if len(edges[i]):
                 number = np.searchsorted(edges[i], column)

@@ -125,7 +125,8 @@ class TestLeakage:
         """With tree counts and penalties given, a fold's own labels are nowhere in its rows' scores."""
 
         def five_trees(self: Trainer, matrix: Matrix, label: Floats, params: Params, *args: Any, **rows: Any) -> Chosen:
-            rows.pop("later_start", None)
+            for name in ("later_start", "losses"):
+                rows.pop(name, None)
             return Chosen(5, {"rmsle": [0.0]}, self.train(matrix, label, params, 5, **rows))
 
         monkeypatch.setattr(Trainer, "choose_rounds", five_trees)
@@ -401,7 +402,7 @@ class TestLinear:
         for c, found in zip((0.003, 0.03, 1.0), together, strict=True):
             known = LogisticRegression(C=c, l1_ratio=l1_ratio, solver="saga", tol=1e-6, max_iter=5000).fit(chosen, y > 0)
             least = loss(known.coef_[0], known.intercept_[0], c)
-            for one in (found, *logistic.fit((c,), l1_ratio)):
+            for one in (found, *logistic.fit((c,), l1_ratio), *logistic.fit((c,), l1_ratio, together[0])):
                 assert loss(one[logistic.chosen], one[-1], c) - least < 0.02
                 expected = chosen @ known.coef_[0] + known.intercept_[0]
                 np.testing.assert_allclose(rows.lines([one])[:, 0], expected, atol=0.05)
