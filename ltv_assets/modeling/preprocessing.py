@@ -193,15 +193,18 @@ def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[
     every = max(1, len(matrix) // SHAPE_ROWS)
     sampled = np.concatenate([block[-low % every :: every, numeric] for low, block in _numbered(matrix)])
     edges = [_quantiles(column[~np.isnan(column)]) for column in sampled.T]
-    sums = np.zeros((2, len(numeric), STEP_BINS))
+    beyond = [np.append(each, np.float32(np.inf)) for each in edges]  # gaps sort behind it, into a place of their own
+    sums = np.zeros((2, len(numeric), STEP_BINS + 1))
     for low, block in _numbered(matrix):
-        own = slice(low, low + len(block))
-        columns = np.fmax(np.ascontiguousarray(block[:, numeric].T), -np.inf)  # a gap is beyond no edge
-        for i, column in enumerate(columns):
+        own, columns = slice(low, low + len(block)), np.ascontiguousarray(block.T)
+        for i, j in enumerate(numeric):
             if len(edges[i]):
-                number = np.searchsorted(edges[i], column)
+                number = np.searchsorted(beyond[i], columns[j])
                 for total, values in zip(sums, (excess, weight), strict=True):
-                    total[i] += np.bincount(number, values[own], STEP_BINS)
+                    total[i] += np.bincount(number, values[own], STEP_BINS + 1)
+    for i, each in enumerate(beyond):
+        sums[:, i, 0] += sums[:, i, len(each)]  # a gap is beyond no edge
+        sums[:, i, len(each)] = 0.0
     above = sums[:, :, ::-1].cumsum(axis=2)[:, :, ::-1][:, :, 1:]  # [k]: of the rows beyond edge k
     share = above[1] / weight.sum()
     information = above[1] * (1.0 - share)
