@@ -30,8 +30,8 @@ from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper, mi
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
 
-LOGISTIC_VALUES = 150_000_000
-"""The logistic regression holds at most about so many values, 600 MB: beyond that all payers and evenly drawn zeros, weighed back."""
+LOGISTIC_VALUES = 100_000_000
+"""The logistic regression holds at most about so many values, 400 MB: beyond that all payers and evenly drawn zeros, weighed back."""
 
 STRENGTHS_PAYERS = (10.0, 6.0, 4.0, 2.5, 1.5, 1.0, 0.6)
 STRENGTHS_DIRECT = (6.0, 2.0, 0.6, 0.2)
@@ -152,15 +152,14 @@ class _Paths:
         """On encoded rows (n, m) with log1p revenue (n,)."""
         rows, payer = ShapedRows(Shaper.fit(matrix, config), matrix), log_revenue > 0
         sums, paid = _Sums.of(rows, log_revenue)
-        odds, first = _Logistic.of(rows, sums, payer), None
+        first = None
         if config.steps:
-            first = odds.fit((c[len(c) // 2],), config.l1_ratio)[0]
-            p = sigmoid(odds.line(first))
+            first, p = _first_odds(rows, sums, payer, c[len(c) // 2], config.l1_ratio)
             if steps := missed_steps(matrix, payer - p, p * (1.0 - p)):
                 rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
                 sums, paid = _Sums.of(rows, log_revenue, (sums, paid))
-                odds = _Logistic.of(rows, sums, payer)
                 first = np.insert(first, -1, np.zeros(len(steps)))
+        odds = _Logistic.of(rows, sums, payer)
         return cls(
             rows.shaper,
             odds.fit(c, config.l1_ratio, first),
@@ -182,6 +181,13 @@ class _Paths:
         amounts, target = np.clip(amounts, *self.log_range), log_revenue[:, None]
         products = [((sigmoid(each)[:, None] * amounts - target) ** 2).sum(axis=0) for each in odds.T]
         return ((amounts - target)[payer] ** 2).sum(axis=0), np.stack(products), ((np.clip(direct, 0.0, None) - target) ** 2).sum(axis=0)
+
+
+def _first_odds(rows: ShapedRows, sums: _Sums, payer: NDArray[np.bool_], c: float, l1_ratio: float) -> tuple[Floats, Floats]:
+    """Coefficients of the logistic regression and its probability of each row; its columns are given up before others are made."""
+    odds = _Logistic.of(rows, sums, payer)
+    (coefficients,) = odds.fit((c,), l1_ratio)
+    return coefficients, sigmoid(odds.line(coefficients))
 
 
 def _payer_range(log_revenue: Floats) -> tuple[float, float]:
