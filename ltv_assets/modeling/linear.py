@@ -152,14 +152,17 @@ class _Paths:
         """On encoded rows (n, m) with log1p revenue (n,)."""
         rows, payer = ShapedRows(Shaper.fit(matrix, config), matrix), log_revenue > 0
         sums, paid = _Sums.of(rows, log_revenue)
-        first = None
+        odds, first = _Logistic.of(rows, sums, payer), None
         if config.steps:
-            first, p = _first_odds(rows, sums, payer, c[len(c) // 2], config.l1_ratio)
+            (first,) = odds.fit((c[len(c) // 2],), config.l1_ratio)
+            p = sigmoid(odds.line(first))
             if steps := missed_steps(matrix, payer - p, p * (1.0 - p)):
                 rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
                 sums, paid = _Sums.of(rows, log_revenue, (sums, paid))
+                before = odds if 2 * odds.columns.size <= LOGISTIC_VALUES else None
+                del odds  # there may be no room for its columns beside others
+                odds = _Logistic.of(rows, sums, payer, before)
                 first = np.insert(first, -1, np.zeros(len(steps)))
-        odds = _Logistic.of(rows, sums, payer)
         return cls(
             rows.shaper,
             odds.fit(c, config.l1_ratio, first),
@@ -181,13 +184,6 @@ class _Paths:
         amounts, target = np.clip(amounts, *self.log_range), log_revenue[:, None]
         products = [((sigmoid(each)[:, None] * amounts - target) ** 2).sum(axis=0) for each in odds.T]
         return ((amounts - target)[payer] ** 2).sum(axis=0), np.stack(products), ((np.clip(direct, 0.0, None) - target) ** 2).sum(axis=0)
-
-
-def _first_odds(rows: ShapedRows, sums: _Sums, payer: NDArray[np.bool_], c: float, l1_ratio: float) -> tuple[Floats, Floats]:
-    """Coefficients of the logistic regression and its probability of each row; its columns are given up before others are made."""
-    odds = _Logistic.of(rows, sums, payer)
-    (coefficients,) = odds.fit((c,), l1_ratio)
-    return coefficients, sigmoid(odds.line(coefficients))
 
 
 def _payer_range(log_revenue: Floats) -> tuple[float, float]:
@@ -214,15 +210,21 @@ class _Logistic:
     gram: Floats
 
     @classmethod
-    def of(cls, rows: ShapedRows, sums: _Sums, payer: NDArray[np.bool_]) -> _Logistic:
-        """On the columns that are screened from the sums of these rows."""
+    def of(cls, rows: ShapedRows, sums: _Sums, payer: NDArray[np.bool_], before: _Logistic | None = None) -> _Logistic:
+        """On the columns that are screened from the sums of these rows; ``before``: of the same rows without their last columns."""
         chosen = sums.screened()
+        if before is not None:
+            chosen = np.append(before.chosen, chosen[chosen >= before.width])
         every = -(-len(payer) * max(len(chosen), 1) // LOGISTIC_VALUES)
         kept = payer | (np.arange(len(payer)) % every == 0)
         zeros, left = np.count_nonzero(~payer), np.count_nonzero(~payer & kept)
         weight = np.where(payer[kept], 1.0, float(zeros) / max(float(left), 1.0))
         gram = sums.gram[np.ix_(chosen, chosen)]
-        return cls(rows, rows.columns(chosen, kept), payer[kept], weight, chosen, rows.shaper.width, sums.mean[chosen], gram)
+        if before is None:
+            columns = rows.columns(chosen, kept)
+        else:
+            columns = np.hstack([before.columns, rows.columns(chosen[len(before.chosen) :], kept)])
+        return cls(rows, columns, payer[kept], weight, chosen, rows.shaper.width, sums.mean[chosen], gram)
 
     def fit(self, cs: Sequence[float], l1_ratio: float, first: Floats | None = None) -> list[Floats]:
         """Coefficients (width + 1,), the last one the intercept, for each of ``cs``, which rise from strong penalties to weak ones.
