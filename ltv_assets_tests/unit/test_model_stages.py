@@ -21,7 +21,7 @@ from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
 from ltv_assets.modeling.base_learners import COMPONENTS, fit_base
 from ltv_assets.modeling.blend import component_cap, fit_blend
-from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, log_odds, narrowed, sigmoid
+from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, fewest_within_noise, log_odds, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.dataset import Floats, JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
@@ -497,6 +497,17 @@ class TestLinear:
         split = design.stopping
         again = fit_linear(split.train, y[split.train_rows], config, choice.penalties)
         np.testing.assert_allclose(choice.folds[-1].scores(split.held)[0], again.scores(split.held)[0], atol=0.02)
+
+
+class TestTrees:
+    def test_as_few_trees_are_taken_as_later_rows_cannot_tell_from_the_best(self) -> None:
+        rng = np.random.default_rng(0)
+        best = rng.exponential(size=5000)
+        flat, worse = best + rng.normal(0.0, 0.5, 5000), best + 0.1 + rng.normal(0.0, 0.5, 5000)
+        flat += best.mean() - flat.mean() + 0.003  # a standard error is .007
+        assert fewest_within_noise([worse, flat, best]) == 1
+        assert fewest_within_noise([worse, best]) == 1
+        assert fewest_within_noise([best]) == 0
 
 
 class TestSelection:
