@@ -239,9 +239,9 @@ def test_figures_out_of_bounds_lead_to_a_new_window(by_hand: Dagster, impression
     asked = wait_for("a run for retraining", lambda: by_hand.runs_of("dagster/sensor_name", "retraining_needed"))
     assert by_hand.run_end(asked[0]["runId"])["status"] == "SUCCESS"
     assert (asked[0]["jobName"], asked[0]["tags"]["dagster/partition"]) == ("train_window", day)
-    assert re.fullmatch(
-        rf"RMSLE of champion {SECOND} on day {SECOND} is 0\.\d+, above retrain_rmsle_max = 0\.01", asked[0]["tags"]["ltv/reason"]
-    )
+    # So small a window's scores may have moved as well; the first of the reasons is this one.
+    reason = rf"RMSLE of champion {SECOND} on day {SECOND} is 0\.\d+, above retrain_rmsle_max = 0\.01(; scores of day .*)?"
+    assert re.fullmatch(reason, asked[0]["tags"]["ltv/reason"])
     assert by_hand.place.states()["served_model", day] == "fresh"
     seen = max(tick["timestamp"] for tick in by_hand.ticks("retraining_needed"))
 
