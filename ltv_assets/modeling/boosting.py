@@ -267,8 +267,9 @@ class Trainer:
         )
         rounds = max(int(booster.best_iteration), 1)
         if losses is not None:
-            raw = [booster.predict(later.values, raw_score=True, num_iteration=n) for n in _eighths(rounds)]
-            rounds = _eighths(rounds)[fewest_within_noise([losses(np.asarray(each) + scores) for each in raw])]
+            counts, values = _eighths(rounds), later.values  # read once: a large window's rows are in a file
+            raw = [np.asarray(booster.predict(values, raw_score=True, num_iteration=n)) for n in counts]
+            rounds = counts[fewest_within_noise([losses(each + scores) for each in raw])]
         constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
         model = TreeModel.of(booster.model_to_string(num_iteration=rounds), constant, matrix.names, self.threads)
         return Chosen(rounds, {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}, model)

@@ -62,11 +62,10 @@ class Shaper:
         """Learn the shapes from training rows; constant and all-missing columns are dropped."""
         numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
         every = max(1, len(matrix) // SHAPE_ROWS)  # shapes need no more rows, and strides keep all periods in
-        sampled, codes, seen = [], [], 0
-        for block in matrix.blocks():
-            sampled.append(block[-seen % every :: every, numeric].astype(np.float64))
+        sampled, codes = [], []
+        for low, block in _numbered(matrix):
+            sampled.append(block[-low % every :: every, numeric].astype(np.float64))
             codes.append(block[:, list(matrix.categorical)])
-            seen += len(block)
         x, columns = np.concatenate(sampled), np.concatenate(codes).T
         log = np.abs(_skewness(x)) > SKEWED
         x[:, log] = signed_log(x[:, log])
@@ -220,6 +219,7 @@ def _quantiles(values: FloatMatrix) -> FloatMatrix:
 
 
 def _numbered(matrix: Matrix) -> Iterator[tuple[int, FloatMatrix]]:
+    """The blocks of a matrix, each with the number of its first row."""
     low = 0
     for block in matrix.blocks():
         yield low, block
