@@ -39,6 +39,8 @@ def test_shipped_configurations_load_and_describe_the_contest() -> None:
     [
         ("windows:\n  min_train_days: 2\n  max_trian_days: 7\n", 3, "windows.max_trian_days: unknown key; did you mean max_train_days?"),
         ("windows:\n  min_train_days: two\n", 2, "windows.min_train_days"),
+        ("seed: 1\ncontract: config/0x1F\n", 2, "contract: expected a file such as config/contract.yaml"),
+        (f"contract: {'long' * 100}\n", 1, "contract: expected a file such as config/contract.yaml"),
         ("windows:\n  min_train_days: 9\n  max_train_days: 3\n", 1, "max_train_days 3 is below min_train_days 9"),
         ("checks:\n  rmsle_max: .nan\n", 2, "checks.rmsle_max"),
         (
@@ -74,6 +76,16 @@ def test_environment_redirects_data_and_warehouse(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("LTV_DATA_ROOT", str(tmp_path / "d"))
     assert load_config(PROJECT_ROOT / "config/config_test.yaml").data.root == tmp_path / "d"
     assert load_config(PROJECT_ROOT / "config/config.yaml").data.root == tmp_path / "d"
+
+
+def test_data_that_is_not_inside_the_warehouse_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two absolute paths have their first part in common, which says nothing."""
+    monkeypatch.setenv("LTV_WAREHOUSE", str(tmp_path / "w"))
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {root: /srv/impressions}\nwarehouse: {root: /srv/warehouse}\n")
+    assert load_config(config).data.root == Path("/srv/impressions")
+    config.write_text("data: {root: /srv/warehouse/raw/days}\nwarehouse: {root: /srv/warehouse}\n")
+    assert load_config(config).data.root == tmp_path / "w" / "raw" / "days"
 
 
 def test_tree_is_frozen() -> None:

@@ -25,17 +25,18 @@ PROJECT_ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_CONFIG = "config/config_test.yaml"
 
 
-def parse_config(text: str, file: Path) -> Config:
-    """Parse one YAML text; ``file`` is only named in messages.
+def parse_config(text: str, file: Path, *, proposed: bool = False) -> Config:
+    """Parse one YAML text; ``file`` is only named in messages. ``proposed``: the contract it names need not be there yet.
 
-    Raises ConfigError with file, line and key for a syntax error, an unknown key, a wrong type or a value out of range.
+    Raises ConfigError with file, line and key for a syntax error, an unknown key, a wrong type or a value out of range, and for a
+    contract that is not there.
     """
     source = YamlText(text, file, whole_numbers=True)
     raw = {} if source.tree is None else source.tree
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{file}:1: expected a mapping of sections, found {type(raw).__name__}")
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -47,6 +48,10 @@ def parse_config(text: str, file: Path) -> Config:
             path += (last,) if problem["loc"] and (problem["type"] == "extra_forbidden" or not _is_arm(last)) else ()
             lines.append(f"{placed(source, file, path)}: {complaint(source, path, problem, _keys_beside(path))}")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    if not proposed and not os.path.isfile(_resolve(config.contract)):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+        expected = "expected a file such as config/contract.yaml"
+        raise ConfigError(f"{placed(source, file, ('contract',))}: {expected}, found none at {_resolve(config.contract)}")
+    return config
 
 
 def _is_arm(part: int | str) -> bool:
@@ -147,8 +152,8 @@ def _load(path: Path, mtime_ns: int, data_root: str | None, warehouse: str | Non
         data = data.model_copy(update={"sample_submission": _resolve(data.sample_submission)})
     root = _of_environment("LTV_WAREHOUSE", warehouse).resolve() if warehouse else _resolve(config.warehouse.root)
     # The simulated data of the small configuration lives inside the warehouse, so it moves with it.
-    if not data_root and config.data.root.parts[:1] == config.warehouse.root.parts[:1] and warehouse:
-        data = data.model_copy(update={"root": root.joinpath(*config.data.root.parts[1:])})
+    if not data_root and warehouse and config.data.root.is_relative_to(config.warehouse.root):
+        data = data.model_copy(update={"root": root / config.data.root.relative_to(config.warehouse.root)})
     _refuse_patterns({"warehouse.root (LTV_WAREHOUSE)": root, "data.root (LTV_DATA_ROOT)": data.root})
     return config.model_copy(
         update={

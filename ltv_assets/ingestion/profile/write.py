@@ -51,7 +51,7 @@ def write_proposal(proposal: Proposal, out: Path) -> tuple[Path, ...]:
 def check(texts: Mapping[str, str]) -> None:
     """Read the texts as the project would; raises ConfigError where one of them is wrong."""
     contract = parse_contract(texts["contract.yaml"], Path("contract.yaml"))
-    parse_config(texts["config.yaml"], Path("config.yaml"))
+    parse_config(texts["config.yaml"], Path("config.yaml"), proposed=True)
     folder = Path(tempfile.mkdtemp(prefix="ltv-init-"))
     try:
         (folder / "features.yaml").write_text(texts["features.yaml"], encoding="utf-8")
