@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import os
@@ -192,10 +193,23 @@ def environment(data: Path | None, warehouse: Path, **more: str) -> dict[str, st
     return kept | more
 
 
-def command(*words: str, env: dict[str, str], cwd: Path = PROJECT, timeout: float = HANGS) -> subprocess.CompletedProcess[str]:
-    """Run one installed command of the environment the tests run in."""
+@cache
+def stand_in() -> Path:
+    """A folder that is the project's root to Dagster, and whose warehouse is its own: another test watches the project's."""
+    folder = Path(tempfile.mkdtemp(prefix="ltv-root-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for path in PROJECT.iterdir():
+        if path.name != "warehouse" and not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def command(*words: str, env: dict[str, str], cwd: Path | None = None, timeout: float = HANGS) -> subprocess.CompletedProcess[str]:
+    """Run one installed command of the environment the tests run in, at the project's root unless told otherwise."""
     program = Path(sys.executable).parent / words[0]
-    return subprocess.run([str(program), *words[1:]], env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    root = stand_in() if words[0] in ("dagster", "dg") else PROJECT
+    arguments = [str(program), *words[1:]]
+    return subprocess.run(arguments, env=env, cwd=cwd or root, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="session")
