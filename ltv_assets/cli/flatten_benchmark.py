@@ -119,6 +119,10 @@ def timed_scan(files: list[RawFile], threads: int, memory_limit: str) -> float:
     return time.perf_counter() - began
 
 
+LISTED_SECONDS = 0.5
+"""Children are looked for so often: it reads the state of every process of the machine, an eighth of a processor at every sample."""
+
+
 @contextmanager
 def peak_memory(interval: float = 0.02, *, own: bool = True) -> Iterator[list[float]]:
     """Sample resident memory; yields the peaks in bytes, of this process and its children together and of the largest of them.
@@ -130,9 +134,12 @@ def peak_memory(interval: float = 0.02, *, own: bool = True) -> Iterator[list[fl
     stop = threading.Event()
 
     def sample() -> None:
+        children, listed = [], 0.0
         while not stop.is_set():
+            if time.monotonic() - listed > LISTED_SECONDS:
+                children, listed = process.children(recursive=True), time.monotonic()
             resident = [float(process.memory_info().rss) if own else 0.0]
-            for child in process.children(recursive=True):
+            for child in children:
                 try:
                     resident.append(child.memory_info().rss)
                 except psutil.Error:
