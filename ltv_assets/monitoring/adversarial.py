@@ -24,6 +24,8 @@ from ltv_assets.sampling.draws import row_hashes
 
 HASHED_ROWS = 65_536
 """Identifiers hashed at a time."""
+THREADED_ROWS = 16_384
+"""Row groups above this size are decoded by several threads; smaller ones take longer that way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,11 @@ def _sample_of_file(path: Path, _modified: int, features: tuple[str, ...], max_r
     rows, first, parts = chosen["row"].to_numpy(), 0, []
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            last = first + file.metadata.row_group(group).num_rows
+            count = file.metadata.row_group(group).num_rows
+            last = first + count
             here = rows[(rows >= first) & (rows < last)]
             if len(here):
-                table = file.read_row_group(group, columns=["row_id", *features], use_threads=False)
+                table = file.read_row_group(group, columns=["row_id", *features], use_threads=count > THREADED_ROWS)
                 parts.append(table.take(pa.array(here - first)))
             first = last
         table = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table().select(["row_id", *features])
