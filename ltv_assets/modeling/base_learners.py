@@ -17,6 +17,7 @@ from ltv_assets.modeling.boosting import Chosen, Params, Trainer, TreeModel, boo
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, Matrix, Split
 from ltv_assets.modeling.linear import LinearChoice, LinearModels, Penalties, choose_linear, fit_linear
+from ltv_assets.modeling.preprocessing import Steps
 from ltv_assets.modeling.serialization import Files, from_json, to_json
 
 STAGE_COMPONENTS: tuple[str, ...] = ("two_part",)
@@ -177,14 +178,17 @@ def fit_base(
     settings: BaseSettings,
     trainer: Trainer,
     linear: LinearModels | None = None,
+    steps: Steps | None = None,
 ) -> BaseLearners:
     """Fit the base learners that are not skipped on one set of rows; ``linear``: those of these rows, if they are fitted already.
+
+    ``steps``: those of the linear models, if they are chosen already.
 
     Both boosters learn log1p(revenue) and start at the linear two-part score. One has a Poisson likelihood with log link and
     multiplies the score, one has squared loss and adds to it: which suits depends on how effects combine, and neither adds
     anything where a product of lines says it all.
     """
-    linear = linear or fit_linear(matrix, log_revenue, models.linear, settings.penalties)
+    linear = linear or fit_linear(matrix, log_revenue, models.linear, settings.penalties, trainer.threads, steps)
     forest = boosting = additive = None
     if "forest" not in settings.skipped:
         forest = trainer.train(matrix, log_revenue, _forest_params(models.forest, len(log_revenue)), models.forest.trees)

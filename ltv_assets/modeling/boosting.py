@@ -32,6 +32,8 @@ Metric = Callable[[Floats, Floats], float]
 Curves = dict[str, list[float]]
 
 
+NOISE_ERRORS = 2.0
+"""Standard errors within which the losses of two numbers of trees are taken to be equal."""
 ONE_THREAD_ROWS = 16_384
 """Up to this many rows are predicted by the calling thread alone: whoever scores in small chunks runs several of them side by side."""
 
@@ -243,7 +245,7 @@ class Trainer:
 
         ``metrics`` map raw scores of the later rows to a loss; the first one stops training after ``patience`` trees
         without improvement, the others are recorded for pictures. ``losses`` maps raw scores to the loss of every row, whose mean the
-        first metric is: then as few trees as are not worse than the best number by more than a standard error.
+        first metric is: then as few trees as are not worse than the best number by more than NOISE_ERRORS standard errors.
         """
         dataset = self._dataset(matrix, label, weight, start, rows)
         valid = lgb.Dataset(later.values, label=np.zeros(len(later)), reference=dataset)
@@ -300,13 +302,13 @@ def _eighths(rounds: int) -> list[int]:
 
 
 def fewest_within_noise(losses: Sequence[Floats]) -> int:
-    """The first of the losses (n,) whose mean is above that of the last by no more than a standard error of the paired difference.
+    """The first of the losses (n,) whose mean is above that of the last by no more than NOISE_ERRORS of the paired difference.
 
-    The one-standard-error rule (Breiman et al. 1984): where the curve is flat, the best number is chance, and more trees only add
-    variance.
+    The one-standard-error rule (Breiman et al. 1984), with two: rows of one user are not independent. Where the curve is flat, the best
+    number is chance, and more trees only add variance.
     """
     differences = [each - losses[-1] for each in losses]
-    return next(i for i, d in enumerate(differences) if d.mean() <= d.std() / np.sqrt(len(d)))
+    return next(i for i, d in enumerate(differences) if d.mean() <= NOISE_ERRORS * d.std() / np.sqrt(len(d)))
 
 
 def _logit(probability: Floats) -> Floats:

@@ -141,7 +141,6 @@ def fit_buyer_classifier(
     payer = design.data.payer
     model, _ = _fit_on(design.train, payer[design.served_rows], design.served_weight(weight), params, rounds, trainer, served=True)
     shift = 0.0 if weight is None else prior_shift(payer, weight)  # drawn zeros are weighed back, which shifts no prior
-    design.served_are_fitted()
     level = growth.level(len(design.data))
     shift -= float(np.log(level))
     diagnostics = {**details, **_diagnostics(rows.payer, odds, probability), "rounds": float(rounds), "shift": shift, "level": level}

@@ -10,13 +10,15 @@ of held-out rows into the target encodings of the rows that train the fold's mod
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import Any
+from typing import Any, TypeVar
 
 import lightgbm as lgb
 import numpy as np
@@ -25,7 +27,8 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import TransientError
-from ltv_assets.core.memory import release_memory
+from ltv_assets.core.memory import release_memory, reuse_memory
+from ltv_assets.core.parallel import in_order
 from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
@@ -40,6 +43,7 @@ from ltv_assets.sampling.zeros import SERVED_DRAW, ZeroDraw, draw_zeros
 lgb.register_logger(logging.getLogger("lightgbm"))
 
 FloatMatrix = NDArray[np.float32]
+T = TypeVar("T")
 
 ENCODER_BLOCKS = 5
 """Rows of a single period are cross-fitted in this many blocks."""
@@ -98,8 +102,10 @@ class EncodedFile(EncodedRows):
         self._count += len(rows)
 
     def rows(self, low: int, high: int) -> FloatMatrix:
-        self._file.seek(4 * self._columns * int(low))  # LightGBM asks with 32-bit numbers, and this leaves them at 2 GB
-        return np.fromfile(self._file, np.float32, (high - low) * self._columns).reshape(-1, self._columns)
+        values = np.empty((high - low, self._columns), np.float32)
+        # LightGBM asks with 32-bit numbers, which end at 2 GB. Several threads read at once, so there is no place in the file to share.
+        os.preadv(self._file.fileno(), [values.data], 4 * self._columns * int(low))
+        return values
 
 
 class SomeColumns(EncodedRows):
@@ -149,6 +155,19 @@ class Matrix:
     def rows(self, low: int, high: int) -> FloatMatrix:
         """Rows low..high-1 as an array."""
         return self.encoded.rows(low, high) if isinstance(self.encoded, EncodedRows) else self.encoded[low:high]
+
+    def each_block(self, work: Callable[[slice, FloatMatrix], T], rows: int = BLOCK_ROWS, threads: int = 1) -> Iterator[tuple[slice, T]]:
+        """(which rows, ``work`` of which and those rows), in order, ``rows`` at a time; on several threads, a few of them ahead."""
+        parts = (slice(low, min(low + rows, len(self))) for low in range(0, len(self), rows))
+
+        def done(part: slice) -> tuple[slice, T]:
+            return part, work(part, self.rows(part.start, part.stop))
+
+        if threads == 1:
+            yield from map(done, parts)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            yield from in_order(lambda part: pool.submit(done, part), parts, ahead=threads + 1)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
         """The chosen rows, whose numbers must ascend; more than a block of rows from a file stay in one: payers of a large window."""
@@ -263,6 +282,7 @@ class Design:
         self.threads = threads
         self._columns = columns
         self._splits: dict[int, Split] = {}
+        reuse_memory()
 
     @cached_property
     def auxiliary(self) -> Ints:
@@ -320,7 +340,8 @@ class Design:
     @cached_property
     def _encoded(self) -> tuple[WindowEncoder, list[Matrix]]:
         """The encoder of all rows, the encoded rows of the served boosters, and the auxiliary rows where those are drawn."""
-        _ = self.aux  # taken while there are no bins yet: it needs room for itself twice
+        if self._columns is None:  # a refit has no folds to encode
+            _ = self.aux  # taken while there are no bins yet: it needs room for itself twice
         return self._encode(self.data, () if self.served is None else (self.served.rows, self.auxiliary))
 
     @property
@@ -428,20 +449,24 @@ class Design:
             EncodedFile(len(names), scratch) if isinstance(self.data.X, RowStore) else np.empty((len(rows), len(names)), np.float32)
             for rows in parts
         ]
-        for low in range(0, len(store), BLOCK_ROWS):
+        numbers = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
+
+        def read(low: int) -> tuple[Ints, pd.DataFrame]:
             high = min(low + BLOCK_ROWS, len(store))
-            wanted = [slice(*np.searchsorted(rows, [low, high])) for rows in parts]
-            if all(part.start == part.stop for part in wanted):
-                continue
-            block = store.read(low, high)
-            for rows, part, kept in zip(parts, wanted, laid, strict=True):
-                own = rows[part]
-                X = block if len(own) == high - low else block.iloc[own - low]
+            own = numbers[slice(*np.searchsorted(numbers, [low, high]))]
+            return own, store.read(low, high, None if len(own) == high - low else own)
+
+        starts = [low for low in range(0, len(store), BLOCK_ROWS) if np.diff(np.searchsorted(numbers, [low, low + BLOCK_ROWS]))[0]]
+        with ThreadPoolExecutor(1) as pool:  # one block is decoded while the one before it is encoded
+            for own, X in in_order(lambda low: pool.submit(read, low), starts, ahead=2):
                 encoded = _by_rows(fitter.transform(X, fold[own]).to_numpy(dtype=np.float32))
-                if isinstance(kept, EncodedFile):
-                    kept.append(encoded)
-                else:
-                    kept[part] = encoded
+                for rows, kept in zip(parts, laid, strict=True):
+                    part = slice(*np.searchsorted(rows, [own[0], own[-1] + 1]))
+                    mine = encoded if len(rows[part]) == len(own) else encoded[np.searchsorted(own, rows[part])]
+                    if isinstance(kept, EncodedFile):
+                        kept.append(mine)
+                    else:
+                        kept[part] = mine
         return [Matrix(kept, names, categorical, self.models.max_bin) for kept in laid]
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:

@@ -245,7 +245,6 @@ def _fit_whales(
     start = log_odds(float(label.mean()))
     part, label, w = design.few_zeros(label[design.served_rows], design.served_rows, design.served_weight())
     model = trainer.train(design.train, label, params, rounds, weight=w, start=start, rows=part, served=True)
-    design.served_are_fitted()
     return model, oof, rounds
 
 

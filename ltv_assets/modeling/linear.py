@@ -25,7 +25,7 @@ from ltv_assets.core.config import LinearConfig
 from ltv_assets.modeling.boosting import log_odds, sigmoid
 from ltv_assets.modeling.dataset import Floats
 from ltv_assets.modeling.design_matrix import Design, FloatMatrix, Matrix
-from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper, missed_steps
+from ltv_assets.modeling.preprocessing import BLOCK_ROWS, ShapedRows, Shaper, Steps, missed_steps
 
 SCREEN_Z = 2.0
 """Columns enter the logistic regression when their correlation with the payer flag exceeds this many standard errors."""
@@ -110,9 +110,12 @@ class LinearChoice:
     folds: tuple[LinearModels, ...]
 
 
-def fit_linear(matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalties: Penalties) -> LinearModels:
-    """Fit the three models with given penalties."""
-    return _Paths.fit(matrix, log_revenue, config, (penalties.c,), (penalties.payers,), (penalties.direct,)).models(0, 0, 0)
+def fit_linear(
+    matrix: Matrix, log_revenue: Floats, config: LinearConfig, penalties: Penalties, threads: int = 1, steps: Steps | None = None
+) -> LinearModels:
+    """Fit the three models with given penalties, and with given ``steps``; None looks for those that are missed."""
+    strengths = (penalties.c,), (penalties.payers,), (penalties.direct,)
+    return _Paths.fit(matrix, log_revenue, config, *strengths, threads, steps).models(0, 0, 0)
 
 
 def choose_linear(design: Design, config: LinearConfig) -> LinearChoice:
@@ -125,7 +128,8 @@ def choose_linear(design: Design, config: LinearConfig) -> LinearChoice:
     amounts, products, direct = np.zeros(len(STRENGTHS_PAYERS)), np.zeros((len(c), len(STRENGTHS_PAYERS))), np.zeros(len(STRENGTHS_DIRECT))
     for k in range(design.folds.n_folds):
         split = design.fold(k)
-        paths = _Paths.fit(split.train, log_revenue[split.train_rows], config, c, STRENGTHS_PAYERS, STRENGTHS_DIRECT)
+        own = log_revenue[split.train_rows]
+        paths = _Paths.fit(split.train, own, config, c, STRENGTHS_PAYERS, STRENGTHS_DIRECT, design.threads)
         for total, errors in zip((amounts, products, direct), paths.errors(split.held, log_revenue[split.held_rows]), strict=True):
             total += errors
         folds.append(paths)
@@ -147,17 +151,26 @@ class _Paths:
 
     @classmethod
     def fit(
-        cls, matrix: Matrix, log_revenue: Floats, config: LinearConfig, c: Sequence[float], payers: Sequence[float], direct: Sequence[float]
+        cls,
+        matrix: Matrix,
+        log_revenue: Floats,
+        config: LinearConfig,
+        c: Sequence[float],
+        payers: Sequence[float],
+        direct: Sequence[float],
+        threads: int = 1,
+        steps: Steps | None = None,
     ) -> _Paths:
-        """On encoded rows (n, m) with log1p revenue (n,)."""
-        rows, payer = ShapedRows(Shaper.fit(matrix, config), matrix), log_revenue > 0
+        """On encoded rows (n, m) with log1p revenue (n,); ``steps``: see `fit_linear`."""
+        shaper, payer = Shaper.fit(matrix, config), log_revenue > 0
+        rows = ShapedRows(replace(shaper, steps=steps or ()), matrix, threads)
         sums, paid = _Sums.of(rows, log_revenue)
         odds, first = _Logistic.of(rows, sums, payer), None
-        if config.steps:
+        if config.steps and steps is None:
             (first,) = odds.fit((c[len(c) // 2],), config.l1_ratio)
             p = sigmoid(odds.line(first))
-            if steps := missed_steps(matrix, payer - p, p * (1.0 - p)):
-                rows = ShapedRows(replace(rows.shaper, steps=steps), matrix)
+            if steps := missed_steps(matrix, payer - p, p * (1.0 - p), threads):
+                rows = replace(rows, shaper=replace(shaper, steps=steps))
                 sums, paid = _Sums.of(rows, log_revenue, (sums, paid))
                 before = odds if 2 * odds.columns.size <= LOGISTIC_VALUES else None
                 del odds  # there may be no room for its columns beside others
@@ -242,7 +255,6 @@ class _Logistic:
                 variance = rate * (1.0 - rate)
                 prior = _Curvature(variance * self.weight, self.mean, variance * self.gram)
                 at = self._search(at, prior, cs[0], l1_ratio, FIRST_STEPS)
-                at = self._search(at, _Curvature.at(self.columns, self._line(at), self.weight), cs[0], l1_ratio, FIRST_STEPS)
             else:
                 at = first[[*self.chosen, -1]]
             curvature, found = _Curvature.at(self.columns, self._line(at), self.weight), []

@@ -9,6 +9,7 @@ Every step treats each row on its own, so neither the size of chunks nor the ord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import ModelFileError
+from ltv_assets.core.parallel import in_order
 from ltv_assets.modeling.base_learners import COMPONENTS
 from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
@@ -69,13 +71,26 @@ class WindowModels:
         """What horizons and scores are called."""
         return self.regressor.names
 
-    def score(self, X: Any, chunk_rows: int = CHUNK_ROWS) -> pd.DataFrame:
+    def score(self, X: Any, chunk_rows: int = CHUNK_ROWS, threads: int = 1, *, reference: bool = False) -> pd.DataFrame:
         """Scored columns for the rows of X, with X's index; columns in the order of ``names.columns``.
 
-        Raises DataError when a training column is missing; columns may come in any order.
+        ``threads`` chunks are scored side by side. ``reference``: with ``reference_log``, the score of the pinned reference in log1p USD,
+        as the last column; raises ModelFileError for refitted models, which have none. Raises DataError when a training column is
+        missing; columns may come in any order.
         """
-        parts = [self._score_chunk(frame) for frame in _chunks(X, chunk_rows)]
-        return pd.concat(parts, ignore_index=isinstance(X, RowStore)) if parts else self._score_chunk(as_frame(X))
+
+        def scored(frame: pd.DataFrame) -> pd.DataFrame:
+            matrix = encode(self.classifier.encoder, frame)
+            more = {"reference_log": self.regressor.reference_score(matrix)} if reference else {}
+            return pd.DataFrame(self._scored(matrix) | more, index=frame.index)
+
+        frames = _chunks(X, chunk_rows)
+        if threads == 1:
+            parts = [scored(frame) for frame in frames]
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="score") as pool:
+                parts = list(in_order(lambda frame: pool.submit(scored, frame), frames, ahead=2 * threads))
+        return pd.concat(parts, ignore_index=isinstance(X, RowStore)) if parts else scored(as_frame(X))
 
     def signals(self, matrix: Matrix) -> Signals:
         """What the stages before the stacker say about encoded rows."""
@@ -103,9 +118,6 @@ class WindowModels:
         names = COMPONENTS if stacker.base is not None else ()
         arrays |= {f"component_{name}": components[:, i] for i, name in enumerate(names)}
         return arrays | {f"context_{matrix.names[i]}": matrix.values[:, i] for i in stacker.context}
-
-    def _score_chunk(self, frame: pd.DataFrame) -> pd.DataFrame:
-        return pd.DataFrame(self._scored(encode(self.classifier.encoder, frame)), index=frame.index)
 
     def _scored(self, matrix: Matrix) -> dict[str, NDArray[Any]]:
         """The columns of scores for encoded rows, (n,) each."""

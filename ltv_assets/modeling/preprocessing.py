@@ -30,6 +30,8 @@ BLOCK_ROWS = 8192
 """Rows that are shaped at a time for a fit; sums depend on it."""
 LINE_ROWS = 512
 """Rows that are shaped at a time for a prediction: so many stay in a core's own cache."""
+READ_ROWS = 16_384
+"""Rows that are read at a time where they are counted or a few of them are taken."""
 STEP_BINS = 32
 """A number's quantiles that are candidates for a step."""
 STEP_Z = 2.0
@@ -37,6 +39,8 @@ STEP_Z = 2.0
 STEPS_A_COLUMN = 3
 MIN_STEP_INFORMATION = 3.0
 """Steps with fewer expected payers (times non-payers' share) on one side are left out."""
+Steps = tuple[tuple[int, float], ...]
+"""(column number, threshold) pairs."""
 MIN_MISSING, MAX_MISSING = 0.001, 0.999
 """Columns whose share of gaps lies between these get an indicator of the gap."""
 
@@ -55,18 +59,15 @@ class Shaper:
     scale: FloatMatrix
     gaps: NDArray[np.int64]
     one_hot: tuple[tuple[int, float], ...]
-    steps: tuple[tuple[int, float], ...] = ()
+    steps: Steps = ()
 
     @classmethod
     def fit(cls, matrix: Matrix, config: LinearConfig) -> Shaper:
         """Learn the shapes from training rows; constant and all-missing columns are dropped."""
         numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
-        every = max(1, len(matrix) // SHAPE_ROWS)  # shapes need no more rows, and strides keep all periods in
-        sampled, codes = [], []
-        for low, block in _numbered(matrix):
-            sampled.append(block[-low % every :: every, numeric].astype(np.float64))
-            codes.append(block[:, list(matrix.categorical)])
-        x, columns = np.concatenate(sampled), np.concatenate(codes).T
+        x = _sampled(matrix, numeric).astype(np.float64)
+        codes = [own for _, own in matrix.each_block(lambda _, values: values[:, list(matrix.categorical)], READ_ROWS)]
+        columns = np.concatenate(codes).T
         log = np.abs(_skewness(x)) > SKEWED
         x[:, log] = signed_log(x[:, log])
         center, scale = _moments(x)
@@ -153,21 +154,18 @@ class ShapedRows:
 
     shaper: Shaper
     matrix: Matrix
+    threads: int = 1
 
     def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, FloatMatrix]]:
         """(which rows, those rows shaped), in order, ``rows`` at a time."""
-        for low in range(0, len(self.matrix), rows):
-            where = slice(low, min(low + rows, len(self.matrix)))
-            yield where, self.shaper.transform(self.matrix.rows(where.start, where.stop))
+        return self.matrix.each_block(lambda _, values: self.shaper.transform(values), rows, self.threads)
 
     def columns(self, chosen: NDArray[np.int64], rows: NDArray[np.bool_]) -> FloatMatrix:
         """Some shaped columns of some rows, (rows, chosen) float32; ``chosen`` must ascend, ``rows`` (n,) says which."""
         kept = np.zeros(self.shaper.width, dtype=bool)
         kept[chosen] = True
         out, shaper, filled = np.empty((np.count_nonzero(rows), len(chosen)), dtype=np.float32), self.shaper.only(kept), 0
-        for low in range(0, len(rows), BLOCK_ROWS):
-            own = rows[low : low + BLOCK_ROWS]
-            shaped = shaper.transform(self.matrix.rows(low, low + len(own))[own])
+        for _, shaped in self.matrix.each_block(lambda where, values: shaper.transform(values[rows[where]]), BLOCK_ROWS, self.threads):
             out[filled : filled + len(shaped)] = shaped
             filled += len(shaped)
         return out
@@ -182,25 +180,28 @@ class ShapedRows:
         return out
 
 
-def missed_steps(matrix: Matrix, excess: Floats, weight: Floats) -> tuple[tuple[int, float], ...]:
+def missed_steps(matrix: Matrix, excess: Floats, weight: Floats, threads: int = 1) -> Steps:
     """(column number, threshold) of the steps that a logistic model misses: at most STEPS_A_COLUMN of each numeric column.
 
     ``excess`` (n,): payer flag minus the model's probability p; ``weight`` (n,): p (1 - p). The sum of excesses above a threshold has
     mean 0 and a known variance if the model is right (a score test); each quantile of a column is tried, in one pass of counts.
     """
     numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
-    every = max(1, len(matrix) // SHAPE_ROWS)
-    sampled = np.concatenate([block[-low % every :: every, numeric] for low, block in _numbered(matrix)])
-    edges = [_quantiles(column[~np.isnan(column)]) for column in sampled.T]
+    edges = [_quantiles(column[~np.isnan(column)]) for column in _sampled(matrix, numeric).T]
     beyond = [np.append(each, np.float32(np.inf)) for each in edges]  # gaps sort behind it, into a place of their own
-    sums = np.zeros((2, len(numeric), STEP_BINS + 1))
-    for low, block in _numbered(matrix):
-        own, columns = slice(low, low + len(block)), np.ascontiguousarray(block.T)
+
+    def counted(own: slice, block: FloatMatrix) -> Floats:
+        columns, counts = np.ascontiguousarray(block.T), np.zeros((2, len(numeric), STEP_BINS + 1))
         for i, j in enumerate(numeric):
             if len(edges[i]):
                 number = np.searchsorted(beyond[i], columns[j])
-                for total, values in zip(sums, (excess, weight), strict=True):
-                    total[i] += np.bincount(number, values[own], STEP_BINS + 1)
+                for total, values in zip(counts, (excess, weight), strict=True):
+                    total[i] = np.bincount(number, values[own], STEP_BINS + 1)
+        return counts
+
+    sums = np.zeros((2, len(numeric), STEP_BINS + 1))
+    for _, counts in matrix.each_block(counted, READ_ROWS, threads):
+        sums += counts
     for i, each in enumerate(beyond):
         sums[:, i, 0] += sums[:, i, len(each)]  # a gap is beyond no edge
         sums[:, i, len(each)] = 0.0
@@ -218,12 +219,11 @@ def _quantiles(values: FloatMatrix) -> FloatMatrix:
     return np.unique(np.quantile(values, np.arange(1, STEP_BINS) / STEP_BINS, method="lower")) if len(values) else values
 
 
-def _numbered(matrix: Matrix) -> Iterator[tuple[int, FloatMatrix]]:
-    """The blocks of a matrix, each with the number of its first row."""
-    low = 0
-    for block in matrix.blocks():
-        yield low, block
-        low += len(block)
+def _sampled(matrix: Matrix, columns: NDArray[np.int64]) -> FloatMatrix:
+    """Some columns of evenly spaced rows: shapes need no more of them, and strides keep all periods in."""
+    every = max(1, len(matrix) // SHAPE_ROWS)
+    strided = matrix.each_block(lambda where, values: values[-where.start % every :: every, columns], READ_ROWS)
+    return np.concatenate([rows for _, rows in strided])
 
 
 def _skewness(x: Floats) -> Floats:

@@ -49,6 +49,7 @@ from ltv_assets.modeling.meta_learner import (
     fit_meta,
     meta_features,
 )
+from ltv_assets.modeling.preprocessing import Steps
 from ltv_assets.modeling.regressor import RevenueRegressor
 from ltv_assets.modeling.serialization import Files, digest, from_json, to_json
 
@@ -232,7 +233,7 @@ def fit_stacker(
         return _sealed(empty, digests)
     found = _stack(design, regressor, signals, models, trainer) if evaluated is None else _stacked_before(evaluated, signals)
     table = found.table
-    base = fit_base(design.aux_train, design.held_out.log_d7, models, found.settings, trainer)
+    base = fit_base(design.aux_train, design.held_out.log_d7, models, found.settings, trainer, steps=found.steps)
     blend, meta = fit_meta(table, np.arange(len(rows)), models, trainer, found.meta_rounds, found.kind)
     score = np.clip(found.score, 0.0, log_max)
     gate = _gate(rows, score, signals, gating, models, None if found.kind == "component" else blend.predict(table.components))
@@ -263,7 +264,10 @@ def fit_stacker(
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """What is decided out of fold: settings, the table of the meta learner, what is served, and its out-of-fold scores."""
+    """What is decided out of fold: settings, the table of the meta learner, what is served, and its out-of-fold scores.
+
+    ``steps``: those of the final linear models; None looks for them.
+    """
 
     settings: BaseSettings
     table: OutOfFoldTable
@@ -273,6 +277,7 @@ class _Stack:
     meta_rounds: int
     score: Floats
     diagnostics: dict[str, float]
+    steps: Steps | None = None
 
 
 def _stack(design: Design, regressor: RevenueRegressor, signals: Signals, models: ModelsConfig, trainer: Trainer) -> _Stack:
@@ -300,7 +305,8 @@ def _stacked_before(evaluated: Evaluated, signals: Signals) -> _Stack:
     components = np.column_stack([oof[f"component_{name}"] for name in COMPONENTS])
     table = OutOfFoldTable(components, signals, context, evaluated.rows.log_d7, evaluated.rows.folds)
     settings = cast(BaseSettings, before.settings)
-    return _Stack(settings, table, names, before.kind, before.component, before.meta_rounds, oof["score"], before.diagnostics)
+    steps = cast(BaseLearners, before.base).linear.shaper.steps
+    return _Stack(settings, table, names, before.kind, before.component, before.meta_rounds, oof["score"], before.diagnostics, steps)
 
 
 def _sealed(stacker: Stacker, digests: dict[str, str]) -> Stacker:

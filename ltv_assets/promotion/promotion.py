@@ -230,9 +230,9 @@ def _compare(project: Project, challenger: PartitionKey, champion: PartitionKey,
         raise StaleError(f"day {challenger} was rebuilt after window {challenger} was evaluated on it; train that window again")
     rows = WindowRows(project, challenger).holdout_rows()
     stored = pq.read_table(warehouse.folder("holdout_metrics", challenger) / SCORES_FILE).to_pandas()
-    names = project.contract.scores
+    names, compute = project.contract.scores, project.config.compute
     ltv = names.ltv[0]
-    theirs = read_served(warehouse, champion).score(rows.X, project.config.compute.chunk_rows)[ltv].to_numpy()
+    theirs = read_served(warehouse, champion).score(rows.X, compute.chunk_rows, compute.threads)[ltv].to_numpy()
     truth = np.log1p(stored[names.observed].to_numpy())
     result = paired_bootstrap(
         (np.log1p(stored[ltv].to_numpy()) - truth) ** 2,

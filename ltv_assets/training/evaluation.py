@@ -76,9 +76,8 @@ def evaluate_window(project: Project, key: PartitionKey) -> Holdout:
 
 def measure(project: Project, models: WindowModels, rows: Rows, *, constant_log: float, seen: pd.Series | None) -> Holdout:
     """Score some labelled rows and compute every figure of the evaluation."""
-    settings, names = project.config.evaluation, rows.names
-    scores = models.score(rows.X, project.config.compute.chunk_rows)
-    scores["reference_log"] = np.log1p(models.reference_ltv(rows.X))
+    settings, compute, names = project.config.evaluation, project.config.compute, rows.names
+    scores = models.score(rows.X, compute.chunk_rows, compute.threads, reference=True)
     oracle = oracle_scores(project, rows)
     figures = evaluate(
         scores,

@@ -22,7 +22,7 @@ from ltv_assets.core.contract import HOUR, ROW_ID, Contract, Scores, contract_of
 from ltv_assets.core.memory import rows_in_memory
 from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.ingestion.calendar import mature_horizons
-from ltv_assets.modeling.dataset import RowStore
+from ltv_assets.modeling.dataset import Ints, RowStore
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,15 @@ class StoredRows(RowStore):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, low: int, high: int) -> pd.DataFrame:
+    def read(self, low: int, high: int, rows: Ints | None = None) -> pd.DataFrame:
         first = int(np.searchsorted(self._starts, low, side="right")) - 1
         last = int(np.searchsorted(self._starts, high, side="left"))
         wanted = range(first, max(last, first + 1))
         # A block that does not begin with a row group shares one with its neighbour.
         self._decoded = {i: self._decoded[i] if i in self._decoded else self._decode(i) for i in wanted}
-        table = pa.concat_tables(self._decoded.values()).slice(low - int(self._starts[first]), high - low)
-        return table.unify_dictionaries().to_pandas()
+        start, table = int(self._starts[first]), pa.concat_tables(self._decoded.values())
+        chosen = table.slice(low - start, high - low) if rows is None else table.take(pa.array(rows - start))
+        return chosen.unify_dictionaries().to_pandas()
 
     def forget(self) -> None:
         self._decoded = {}

@@ -85,7 +85,7 @@ def test_a_large_window_gives_up_zeros_for_columns_and_columns_only_if_it_may_no
     assert affordable(config, 384, 1_000_000).max_features == 200
     assert affordable(Config(), 384, 1_000_000).max_features > 384
     for memory, rows in ((4.0, 2_000_000), (1.0, 558_000)):
-        drawn = affordable(Config(compute={"max_memory_gb": memory}), 384, 20_000_000)
+        drawn = affordable(Config(models={"zero_budget_rows": 2_000_000}, compute={"max_memory_gb": memory}), 384, 20_000_000)
         assert drawn.max_features >= 384 * 7 // 6
         assert drawn.zero_budget_rows == pytest.approx(rows, rel=0.01)
     natural = Config(models={"max_features": 200, "zero_budget_rows": None}, compute={"max_memory_gb": 4.0})

@@ -297,7 +297,7 @@ class LinearConfig(Section):
 class ForestConfig(Section):
     """Random forest: LightGBM's rf mode."""
 
-    trees: Trees = Field(60, description="number of trees")
+    trees: Trees = Field(30, description="number of trees")
     num_leaves: Annotated[int, Field(ge=2, le=1024), NUMBER] = Field(63, description="largest number of leaves of a tree")
     min_data_in_leaf: PositiveInt = Field(50, description="fewest rows in a leaf")
     bagging_fraction: Annotated[float, Field(gt=0.0, lt=1.0), NUMBER] = Field(0.4, description="share of rows each tree sees")
@@ -372,12 +372,12 @@ class ModelsConfig(Section):
         "null = all; final boosters always use all",
     )
     max_reference_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
-        3_000_000,
+        300_000,
         description="the reference and the increments beyond the shortest horizon are fitted on at most this many rows, drawn by a hash of "
         "(seed, row_id); null = all",
     )
     zero_budget_rows: Annotated[int, Field(ge=1000, le=LARGEST_INT), NUMBER] | None = Field(
-        2_000_000,
+        400_000,
         description="served boosters see every payer, and of the zeros as many as make so many rows together (as many as payers at "
         "least), drawn by a hash of (seed, row_id) and weighed back; smaller windows use all rows, as drawing costs quality where payers "
         "are few; compute.max_memory_gb lowers it until all columns fit; null = all rows",
