@@ -304,7 +304,7 @@ _ARITHMETIC: dict[str, dict[int, str]] = {
     "/": {2: "_divided({0}, {1})"},
     "abs": {1: "abs({0})"},
     "pi": {0: repr(math.pi)},
-    "nullif": {2: "None if {0} is None or ({1} is not None and {0} == {1}) else {0}"},
+    "nullif": {2: "None if {0} is None or ({1} is not None and _ordered({0}) == _ordered({1})) else {0}"},
     "least": {count: f"_least({', '.join(f'{{{i}}}' for i in range(count))})" for count in range(2, 9)},
     **{name: {1: f"_{name}({{0}})"} for name in ("exp", "ln", "log10", "sqrt", "sin", "cos", "floor", "ceil")},
     "pow": {2: "_power({0}, {1})"},

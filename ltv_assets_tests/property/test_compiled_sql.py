@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ltv_assets.core.config import load_config
@@ -69,6 +69,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 @settings(max_examples=300)
+@example("nullif(a, b)", math.nan, math.nan)
 @given(expressions(), NUMBERS, NUMBERS)
 def test_any_interaction_has_the_engines_result(sql: str, a: float | None, b: float | None) -> None:
     values = [1_759_842_000, a, b, None]
