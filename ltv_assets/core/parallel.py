@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -45,3 +46,9 @@ def in_order(submit: Callable[[T], Task[R]], items: Iterable[T], *, ahead: int) 
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
+
+
+def on_threads(function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int) -> Iterator[R]:
+    """``function(item)`` for every item on so many threads, results in the items' order; ``ahead``: see `in_order`."""
+    with ThreadPoolExecutor(threads) as pool:
+        yield from in_order(lambda item: pool.submit(function, item), items, ahead=ahead)

@@ -13,7 +13,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.memory import release_memory, reuse_memory
-from ltv_assets.core.parallel import in_order
+from ltv_assets.core.parallel import on_threads
 from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
@@ -163,11 +162,7 @@ class Matrix:
         def done(part: slice) -> tuple[slice, T]:
             return part, work(part, self.rows(part.start, part.stop))
 
-        if threads == 1:
-            yield from map(done, parts)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            yield from in_order(lambda part: pool.submit(done, part), parts, ahead=threads + 1)
+        return map(done, parts) if threads == 1 else on_threads(done, parts, threads=threads, ahead=threads + 1)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Matrix:
         """The chosen rows, whose numbers must ascend; more than a block of rows from a file stay in one: payers of a large window."""
@@ -456,17 +451,16 @@ class Design:
             own = numbers[slice(*np.searchsorted(numbers, [low, high]))]
             return own, store.read(low, high, None if len(own) == high - low else own)
 
-        starts = [low for low in range(0, len(store), BLOCK_ROWS) if np.diff(np.searchsorted(numbers, [low, low + BLOCK_ROWS]))[0]]
-        with ThreadPoolExecutor(1) as pool:  # one block is decoded while the one before it is encoded
-            for own, X in in_order(lambda low: pool.submit(read, low), starts, ahead=2):
-                encoded = _by_rows(fitter.transform(X, fold[own]).to_numpy(dtype=np.float32))
-                for rows, kept in zip(parts, laid, strict=True):
-                    part = slice(*np.searchsorted(rows, [own[0], own[-1] + 1]))
-                    mine = encoded if len(rows[part]) == len(own) else encoded[np.searchsorted(own, rows[part])]
-                    if isinstance(kept, EncodedFile):
-                        kept.append(mine)
-                    else:
-                        kept[part] = mine
+        starts = (np.unique(numbers // BLOCK_ROWS) * BLOCK_ROWS).tolist()
+        for own, X in on_threads(read, starts, threads=1, ahead=2):  # one block is decoded while the one before it is encoded
+            encoded = _by_rows(fitter.transform(X, fold[own]).to_numpy(dtype=np.float32))
+            for rows, kept in zip(parts, laid, strict=True):
+                part = slice(*np.searchsorted(rows, [own[0], own[-1] + 1]))
+                mine = encoded if len(rows[part]) == len(own) else encoded[np.searchsorted(own, rows[part])]
+                if isinstance(kept, EncodedFile):
+                    kept.append(mine)
+                else:
+                    kept[part] = mine
         return [Matrix(kept, names, categorical, self.models.max_bin) for kept in laid]
 
     def _select(self, matrix: Matrix, log_revenue: Floats) -> Ints:

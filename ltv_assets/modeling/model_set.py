@@ -9,7 +9,6 @@ Every step treats each row on its own, so neither the size of chunks nor the ord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from ltv_assets.core.contract import Scores
 from ltv_assets.core.errors import ModelFileError
-from ltv_assets.core.parallel import in_order
+from ltv_assets.core.parallel import on_threads
 from ltv_assets.modeling.base_learners import COMPONENTS
 from ltv_assets.modeling.classifier import BuyerClassifier
 from ltv_assets.modeling.dataset import BLOCK_ROWS, RowStore, as_frame
@@ -85,11 +84,7 @@ class WindowModels:
             return pd.DataFrame(self._scored(matrix) | more, index=frame.index)
 
         frames = _chunks(X, chunk_rows)
-        if threads == 1:
-            parts = [scored(frame) for frame in frames]
-        else:
-            with ThreadPoolExecutor(threads, thread_name_prefix="score") as pool:
-                parts = list(in_order(lambda frame: pool.submit(scored, frame), frames, ahead=2 * threads))
+        parts = list(map(scored, frames) if threads == 1 else on_threads(scored, frames, threads=threads, ahead=2 * threads))
         return pd.concat(parts, ignore_index=isinstance(X, RowStore)) if parts else scored(as_frame(X))
 
     def signals(self, matrix: Matrix) -> Signals:

@@ -8,7 +8,7 @@ read: ``linear.py``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,10 @@ class Shaper:
     def fit(cls, matrix: Matrix, config: LinearConfig) -> Shaper:
         """Learn the shapes from training rows; constant and all-missing columns are dropped."""
         numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
-        x = _sampled(matrix, numeric).astype(np.float64)
-        codes = [own for _, own in matrix.each_block(lambda _, values: values[:, list(matrix.categorical)], READ_ROWS)]
-        columns = np.concatenate(codes).T
+        strided, categorical = _strided(matrix, numeric), list(matrix.categorical)
+        read = matrix.each_block(lambda where, values: (strided(where, values), values[:, categorical]), READ_ROWS)
+        sampled, codes = zip(*(parts for _, parts in read), strict=True)
+        x, columns = np.concatenate(sampled).astype(np.float64), np.concatenate(codes).T
         log = np.abs(_skewness(x)) > SKEWED
         x[:, log] = signed_log(x[:, log])
         center, scale = _moments(x)
@@ -187,7 +188,8 @@ def missed_steps(matrix: Matrix, excess: Floats, weight: Floats, threads: int = 
     mean 0 and a known variance if the model is right (a score test); each quantile of a column is tried, in one pass of counts.
     """
     numeric = np.setdiff1d(np.arange(len(matrix.names)), matrix.categorical)
-    edges = [_quantiles(column[~np.isnan(column)]) for column in _sampled(matrix, numeric).T]
+    sampled = np.concatenate([rows for _, rows in matrix.each_block(_strided(matrix, numeric), READ_ROWS)])
+    edges = [_quantiles(column[~np.isnan(column)]) for column in sampled.T]
     beyond = [np.append(each, np.float32(np.inf)) for each in edges]  # gaps sort behind it, into a place of their own
 
     def counted(own: slice, block: FloatMatrix) -> Floats:
@@ -219,11 +221,10 @@ def _quantiles(values: FloatMatrix) -> FloatMatrix:
     return np.unique(np.quantile(values, np.arange(1, STEP_BINS) / STEP_BINS, method="lower")) if len(values) else values
 
 
-def _sampled(matrix: Matrix, columns: NDArray[np.int64]) -> FloatMatrix:
-    """Some columns of evenly spaced rows: shapes need no more of them, and strides keep all periods in."""
+def _strided(matrix: Matrix, columns: NDArray[np.int64]) -> Callable[[slice, FloatMatrix], FloatMatrix]:
+    """Of a block some columns of evenly spaced rows: shapes need no more of them, and strides keep all periods in."""
     every = max(1, len(matrix) // SHAPE_ROWS)
-    strided = matrix.each_block(lambda where, values: values[-where.start % every :: every, columns], READ_ROWS)
-    return np.concatenate([rows for _, rows in strided])
+    return lambda where, values: values[-where.start % every :: every, columns]
 
 
 def _skewness(x: Floats) -> Floats:

@@ -6,7 +6,6 @@ The arithmetic is `ltv_assets.modeling.model_set`; here are only files. The resu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ltv_assets.core.contract import HOUR, ROW_ID, Scores
-from ltv_assets.core.parallel import Workers, in_order
+from ltv_assets.core.parallel import Workers, on_threads
 from ltv_assets.modeling.model_set import WindowModels
 
 TASK_ROWS = 65_536
@@ -39,8 +38,7 @@ def scored_batches(
     scored side by side, and as many are read ahead.
     """
     chunks = _chunks(files, [ROW_ID, HOUR, *features], chunk_rows)
-    with ThreadPoolExecutor(threads, thread_name_prefix="score") as pool:
-        yield from in_order(lambda chunk: pool.submit(_scored, models, chunk, features, day), chunks, ahead=2 * threads)
+    return on_threads(lambda chunk: _scored(models, chunk, features, day), chunks, threads=threads, ahead=2 * threads)
 
 
 def _chunks(files: Sequence[Path], columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
