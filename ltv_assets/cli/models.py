@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
@@ -21,6 +21,9 @@ from ltv_assets.cli.console import DAY, console, err, progress_bar, readable
 from ltv_assets.core.partition_key import PartitionKey
 from ltv_assets.modeling.evaluation.segments import ALL
 from ltv_assets.state.project import Project
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @click.command()
@@ -188,6 +191,7 @@ def ablate(window: PartitionKey | None, target: Path | None) -> None:
     Example:
       ltv ablate --window 2025-10-06 --out ablation.csv
     """
+    from ltv_assets.modeling.evaluation.ablation import VARIANTS
     from ltv_assets.reporting.report import store_ablation
     from ltv_assets.training.evaluation import ablation_table
 
@@ -195,18 +199,38 @@ def ablate(window: PartitionKey | None, target: Path | None) -> None:
     if target is not None:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
-        task = bar.add_task("ablating", total=None)
+        task = bar.add_task("ablating", total=len(VARIANTS) + 1)
+
+        def say(name: str) -> None:
+            bar.update(task, advance=1, description=name)
+            if not err.is_terminal:
+                err.print(name)
+
         day = project.window_or_last(window)
-        frame = ablation_table(project, day, progress=lambda name: bar.update(task, advance=1, description=name))
-    table = Table()
-    for name in frame.columns:
-        table.add_column(str(name), justify="left" if frame[name].dtype == object or str(frame[name].dtype).startswith("str") else "right")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
-    console.print(table)
+        frame = ablation_table(project, day, progress=say)
+    console.print(_ablation(frame))
     if target is not None:
         frame.to_csv(target, index=False)
     store_ablation(project, day, frame)
+
+
+def _ablation(frame: pd.DataFrame) -> Table:
+    """The lines of an ablation, differences with their intervals in one column; the file has them apart."""
+    table = Table("variant", "RMSLE")
+    for words in ("minus reference", "minus all parts", "CPU seconds", "RMSLE gated", "AUC", "ECE", "expected / observed"):
+        table.add_column(words, justify="right")
+
+    def figure(value: float, form: str = ".4f") -> str:
+        return "" if math.isnan(value) else f"{value:{form}}"
+
+    for line in frame.to_dict("records"):
+        differences = (
+            f"{line[name]:+.4f} ({line[f'{name}_low']:+.4f} .. {line[f'{name}_high']:+.4f})"
+            for name in ("minus_reference", "minus_all_parts")
+        )
+        others = (figure(line[name]) for name in ("rmsle_gated", "auc", "ece", "expected_revenue_ratio"))
+        table.add_row(line["variant"], figure(line["rmsle"]), *differences, figure(line["cpu_seconds"], ".1f"), *others)
+    return table
 
 
 @click.command()

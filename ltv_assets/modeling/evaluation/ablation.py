@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -96,8 +97,8 @@ def ablate(
     variant, with intervals (negative: better than those); processor seconds of the fit; RMSLE of the gated column, AUC and ECE of
     ``buyer_probability``, and sum of expected revenue over sum of capped revenue. The reference is that of the first variant; it
     has no probability, so its last three figures are NaN, and no fit of its own, so its seconds are. The last line, `REFITTED`, is the
-    refit of a window that ends a day earlier; it needs three days in memory. ``progress`` is called with the name of each variant
-    before its fit.
+    refit of a window that ends a day earlier, without that window's own fit; it needs three days in memory. ``progress`` is called with the
+    name of each variant before its fit.
     """
     losses: dict[str, Floats] = {}
     lines: list[dict[str, object]] = []
@@ -111,16 +112,13 @@ def ablate(
     for name in [*variants, *([REFITTED] if _can_be_refitted(context.data) else [])]:
         if progress is not None:
             progress(name)
+        fit = _refit(context) if name == REFITTED else partial(fit_window, _changed(context, variants[name]))
         began = time.process_time()
-        if name == REFITTED:
-            fitted = _refitted(context)
-        else:
-            models, sampling = variants[name](context.models, context.sampling, len(context.data))
-            fitted = fit_window(WindowContext(context.data, models, sampling, context.seed, context.threads))
+        fitted = fit()
         seconds = time.process_time() - began
-        frame = fitted.score(holdout.X)
+        frame = fitted.score(holdout.X, threads=context.threads, reference=name == first)
         if name == first:
-            reference = fitted.reference_ltv(holdout.X)
+            reference = np.expm1(frame["reference_log"].to_numpy())
             losses["reference"] = (np.log1p(reference) - holdout.log_d7) ** 2
             losses[first] = (np.log1p(frame[holdout.names.ltv[0]].to_numpy()) - holdout.log_d7) ** 2
             lines.append(line("reference", reference))
@@ -134,14 +132,20 @@ def _can_be_refitted(data: WindowData) -> bool:
     return len(data.period_names) > 2 and isinstance(data.X, pd.DataFrame)
 
 
-def _refitted(context: WindowContext) -> WindowModels:
+def _changed(context: WindowContext, change: Change) -> WindowContext:
+    models, sampling = change(context.models, context.sampling, len(context.data))
+    return WindowContext(context.data, models, sampling, context.seed, context.threads)
+
+
+def _refit(context: WindowContext) -> Callable[[], WindowModels]:
+    """The refit with the newest day of a window that ended before it, whose own fit is done already."""
     data = context.data
     last = len(data.period_names) - 1
     early, newest = (data.rows(np.flatnonzero(part)) for part in (data.period < last, data.period == last))
     early = replace(early, period_names=data.period_names[:last])
     newest = replace(newest, period=np.zeros(len(newest), dtype=np.int64), period_names=data.period_names[last:])
     before = replace(context, data=early)
-    return refit(fit_window(before), before, newest)
+    return partial(refit, fit_window(before), before, newest)
 
 
 def _of_probabilities(fitted: WindowModels, frame: pd.DataFrame, holdout: WindowData) -> dict[str, object]:
