@@ -73,7 +73,7 @@ class RowStore(ABC):
             if last > first or (not parts and low + BLOCK_ROWS >= len(self)):
                 parts.append(self.read(low, min(low + BLOCK_ROWS, len(self)), rows[first:last]))
         self.forget()
-        return _concat_many(parts)
+        return concat_rows(parts)
 
     def __contains__(self, column: str) -> bool:
         return column in self.columns
@@ -129,7 +129,7 @@ class JoinedRows(RowStore):
                 own = None if rows is None else rows[(rows >= start) & (rows < end)] - start
                 store = part if isinstance(part, RowStore) else FrameRows(part)
                 found.append(store.read(first, last, own))
-        return _concat_many(found)
+        return concat_rows(found)
 
     def forget(self) -> None:
         for part in self._parts:
@@ -137,7 +137,7 @@ class JoinedRows(RowStore):
                 part.forget()
 
     def select(self, columns: Sequence[str]) -> pd.DataFrame:
-        return _concat_many([part.select(columns) if isinstance(part, RowStore) else part[list(columns)] for part in self._parts])
+        return concat_rows([part.select(columns) if isinstance(part, RowStore) else part[list(columns)] for part in self._parts])
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,10 @@ class WindowData:
     def __len__(self) -> int:
         return len(self.X)
 
-    def rows(self, rows: Ints) -> WindowData:
-        """The rows with these numbers, which must ascend, in memory."""
-        X = self.X.take(rows) if isinstance(self.X, RowStore) else self.X.iloc[rows]
+    def rows(self, rows: Ints, X: pd.DataFrame | None = None) -> WindowData:
+        """The rows with these numbers, which must ascend, in memory; ``X``: their features, where they were read before."""
+        if X is None:
+            X = self.X.take(rows) if isinstance(self.X, RowStore) else self.X.iloc[rows]
         return WindowData(X, self.revenue[rows], self.period[rows], self.period_names, self.hashes[rows], self.contract)
 
     @property
@@ -321,7 +322,7 @@ def _joined(first: pd.DataFrame | RowStore, second: pd.DataFrame | RowStore) -> 
     return JoinedRows([first, second])
 
 
-def _concat_many(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def concat_rows(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Concatenate frames with the same columns, their category columns with all values of any."""
     if len(frames) == 1:
         return frames[0].reset_index(drop=True)

@@ -28,7 +28,7 @@ from ltv_assets.core.config import ModelsConfig
 from ltv_assets.core.errors import TransientError
 from ltv_assets.core.memory import release_memory, reuse_memory
 from ltv_assets.core.parallel import on_threads
-from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData
+from ltv_assets.modeling.dataset import BLOCK_ROWS, Floats, FrameRows, Ints, RowStore, WindowData, concat_rows
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
 from ltv_assets.modeling.encoding.window_encoder import CrossFitter, WindowEncoder
@@ -277,6 +277,7 @@ class Design:
         self.threads = threads
         self._columns = columns
         self._splits: dict[int, Split] = {}
+        self._passed: list[pd.DataFrame] = []
         reuse_memory()
 
     @cached_property
@@ -301,7 +302,10 @@ class Design:
         """The auxiliary rows as a window of their own."""
         if len(self.auxiliary) == len(self.data) and isinstance(self.data.X, pd.DataFrame):
             return self.data
-        chosen = self.data.rows(self.auxiliary)
+        if self._takes_along:
+            _ = self._encoded  # its pass over the rows of a store takes them along
+        chosen = self.data.rows(self.auxiliary, concat_rows(self._passed) if self._passed else None)
+        self._passed = []
         release_memory()
         return chosen
 
@@ -335,9 +339,14 @@ class Design:
     @cached_property
     def _encoded(self) -> tuple[WindowEncoder, list[Matrix]]:
         """The encoder of all rows, the encoded rows of the served boosters, and the auxiliary rows where those are drawn."""
-        if self._columns is None:  # a refit has no folds to encode
-            _ = self.aux  # taken while there are no bins yet: it needs room for itself twice
-        return self._encode(self.data, () if self.served is None else (self.served.rows, self.auxiliary))
+        return self._encode(
+            self.data, () if self.served is None else (self.served.rows, self.auxiliary), self._passed if self._takes_along else None
+        )
+
+    @property
+    def _takes_along(self) -> bool:
+        """Whether the pass that encodes the served rows of a store takes the auxiliary ones along: a refit has no folds to encode."""
+        return self._columns is None and self.served is not None and isinstance(self.data.X, RowStore)
 
     @property
     def encoder(self) -> WindowEncoder:
@@ -413,8 +422,13 @@ class Design:
         X = self.data.X
         return matrix.put_away(X.scratch) if isinstance(X, RowStore) else matrix.in_memory()
 
-    def _encode(self, data: WindowData, parts: Sequence[Ints] = ()) -> tuple[WindowEncoder, list[Matrix]]:
-        """An encoder fitted on all rows, and these rows encoded; or only those of ``parts``, of which the first decides on the columns."""
+    def _encode(
+        self, data: WindowData, parts: Sequence[Ints] = (), passed: list[pd.DataFrame] | None = None
+    ) -> tuple[WindowEncoder, list[Matrix]]:
+        """An encoder fitted on all rows, and these rows encoded; or only those of ``parts``, of which the first decides on the columns.
+
+        ``passed``: takes the rows of the last part as they are stored, in blocks.
+        """
         encoder = WindowEncoder(data.contract.encodings)
         one_period = data.period.min() == data.period.max()
         period = time_blocks(len(data), ENCODER_BLOCKS) if one_period else data.period
@@ -425,7 +439,7 @@ class Design:
         release_memory()
         if self._columns is not None:
             encoder.restrict_to(self._columns)
-        matrices = self._lay(store, fitter, fold, parts or (np.arange(len(data)),))
+        matrices = self._lay(store, fitter, fold, parts or (np.arange(len(data)),), passed)
         store.forget()
         release_memory()
         if self._columns is None:
@@ -436,7 +450,14 @@ class Design:
             release_memory()
         return encoder, matrices
 
-    def _lay(self, store: RowStore, fitter: CrossFitter, fold: NDArray[np.integer[Any]], parts: Sequence[Ints]) -> list[Matrix]:
+    def _lay(
+        self,
+        store: RowStore,
+        fitter: CrossFitter,
+        fold: NDArray[np.integer[Any]],
+        parts: Sequence[Ints],
+        passed: list[pd.DataFrame] | None,
+    ) -> list[Matrix]:
         """Some rows of a store, encoded, for each of ``parts``, from one pass; in memory, or in files if the window is not in memory."""
         names, categorical = encoded_columns(fitter.encoder)
         scratch = self.data.X.scratch if isinstance(self.data.X, RowStore) else None
@@ -454,6 +475,9 @@ class Design:
         starts = (np.unique(numbers // BLOCK_ROWS) * BLOCK_ROWS).tolist()
         for own, X in on_threads(read, starts, threads=1, ahead=2):  # one block is decoded while the one before it is encoded
             encoded = _by_rows(fitter.transform(X, fold[own]).to_numpy(dtype=np.float32))
+            if passed is not None:
+                last = parts[-1][slice(*np.searchsorted(parts[-1], [own[0], own[-1] + 1]))]
+                passed.append(X.iloc[np.searchsorted(own, last)])
             for rows, kept in zip(parts, laid, strict=True):
                 part = slice(*np.searchsorted(rows, [own[0], own[-1] + 1]))
                 mine = encoded if len(rows[part]) == len(own) else encoded[np.searchsorted(own, rows[part])]

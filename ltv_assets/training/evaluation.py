@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -28,9 +27,6 @@ from ltv_assets.state.project import Project
 from ltv_assets.storage.warehouse import SCORES_FILE
 from ltv_assets.training.stored_rows import Rows
 from ltv_assets.training.windows import WindowRows, window_context
-
-TRUTH_ROWS = 2_000_000
-"""Rows of a simulation's truth that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +87,7 @@ def measure(project: Project, models: WindowModels, rows: Rows, *, constant_log:
         max_segments=settings.max_segments,
         replicates=settings.bootstrap_repeats,
         seed=project.config.seed,
+        threads=compute.threads,
     )
     deciles = decile_table(rows.revenue.iloc[:, 0].to_numpy(), scores[names.ltv[0]].to_numpy(), scores[names.expected].to_numpy())
     return Holdout(rows, scores, figures, deciles, oracle, models.cap_usd)
@@ -112,11 +109,10 @@ def oracle_scores(project: Project, rows: Rows) -> NDArray[np.float64] | None:
     if not isinstance(footer, Footer) or "oracle_log" not in footer.schema.names:
         return None
     found = np.full(len(rows.row_id), np.nan)
-    wanted = rows.row_id.combine_chunks()
-    for batch in pq.ParquetFile(path).iter_batches(TRUTH_ROWS, columns=["row_id", "oracle_log"]):  # each has the wanted ids hashed anew
-        place = pc.index_in(batch["row_id"], value_set=wanted)
-        known = place.is_valid()
-        found[place.filter(known).to_numpy()] = batch["oracle_log"].filter(known).to_numpy()
+    with project.open_duckdb() as connection:
+        connection.register("wanted", pa.table({"row_id": rows.row_id, "place": pa.array(np.arange(len(found)))}))
+        known = connection.execute("select place, oracle_log from read_parquet(?) join wanted using (row_id)", [str(path)]).fetchnumpy()
+    found[known["place"]] = known["oracle_log"]
     return None if np.isnan(found).any() else found
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ltv_assets.core.contract import load_contract
+from ltv_assets.core.contract import Encodings, load_contract
 from ltv_assets.core.errors import DataError, ModelFileError
+from ltv_assets.modeling.encoding.category_map import factorize
 from ltv_assets.modeling.encoding.folds import fold_ids
 from ltv_assets.modeling.encoding.target_encoding import revenue_targets
-from ltv_assets.modeling.encoding.window_encoder import MAX_CATEGORIES, WindowEncoder
+from ltv_assets.modeling.encoding.window_encoder import MAX_CATEGORIES, MIN_COUNT, WindowEncoder
 
 SPEND = load_contract().encodings.ranked[0]
 
@@ -349,3 +350,24 @@ def test_folds_follow_periods_and_merge_when_many() -> None:
         fold_ids([1, 1, 1])
     with pytest.raises(DataError, match="missing for 1 rows"):
         fold_ids([None, "a"])
+
+
+def test_pairs_are_found_alike_by_table_and_by_search() -> None:
+    """The table serves many rows with few pairs, the search few rows with many."""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({c: pd.Categorical(rng.choice(list("abcdefghijkl"), 4000, p=np.arange(1, 13) / 78)) for c in ("country", "dev_os")})
+    encoder = WindowEncoder(Encodings(pairs=(("country", "dev_os"),), ranked_within=(), ranked=()))
+    encoder.fit_blocks(X, lambda names: X[names], {"payer": rng.random(4000)}, np.arange(4000) % 3)
+    (name,) = encoder._pairs
+    codes = {c: factorize(X[c]) for c in X}
+    levels = {c: encoder._maps[c].levels(*codes[c]) for c in X}
+    keys = encoder._pair_key(levels, "country", "dev_os")
+    found, counts = np.unique(keys, return_counts=True)
+    np.testing.assert_array_equal(encoder._pair_keys[name], found[counts >= MIN_COUNT])
+    assert 0 < len(encoder._pair_keys[name]) < len(found)
+    together = encoder._pair_slots(name, levels)
+    alone = np.concatenate([encoder._pair_slots(name, {c: v[low : low + 10] for c, v in levels.items()}) for low in range(0, 4000, 10)])
+    np.testing.assert_array_equal(together, alone)
+    known = together > 0
+    np.testing.assert_array_equal(encoder._pair_keys[name][together[known] - 1], keys[known])
+    assert not np.isin(keys[~known], encoder._pair_keys[name]).any()

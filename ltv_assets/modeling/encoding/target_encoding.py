@@ -77,18 +77,29 @@ class CategorySums:
     squares: Floats
 
     @classmethod
-    def of(cls, levels: Ints, size: int, y: Floats, fold: Ints, folds: int) -> Self:
+    def of(cls, levels: Ints, size: int, y: Floats, fold: Ints, folds: int, rows: Floats) -> Self:
+        """Sums of a target; ``rows``: those of `left_out_rows` for the same levels."""
         known = ~np.isnan(y)
         if not known.all():
             levels, y, fold = levels[known], y[known], fold[known]
-        return cls(*(_left_out(levels, size, weight, fold, folds) for weight in (None, y, y * y)))
+            rows = left_out_rows(levels, size, fold, folds)
+        some = np.flatnonzero(y)  # nothing is added to a sum for the others, which are nearly all
+        levels, y, fold = levels[some], y[some], fold[some]
+        return cls(rows, *(_left_out(levels, size, weight, fold, folds) for weight in (y, y * y)))
 
 
-def _left_out(levels: Ints, size: int, weight: Floats | None, fold: Ints, folds: int) -> Floats:
+def _left_out(levels: Ints, size: int, weight: Floats, fold: Ints, folds: int) -> Floats:
     """Weighted counts (folds + 1, size): without each fold in turn, then without none."""
-    every = np.bincount(levels, weight, minlength=size).astype(np.float64)[None, :]
-    own = np.bincount(fold * size + levels, weight, minlength=folds * size).astype(np.float64).reshape(folds, size)
+    every = np.bincount(levels, weight, minlength=size)[None, :]
+    own = np.bincount(fold * size + levels, weight, minlength=folds * size).reshape(folds, size)
     return np.vstack([every - own, every])
+
+
+def left_out_rows(levels: Ints, size: int, fold: Ints, folds: int) -> Floats:
+    """Rows of every level (folds + 1, size): without each fold in turn, then without none."""
+    own = np.bincount(fold * size + levels, minlength=folds * size).reshape(folds, size)
+    every = own.sum(axis=0, keepdims=True)
+    return np.vstack([every - own, every]).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -103,20 +114,20 @@ class Encoding:
         return Encoding({t: m[-1:] for t, m in self.means.items()}, self.log_count[-1:], {t: p[-1:] for t, p in self.prior.items()})
 
 
-def log_counts(levels: Ints, size: int, fold: Ints, folds: int) -> Floats:
-    """log1p of the category's rows, left-out lines scaled up to the whole window so that training and scoring agree."""
-    rows = _left_out(levels, size, None, fold, folds)
+def log_counts(rows: Floats) -> Floats:
+    """log1p of the rows of `left_out_rows`, left-out lines scaled up to the whole window so that training and scoring agree."""
     totals = rows.sum(axis=1, keepdims=True)
     return np.log1p(rows * np.divide(totals[-1:], totals, out=np.zeros_like(totals), where=totals > 0))
 
 
 def encode_column(levels: Ints, size: int, targets: Mapping[str, Floats], fold: Ints, folds: int) -> Encoding:
     """Single columns shrink to the mean of all rows; a value no other fold has seen is encoded as unseen, as at scoring."""
-    log_count = log_counts(levels, size, fold, folds)
+    every = left_out_rows(levels, size, fold, folds)
+    log_count = log_counts(every)
     log_count[:, UNSEEN] = 0.0
     means, priors = {}, {}
     for name, y in targets.items():
-        sums = CategorySums.of(levels, size, y, fold, folds)
+        sums = CategorySums.of(levels, size, y, fold, folds, every)
         rows = sums.n.sum(axis=1, keepdims=True)
         prior = np.divide(sums.total.sum(axis=1, keepdims=True), rows, out=np.zeros_like(rows), where=rows > 0)
         mean = empirical_bayes(sums.n, sums.total, sums.squares, prior)

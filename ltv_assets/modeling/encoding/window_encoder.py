@@ -35,6 +35,7 @@ from ltv_assets.modeling.encoding.target_encoding import (
     empirical_bayes,
     encode_column,
     encoding_limits,
+    left_out_rows,
     log_counts,
 )
 
@@ -77,6 +78,14 @@ class CrossFitter:
     def transform(self, X: pd.DataFrame, fold: Ints) -> pd.DataFrame:
         """The cross-fitted columns of a block of the training rows, whose fold numbers are ``fold`` (n,)."""
         return self.encoder._encode_held_out(X, fold, self.encodings, self.ranks)
+
+
+def _frequent(keys: Ints, size: int) -> Ints:
+    """Keys within 0..size-1 that occur at least MIN_COUNT times, ascending."""
+    if size <= len(keys):
+        return np.flatnonzero(np.bincount(keys, minlength=size) >= MIN_COUNT)
+    found, counts = np.unique(keys, return_counts=True)
+    return found[counts >= MIN_COUNT]
 
 
 class WindowEncoder:
@@ -169,8 +178,7 @@ class WindowEncoder:
                 levels[c] = found
         self._pair_keys: dict[str, Ints] = {}
         for name, (first, second) in self._pairs.items():
-            keys, counts = np.unique(self._pair_key(levels, first, second), return_counts=True)
-            self._pair_keys[name] = keys[counts >= MIN_COUNT]
+            self._pair_keys[name] = _frequent(self._pair_key(levels, first, second), self._maps[first].size * self._maps[second].size)
             slots = self._pair_slots(name, levels)
             encodings[name] = self._encode_pair(name, slots, targets, fold, folds, encodings)
         self._encodings = {name: e.last() for name, e in encodings.items()}
@@ -186,13 +194,14 @@ class WindowEncoder:
         size = keys.size + 1
         first, second = (encodings[c] for c in self._pairs[name])
         width = self._maps[self._pairs[name][1]].size
-        log_count = log_counts(slots, size, fold, folds)
+        rows = left_out_rows(slots, size, fold, folds)
+        log_count = log_counts(rows)
         log_count[:, 0] = 0.0
         means = {}
         for target, y in targets.items():
             a, b = first.means[target], second.means[target]
             prior = additive_prior(a[:, keys // width], b[:, keys % width], *encoding_limits(a, b), first.prior[target])
-            sums = CategorySums.of(slots, size, y, fold, folds)
+            sums = CategorySums.of(slots, size, y, fold, folds, rows)
             means[target] = np.zeros((log_count.shape[0], size))
             means[target][:, 1:] = empirical_bayes(sums.n[:, 1:], sums.total[:, 1:], sums.squares[:, 1:], prior)
         return Encoding(means, log_count, {})
@@ -376,10 +385,14 @@ class WindowEncoder:
 
     def _pair_slots(self, name: str, levels: Mapping[str, Ints]) -> Ints:
         """1 + position of each row's pair among the known ones; 0 for a pair that is rare or new."""
-        known = self._pair_keys[name]
-        key = self._pair_key(levels, *self._pairs[name])
+        known, (first, second) = self._pair_keys[name], self._pairs[name]
+        key, size = self._pair_key(levels, first, second), self._maps[first].size * self._maps[second].size
         if not known.size:
             return np.zeros_like(key)
+        if size <= len(key):  # a table of all pairs is smaller than the rows, and faster than a search for each
+            slots = np.zeros(size, np.int64)
+            slots[known] = np.arange(1, known.size + 1)
+            return slots[key]
         at = np.minimum(np.searchsorted(known, key), known.size - 1)
         return np.where(known[at] == key, at + 1, 0)
 
