@@ -299,7 +299,7 @@ ASSETS: tuple[AssetSpec, ...] = (
         "window",
         "models",
         "models",
-        code_version="9",
+        code_version="10",
         description="The final score: base learners under a LightGBM meta learner, out of fold by time, with the gate that belongs to it.",
         kinds=("lightgbm",),
         upstream=(

@@ -32,8 +32,6 @@ Metric = Callable[[Floats, Floats], float]
 Curves = dict[str, list[float]]
 
 
-NOISE_ERRORS = 2.0
-"""Standard errors within which the losses of two numbers of trees are taken to be equal."""
 ONE_THREAD_ROWS = 16_384
 """Up to this many rows are predicted by the calling thread alone: whoever scores in small chunks runs several of them side by side."""
 
@@ -73,6 +71,16 @@ class TreeModel:
             raw = np.asarray(booster.predict(np.take(values, used, axis=1), raw_score=True, num_threads=threads), dtype=np.float64)
         # LightGBM's raw scores of a random forest are sums over trees, not the average that a forest is.
         return base + (raw / self.n_trees if self._averages else raw)
+
+    def growth(self, values: FloatMatrix, counts: Sequence[int]) -> Floats:
+        """Raw scores (n, c) without the start, under the first trees alone: ascending numbers of them."""
+        used, booster, _ = self._narrow
+        narrow, out, before = np.take(values, used, axis=1), np.zeros((len(values), len(counts))), 0
+        for i, count in enumerate(counts):
+            added = booster.predict(narrow, raw_score=True, start_iteration=before, num_iteration=count - before, num_threads=self.threads)
+            out[:, i] = np.asarray(added) + (out[:, i - 1] if i else 0.0)
+            before = count
+        return out
 
     @cached_property
     def _averages(self) -> bool:
@@ -164,11 +172,15 @@ def fixed_params(seed: int, threads: int, max_bin: int) -> Params:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A number of trees that later time chose; ``model`` has these trees, so its predictions of the later rows are out of fold."""
+    """A number of trees that later time chose; ``model`` has these trees, so its predictions of the later rows are out of fold.
+
+    ``grown``: the same booster with the trees beyond them, after which the search stopped.
+    """
 
     rounds: int
     curves: Curves
     model: TreeModel
+    grown: TreeModel
 
 
 class RemoteFit(Protocol):
@@ -239,13 +251,11 @@ class Trainer:
         start: Floats | float | None = None,
         later_start: Floats | float | None = None,
         rows: NDArray[np.int64] | None = None,
-        losses: Callable[[Floats], Floats] | None = None,
     ) -> Chosen:
         """Number of trees with the lowest first metric on ``later`` rows, the booster of that size, and every metric per iteration.
 
         ``metrics`` map raw scores of the later rows to a loss; the first one stops training after ``patience`` trees
-        without improvement, the others are recorded for pictures. ``losses`` maps raw scores to the loss of every row, whose mean the
-        first metric is: then as few trees as are not worse than the best number by more than NOISE_ERRORS standard errors.
+        without improvement, the others are recorded for pictures.
         """
         dataset = self._dataset(matrix, label, weight, start, rows)
         valid = lgb.Dataset(later.values, label=np.zeros(len(later)), reference=dataset)
@@ -268,13 +278,9 @@ class Trainer:
             callbacks=[lgb.early_stopping(config.patience, first_metric_only=True, verbose=False), lgb.record_evaluation(curves)],
         )
         rounds = max(int(booster.best_iteration), 1)
-        if losses is not None:
-            counts, values = _eighths(rounds), later.values  # read once: a large window's rows are in a file
-            raw = [np.asarray(booster.predict(values, raw_score=True, num_iteration=n)) for n in counts]
-            rounds = counts[fewest_within_noise([losses(each + scores) for each in raw])]
         constant = float(start) if start is not None and np.ndim(start) == 0 else 0.0
-        model = TreeModel.of(booster.model_to_string(num_iteration=rounds), constant, matrix.names, self.threads)
-        return Chosen(rounds, {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}, model)
+        model, grown = (TreeModel.of(booster.model_to_string(num_iteration=n), constant, matrix.names, self.threads) for n in (rounds, -1))
+        return Chosen(rounds, {name: list(map(float, values)) for name, values in curves.get("later", {}).items()}, model, grown)
 
     def _dataset(
         self, matrix: Matrix, label: Floats, weight: NDArray[Any] | None, start: Floats | float | None, rows: NDArray[np.int64] | None
@@ -294,21 +300,6 @@ class Trainer:
             dataset.set_init_score(np.broadcast_to(np.asarray(start, dtype=np.float64), (len(label),)).copy())
         dataset.label = dataset.weight = dataset.init_score = None  # LightGBM has its own; these copies are 16 bytes a row
         return dataset
-
-
-def _eighths(rounds: int) -> list[int]:
-    """Numbers of trees that are compared: eighths of the best, which comes last."""
-    return sorted({max(1, round(rounds * i / 8)) for i in range(1, 9)})
-
-
-def fewest_within_noise(losses: Sequence[Floats]) -> int:
-    """The first of the losses (n,) whose mean is above that of the last by no more than NOISE_ERRORS of the paired difference.
-
-    The one-standard-error rule (Breiman et al. 1984), with two: rows of one user are not independent. Where the curve is flat, the best
-    number is chance, and more trees only add variance.
-    """
-    differences = [each - losses[-1] for each in losses]
-    return next(i for i, d in enumerate(differences) if d.mean() <= NOISE_ERRORS * d.std() / np.sqrt(len(d)))
 
 
 def _logit(probability: Floats) -> Floats:

@@ -25,7 +25,6 @@ from ltv_assets.modeling.base_learners import (
     REFERENCE,
     BaseLearners,
     BaseSettings,
-    base_out_of_fold,
     choose_base,
     fit_base,
 )
@@ -282,8 +281,7 @@ class _Stack:
 
 def _stack(design: Design, regressor: RevenueRegressor, signals: Signals, models: ModelsConfig, trainer: Trainer) -> _Stack:
     rows, held = design.held_out, design.stopping.held_rows
-    settings, choice, last = choose_base(design, models, trainer, signals.two_part[held])
-    base_scores = base_out_of_fold(design, models, settings, choice.folds, trainer, last)
+    settings, base_scores = choose_base(design, models, trainer, signals.two_part[held])
     names = _context_names(regressor, design, models.stacker.context_features)
     context = np.asarray(design.out_of_fold(lambda s: _columns(s.held, names).astype(np.float64)), dtype=np.float32)
     table = OutOfFoldTable(np.column_stack([signals.two_part, base_scores]), signals, context, rows.log_d7, rows.folds)

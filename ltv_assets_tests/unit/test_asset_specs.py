@@ -22,7 +22,7 @@ CODE_VERSIONS = {
     "buyer_classifier": "5",
     "buyer_gating": "6",
     "revenue_regressor": "6",
-    "stacker": "9",
+    "stacker": "10",
     "holdout_metrics": "2",
     "cohort_errors": "2",
     "served_model": "7",

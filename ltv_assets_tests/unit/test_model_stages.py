@@ -19,9 +19,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from ltv_assets.core.config import CalibrationConfig, GatingConfig, LinearConfig, SamplingConfig
 from ltv_assets.core.errors import DataError
 from ltv_assets.modeling import linear
-from ltv_assets.modeling.base_learners import COMPONENTS, fit_base
+from ltv_assets.modeling.base_learners import BASE_COMPONENTS, COMPONENTS, choose_base, fewest_within_noise, fit_base
 from ltv_assets.modeling.blend import component_cap, fit_blend
-from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, fewest_within_noise, log_odds, narrowed, sigmoid
+from ltv_assets.modeling.boosting import Chosen, Params, Trainer, booster_params, log_odds, narrowed, sigmoid
 from ltv_assets.modeling.calibration import Calibrator, choose_kind, fit_calibrator, prior_shift, top_rows, upper_bound
 from ltv_assets.modeling.dataset import Floats, JoinedRows, RowStore, concat_windows, prepare_window
 from ltv_assets.modeling.design_matrix import Design, EncodedFile, EncodedRows, Matrix, encode
@@ -125,11 +125,12 @@ class TestLeakage:
         """With tree counts and penalties given, a fold's own labels are nowhere in its rows' scores."""
 
         def five_trees(self: Trainer, matrix: Matrix, label: Floats, params: Params, *args: Any, **rows: Any) -> Chosen:
-            for name in ("later_start", "losses"):
-                rows.pop(name, None)
-            return Chosen(5, {"rmsle": [0.0]}, self.train(matrix, label, params, 5, **rows))
+            rows.pop("later_start", None)
+            model = self.train(matrix, label, params, 5, **rows)
+            return Chosen(5, {"rmsle": [0.0]}, model, model)
 
         monkeypatch.setattr(Trainer, "choose_rounds", five_trees)
+        monkeypatch.setattr("ltv_assets.modeling.base_learners.fewest_within_noise", lambda scores, label: 0)
         monkeypatch.setattr(linear, "STRENGTHS_PAYERS", (2.0,))
         monkeypatch.setattr(linear, "STRENGTHS_DIRECT", (1.0,))
         monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)
@@ -500,15 +501,56 @@ class TestLinear:
 
 
 class TestTrees:
-    def test_as_few_trees_are_taken_as_later_rows_cannot_tell_from_the_best(self) -> None:
+    def test_as_few_trees_are_taken_as_held_out_rows_cannot_tell_from_the_best(self) -> None:
+        n, label = 5000, np.zeros(5000)
+        best = 2.0 + np.random.default_rng(0).exponential(size=n)
+        swing = np.where(np.arange(n) % 2, 0.5, -0.5)  # a paired difference with a standard error of .007
+
+        def chosen(*losses: Floats) -> int:
+            return fewest_within_noise(np.sqrt(np.column_stack(losses)), label)
+
+        near, far = best + swing + 0.006, best + swing + 0.009
+        assert chosen(far, near, best) == 1
+        assert chosen(far, best, near) == 1
+        assert chosen(best, near) == 0
+        assert chosen(best) == 0
+
+    def test_growth_is_the_score_of_the_first_trees(self) -> None:
         rng = np.random.default_rng(0)
-        best = rng.exponential(size=5000)
-        worse, flat = best + rng.normal(0.0, 0.5, 5000), best + rng.normal(0.0, 0.5, 5000)
-        worse += best.mean() - worse.mean() + 0.017  # a standard error is .007
-        flat += best.mean() - flat.mean() + 0.011
-        assert fewest_within_noise([worse, flat, best]) == 1
-        assert fewest_within_noise([worse, best]) == 1
-        assert fewest_within_noise([best]) == 0
+        values = rng.normal(size=(400, 6)).astype(np.float32)
+        matrix = Matrix(values, tuple("abcdef"), (), max_bin=63)
+        model = Trainer(0, 2).train(matrix, values[:, 2] + values[:, 4] ** 2, {"objective": "regression"}, 9, start=0.5)
+        whole = lgb.Booster(model_str=model.text)
+        expected = np.column_stack([whole.predict(values, raw_score=True, num_iteration=k) for k in (1, 4, 9)])
+        np.testing.assert_allclose(model.growth(values, (1, 4, 9)), expected, rtol=1e-12, atol=1e-12)
+
+    def test_all_folds_decide_on_the_trees_of_a_booster(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The chosen number has the lowest squared error over all held-out rows, and its scores are those of boosters of that size."""
+        monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)
+        monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_ERRORS", 0.0)
+        data = world(2000, 4)
+        alike = (data.X["sessions"] > 0) == (data.X["noise"] > 0)  # no line says this
+        design = Design(prepare_window(data.X, data.revenue["d7"] + 5.0 * alike, data.period), SMALL, 0)
+        trainer, y = Trainer(0, 2), design.held_out.log_d7
+        settings, scores = choose_base(design, SMALL, trainer, np.zeros(len(design.stopping.held_rows)))
+        lines = choose_linear(design, SMALL.linear).folds
+        place, params = BASE_COMPONENTS.index("additive_boosting"), booster_params(SMALL.boosting, "regression")
+
+        def under(trees: int) -> Floats:
+            out = np.empty(len(y))
+            for k, fold in enumerate(lines):
+                split = design.fold(k)
+                own = y[split.train_rows]
+                model = trainer.train(split.train, own, params, trees, start=fold.scores(split.train)[0])
+                score = model.predict(split.held.values, start=np.clip(fold.scores(split.held)[0], 0.0, own.max()))
+                out[split.held_rows] = np.clip(score, 0.0, own.max())
+            return out
+
+        chosen = settings.additive_rounds
+        assert chosen > 1
+        np.testing.assert_allclose(scores[:, place], under(chosen), rtol=1e-9, atol=1e-12)
+        error = {trees: float(np.mean((under(trees) - y) ** 2)) for trees in (1, chosen // 2, chosen)}
+        assert min(error, key=lambda trees: error[trees]) == chosen
 
 
 class TestSelection:
@@ -676,10 +718,10 @@ class TestScoringFast:
 
 
 class Shelf(RowStore):
-    """A store that hands out copies of a frame's rows and counts how many it handed out at a time."""
+    """A store that hands out copies of a frame's rows, and remembers which blocks it was asked for."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame, self.largest = frame.reset_index(drop=True), 0
+        self.frame, self.asked = frame.reset_index(drop=True), list[tuple[int, int]]()
 
     @property
     def columns(self) -> pd.Index:
@@ -689,7 +731,7 @@ class Shelf(RowStore):
         return len(self.frame)
 
     def read(self, low: int, high: int, rows: np.ndarray | None = None) -> pd.DataFrame:
-        self.largest = max(self.largest, high - low)
+        self.asked.append((low, high))
         part = self.frame.iloc[slice(low, high) if rows is None else rows].reset_index(drop=True)
         return part.apply(lambda c: c.cat.remove_unused_categories() if isinstance(c.dtype, pd.CategoricalDtype) else c)
 
@@ -732,7 +774,7 @@ class TestStoredRows:
         shelf = Shelf(data.X)
         stored = prepare_window(shelf, data.revenue, data.period, data.row_id)
         there = fit_window(WindowContext(stored, SMALL.model_copy(update=changes), SamplingConfig()))
-        assert 0 < shelf.largest <= 700
+        assert 0 < max(high - low for low, high in shelf.asked) <= 700
         here = fit_window(_context(data, **changes))
         assert there.to_files() == here.to_files()
         pd.testing.assert_frame_equal(there.score(Shelf(data.X)), here.score(data.X.reset_index(drop=True)), check_exact=True)
@@ -753,6 +795,21 @@ class TestStoredRows:
         assert served[0].to_files() == served[1].to_files()
         assert served[0].classifier.diagnostics["training_rows"] == 4000
         assert (served[0].classifier.diagnostics["served_rows"] < 2000) == (zeros is not None)
+
+    def test_served_and_auxiliary_rows_come_from_one_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("dataset", "design_matrix"):
+            monkeypatch.setattr(f"ltv_assets.modeling.{module}.BLOCK_ROWS", 700)
+        data = world(4000, 5)
+        shelf = Shelf(data.X)
+        window = prepare_window(shelf, data.revenue, data.period, data.row_id)
+        design = Design(window, SMALL.model_copy(update={"max_auxiliary_rows": 1500, "zero_budget_rows": 1200}), 0)
+        pd.testing.assert_frame_equal(
+            design.aux.X.astype({"country": str, "make": str}),
+            data.X.iloc[design.auxiliary].reset_index(drop=True).astype({"country": str, "make": str}),
+        )
+        assert len(design.train) < 2000 and len(design.aux_train) == 1500
+        template, *blocks = shelf.asked
+        assert template == (0, 1) and blocks == [(low, min(low + 700, 4000)) for low in range(0, 4000, 700)]
 
     def test_rows_are_read_for_their_bins_only_once_and_part_of_them_trains_the_same_trees(self) -> None:
         """LightGBM would ask for a subset's raw values, float64 and all at once, and keep them."""

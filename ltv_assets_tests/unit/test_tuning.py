@@ -63,7 +63,7 @@ def test_snippet_says_when_nothing_better_was_found() -> None:
 def test_trial_is_judged_by_a_complete_fit_whatever_was_tried_before(monkeypatch: pytest.MonkeyPatch) -> None:
     # So few rows would do without the boosting.
     monkeypatch.setattr("ltv_assets.modeling.base_learners.NOISE_GAIN", -np.inf)
-    monkeypatch.setattr("ltv_assets.modeling.boosting.fewest_within_noise", lambda losses: len(losses) - 1)
+    monkeypatch.setattr("ltv_assets.modeling.base_learners.fewest_within_noise", lambda scores, label: scores.shape[1] - 1)
     whole = world(rows=1500)
     early, late = whole.rows(whole.period < 3), whole.rows(whole.period == 3)
 
