@@ -65,7 +65,9 @@ def test_ranking_figures_are_the_average_over_tie_orders(case: tuple[list[float]
     if total > 0 and np.ptp(revenue) > 0:
         perfect = gini(np.cumsum(np.sort(revenue)[::-1]))
         assert m.gini_normalized(revenue, score) == pytest.approx(gini(sums) / perfect)
-        assert m.revenue_capture(revenue, score, 0.5) == pytest.approx(sums[math.ceil(n / 2) - 1] / total)
+        shares = (0.01, 0.3, 0.5, 1.0)
+        assert m.revenue_captures(revenue, score, shares) == pytest.approx([sums[math.ceil(s * n - 1e-9) - 1] / total for s in shares])
+        assert m.revenue_capture(revenue, score, 0.5) == m.revenue_captures(revenue, score, shares)[2]
     else:
         assert math.isnan(m.gini_normalized(revenue, score))
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import io
 
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from ltv_assets.cli.console import PIPED_WIDTH
+from ltv_assets.cli.models import _ablation
 from ltv_assets.core.config import SamplingConfig
 from ltv_assets.modeling.dataset import prepare_window
 from ltv_assets.modeling.evaluation.ablation import COLUMNS, REFITTED, VARIANTS, ablate
@@ -45,3 +51,17 @@ def test_every_part_has_a_variant_that_changes_the_settings() -> None:
     default = (SMALL, SamplingConfig())
     for name, change in VARIANTS.items():
         assert (change(*default, 5000) == default) == (name == "all parts")
+
+
+def test_printed_table_holds_every_variant_whole_and_leaves_open_what_was_not_measured() -> None:
+    names = ["reference", *VARIANTS, REFITTED]
+    frame = pd.DataFrame(0.25, index=range(len(names)), columns=list(COLUMNS)).assign(variant=names)
+    frame[["minus_reference", "minus_reference_low", "minus_reference_high"]] = -0.0123, -0.02, 0.001
+    frame.loc[0, ["auc", "ece", "expected_revenue_ratio", "cpu_seconds"]] = np.nan
+    told = io.StringIO()
+    Console(file=told, width=PIPED_WIDTH).print(_ablation(frame))
+    rows = [row for row in told.getvalue().splitlines() if row.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == names
+    assert all("-0.0123 (-0.0200 .. +0.0010)" in row for row in rows)
+    assert "nan" not in told.getvalue() and "…" not in told.getvalue()
+    assert [cell.strip() for cell in rows[0].split("│")[5:10]] == ["", "0.2500", "", "", ""]
